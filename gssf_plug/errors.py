@@ -1,0 +1,56 @@
+"""The library's exceptions. A user mistake raises one of these; broken invariants of our own are asserts.
+
+Every message says which argument or file, the rule, what came, and what to do. Tests pin the texts.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from os import PathLike
+
+__all__ = ["ArgumentError", "CheckpointError", "GSSFError", "near_matches"]
+
+
+class GSSFError(Exception):
+    """Anything that gssf_plug raises on purpose."""
+
+
+class ArgumentError(GSSFError, ValueError):
+    """An argument breaks its rule. Also a `ValueError`, so that ordinary handlers catch it.
+
+    Args:
+        argument: name of the argument, as the caller writes it.
+        rule: what holds for a right value; completes the sentence "`argument` must ...".
+        got: what came.
+        remedy: what to do, one sentence.
+    """
+
+    def __init__(self, argument: str, rule: str, got: object, remedy: str) -> None:
+        self.argument = argument
+        super().__init__(f"`{argument}` must {rule}, but got {got}. {remedy}")
+
+
+class CheckpointError(GSSFError, ValueError):
+    """A file or folder that we should read or write is missing, damaged, foreign, too new, or cannot be written.
+
+    Args:
+        path: the file or folder.
+        problem: what is wrong with it; completes the sentence "`path` ...".
+        remedy: what to do, one sentence.
+    """
+
+    def __init__(self, path: str | PathLike[str], problem: str, remedy: str) -> None:
+        self.path = str(path)
+        super().__init__(f"'{path}' {problem}. {remedy}")
+
+
+def near_matches(name: str, choices: Iterable[str], most: int = 3) -> str:
+    """A sentence that offers the nearest of `choices`, or all of them where none is near.
+
+    >>> near_matches("blok_diagonal", ["diagonal", "block_diagonal"])
+    "Did you mean 'block_diagonal' or 'diagonal'?"
+    """
+    choices = sorted(choices)
+    near = get_close_matches(name, choices, n=most, cutoff=0.6)
+    if near:
+        return f"Did you mean {' or '.join(map(repr, near))}?"
+    return f"Choose from {', '.join(map(repr, choices))}."

@@ -1,0 +1,6 @@
+"""The structured metric s(x, y) = x̂ᵀ (W ⊙ U) ŷ. Knows tensors; knows no model and no loss."""
+
+from gssf_plug.metric.metric import GSSFMetric as GSSFMetric
+from gssf_plug.metric.search import topk as topk
+
+__all__ = ["GSSFMetric", "topk"]

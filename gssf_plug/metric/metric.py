@@ -1,0 +1,342 @@
+r"""GSSFMetric: normalise, fold, score.
+
+    s(x, y) = x̂ᵀ (W ⊙ U) ŷ          x̂ = x / ‖x‖
+
+The matrix is linear on the query side, so it is multiplied into the queries once, `fold(x) = x̂ (W ⊙ U)`, and every
+pair is one inner product again. N×M×D is never formed, and the gallery side stays free of W.
+
+Promises: neutral at start, to the bit; float32, bfloat16, float16, float64, autocast, `torch.compile(fullgraph=True)`,
+`torch.export`. NaN features pass through as NaN here (a check would stop compilation); `topk`, the evaluation functions
+and the trainer refuse them by name.
+
+Source: Diao et al., "GSSF", IEEE TIP 2024, arXiv 2410.15266. Block size, grouping, how the terms combine and the start
+at the identity are our choices; the paper's could not be read.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, cast, get_args
+
+import torch
+from huggingface_hub import ModelCardData
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
+from gssf_plug.files import Format, HubModule, load_strictly
+from gssf_plug.metric.structures import (
+    BlockDiagonal,
+    Dense,
+    Diagonal,
+    Masked,
+    Structure,
+    coarsen,
+    multiply,
+    neutral_blocks,
+)
+
+__all__ = ["Constraint", "GSSFMetric", "Term"]
+
+Term = Literal["diagonal", "block_diagonal", "dense"]
+Constraint = Literal["symmetric", "psd"]
+
+
+class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache-2.0"):
+    r"""A learned similarity x̂ᵀ (W ⊙ U) ŷ, equal to cosine until it is trained.
+
+    Args:
+        dim: number of channels D of a feature, at least 1.
+        terms: which structures are summed, any of "diagonal" (D parameters), "block_diagonal" (D·block_size), "dense"
+            (D²). The first of them, in this order, starts at the identity, the others at zero. Default: the first two.
+        block_size: side b of a block, a divisor of `dim`; default 16. Only read with "block_diagonal".
+        normalize: score directions (True, default) or raw vectors (False, as attention does). Without normalisation W
+            can vanish into a linear layer before it.
+        constraint: None (default); "symmetric", (M + Mᵀ)/2, so that s(x, y) = s(y, x); "psd", M = LᵀL of one structured
+            L that starts at the identity, so that s(x, x) ≥ 0.
+        grouping: permutation of the D channels; channels grouping[0:b] share the first block. Default: contiguous.
+        adjacency: boolean D×D matrix U, instead of `terms` and `block_size`. Contains the diagonal; symmetric for
+            `constraint="symmetric"`; not with "psd" (LᵀL leaves U).
+
+    Shape:
+        queries (..., N, D), gallery (..., M, D) -> scores (..., N, M), in the dtype of the features.
+
+    Raises:
+        ArgumentError: a block that does not divide D, an unknown term or constraint, an invalid grouping or
+            adjacency, features of another width.
+
+    Example:
+        >>> metric = GSSFMetric(dim=8, block_size=4)
+        >>> x, y = torch.randn(3, 8), torch.randn(5, 8)
+        >>> metric(x, y).shape
+        torch.Size([3, 5])
+        >>> torch.allclose(metric(x, y), metric.fold(x) @ metric.gallery(y).T)
+        True
+    """
+
+    file_format: ClassVar[Format] = Format("gssf-plug/metric")
+    grouping: Int[Tensor, " dim"] | None
+    _ungrouping: Int[Tensor, " dim"] | None
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        terms: Sequence[Term] = ("diagonal", "block_diagonal"),
+        block_size: int = 16,
+        normalize: bool = True,
+        constraint: Constraint | None = None,
+        grouping: Int[Tensor, " dim"] | None = None,
+        adjacency: Bool[Tensor, "dim dim"] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_positive("dim", dim)
+        _check_constraint(constraint)
+        if adjacency is None:
+            self.terms: tuple[Term, ...] = _canonical_terms(terms)
+            self.block_size = _checked_block_size(block_size, dim) if "block_diagonal" in self.terms else block_size
+            self.structures = _build_structures(dim, self.terms, block_size)
+        else:
+            _check_adjacency(adjacency, dim, constraint)
+            self.terms, self.block_size = (), dim
+            self.structures = nn.ModuleDict({"adjacency": Masked(adjacency)})
+        self.dim = dim
+        self.normalize = normalize
+        self.constraint: Constraint | None = constraint
+        self._set_grouping(grouping)
+
+    def forward(
+        self, queries: Float[Tensor, "*batch n dim"], gallery: Float[Tensor, "*batch m dim"]
+    ) -> Float[Tensor, "*batch n m"]:
+        """Scores of all pairs. Leading dimensions are batches, broadcast as in `torch.matmul`.
+
+        Raises:
+            ArgumentError: a side has fewer than two dimensions or another width than `dim`.
+        """
+        for name, features in (("queries", queries), ("gallery", gallery)):
+            if features.ndim < 2:
+                raise ArgumentError(
+                    name,
+                    "be a matrix of features (..., N, D)",
+                    f"shape {tuple(features.shape)}",
+                    "Add a dimension with features[None], or score pairs with metric.aligned(x, y).",
+                )
+        return self.fold(queries) @ self.gallery(gallery).mT
+
+    def aligned(self, x: Float[Tensor, "*batch dim"], y: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+        """Scores of pairs: s(x[i], y[i]). Shapes (..., D), (..., D) -> (...)."""
+        return (self.fold(x) * self.gallery(y)).sum(-1)
+
+    def fold(self, queries: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """The query side, x̂ (W ⊙ U), in the caller's channel order; costs N·D·b for N queries."""
+        self._check_width("queries", queries)
+        x = normalize_rows(queries) if self.normalize else queries
+        if self.grouping is None:
+            return multiply(x, self.deviation())
+        return multiply(x[..., self.grouping], self.deviation())[..., self._ungrouping]
+
+    def gallery(self, items: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """The gallery side: normalised, free of W. Index it once; a new W needs no re-indexing."""
+        self._check_width("items", items)
+        return normalize_rows(items) if self.normalize else items
+
+    def blocks(self) -> Float[Tensor, "blocks size size"]:
+        """The matrix as diagonal blocks, constraint applied, channels in the order of `grouping`."""
+        size = max(structure.block_size for structure in self._each())
+        blocks = reduce(torch.add, [coarsen(structure.blocks(), size) for structure in self._each()])
+        if self.constraint == "symmetric":
+            return (blocks + blocks.mT) / 2
+        if self.constraint == "psd":
+            return blocks.mT @ blocks
+        return blocks
+
+    def deviation(self) -> Float[Tensor, "blocks size size"]:
+        """`blocks()` less the identity: zero for a neutral metric."""
+        blocks = self.blocks()
+        return blocks - neutral_blocks(blocks)
+
+    def matrix(self) -> Float[Tensor, "dim dim"]:
+        """The dense D×D matrix W ⊙ U in the caller's channel order, for reading and tests: s(x, y) = x̂ᵀ M ŷ."""
+        dense = coarsen(self.blocks(), self.dim)[0]
+        if self._ungrouping is None:
+            return dense
+        return dense[self._ungrouping][:, self._ungrouping]
+
+    def log_determinant(self) -> Float[Tensor, ""]:
+        """Log |det(W ⊙ U)|, block by block; -inf where the matrix is singular."""
+        return torch.linalg.slogdet(self.blocks()).logabsdet.sum()
+
+    def penalty(self) -> Float[Tensor, ""]:
+        r"""Distance from neutral, zero exactly there: Σ_m (w_m - 1)² + Σ_k ‖B_k - start‖_F.
+
+        The second sum is a group lasso: it draws whole blocks to neutral, so that `prune` can drop them. It measures
+        from the start, not from zero: shrinking the blocks of B-Diag alone to zero would kill channels. With
+        `constraint="psd"` it is the distance of L. For `adjacency` see `Masked`.
+        """
+        return torch.stack([structure.penalty() for structure in self._each()]).sum()
+
+    def reset_parameters(self) -> None:
+        """Back to neutral: scores equal cosine again."""
+        for structure in self._each():
+            structure.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"dim={self.dim}, normalize={self.normalize}, constraint={self.constraint}"
+
+    def file_config(self) -> dict[str, Any]:
+        """The constructor's arguments; the tensors among them are kept with the weights."""
+        return {
+            "dim": self.dim,
+            "terms": list(self.terms),
+            "block_size": self.block_size,
+            "normalize": self.normalize,
+            "constraint": self.constraint,
+        }
+
+    @classmethod
+    def from_files(cls, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Self:
+        """A metric from its configuration and tensors; unknown or missing keys raise `CheckpointError`."""
+        keys = {"dim", "terms", "block_size", "normalize", "constraint"}
+        if config.keys() != keys:
+            odd = sorted(config.keys() ^ keys)[0]
+            raise CheckpointError(
+                folder,
+                f"has a configuration with the key '{odd}' {'unknown' if odd in config else 'missing'}",
+                "It is damaged, or edited by hand; save it again.",
+            )
+        try:
+            metric = cls(
+                **{key: value for key, value in config.items() if key != "terms"},
+                terms=config["terms"] or ("diagonal",),
+                grouping=tensors.get("grouping"),
+                adjacency=tensors.get("structures.adjacency.adjacency"),
+            )
+        except (ArgumentError, TypeError) as error:
+            raise CheckpointError(
+                folder, f"has a configuration that does not hold together ({error})", "Save it again."
+            ) from error
+        load_strictly(metric, tensors, folder)
+        return metric
+
+    def model_card(self) -> str:
+        """Front matter, what it is, how to load it."""
+        front = ModelCardData(license="apache-2.0", library_name="gssf-plug", tags=["metric-learning", "gssf"])
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"---\n{front.to_yaml()}\n---\n\n# GSSF metric\n\n"
+            "A learned similarity x̂ᵀ(W⊙U)ŷ (GSSF, IEEE TIP 2024, arXiv 2410.15266) for features of "
+            f"{self.dim} channels: {', '.join(self.terms) or 'adjacency'}, {parameters:,} parameters.\n\n"
+            "```python\nfrom gssf_plug import GSSFMetric\n\nmetric = GSSFMetric.from_pretrained(path)\n"
+            "scores = metric(queries, gallery)\n```\n"
+        )
+
+    def _each(self) -> list[Structure]:
+        return [cast(Structure, structure) for structure in self.structures.values()]
+
+    def _check_width(self, name: str, features: Tensor) -> None:
+        if features.ndim == 0 or features.shape[-1] != self.dim:
+            raise ArgumentError(
+                name,
+                f"have {self.dim} channels in its last dimension",
+                f"shape {tuple(features.shape)}",
+                f"Project the features to {self.dim}, or build GSSFMetric with their width.",
+            )
+
+    def _set_grouping(self, grouping: Tensor | None) -> None:
+        if grouping is None:
+            self.register_buffer("grouping", None)
+            self.register_buffer("_ungrouping", None, persistent=False)
+            return
+        permutation = torch.as_tensor(grouping).long()
+        if permutation.shape != (self.dim,) or not torch.equal(permutation.sort().values.cpu(), torch.arange(self.dim)):
+            raise ArgumentError(
+                "grouping",
+                f"be a permutation of 0 … {self.dim - 1}",
+                f"shape {tuple(permutation.shape)}",
+                "Take it from gssf_plug.metric.group_channels, or torch.randperm(dim).",
+            )
+        self.register_buffer("grouping", permutation.clone())
+        self.register_buffer("_ungrouping", torch.argsort(permutation), persistent=False)
+
+
+def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    """x / ‖x‖ over the last dimension; the norm is accumulated in float32 or better, and a zero row stays zero."""
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
+    return x / norm.clamp_min(max(1e-12, torch.finfo(x.dtype).tiny)).to(x.dtype)
+
+
+def _build_structures(dim: int, terms: tuple[Term, ...], block_size: int) -> nn.ModuleDict:
+    """One structure per term; the first starts at the identity, the others at zero."""
+    built: dict[str, nn.Module] = {}
+    for term in terms:
+        identity = not built
+        if term == "diagonal":
+            built[term] = Diagonal(dim, identity=identity)
+        elif term == "block_diagonal":
+            built[term] = BlockDiagonal(dim, block_size, identity=identity)
+        else:
+            built[term] = Dense(dim, identity=identity)
+    return nn.ModuleDict(built)
+
+
+def _canonical_terms(terms: Sequence[str]) -> tuple[Term, ...]:
+    known = get_args(Term)
+    if isinstance(terms, str) or not terms or len(set(terms)) != len(terms):
+        raise ArgumentError("terms", "be a tuple of different term names", repr(terms), f"Choose from {known}.")
+    for term in terms:
+        if term not in known:
+            raise ArgumentError("terms", f"hold only {known}", repr(term), near_matches(str(term), known))
+    return tuple(term for term in known if term in terms)
+
+
+def _check_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(name, "be a whole number of at least 1", repr(value), "Give the width of the features.")
+
+
+def _checked_block_size(block_size: int, dim: int) -> int:
+    _check_positive("block_size", block_size)
+    if dim % block_size:
+        divisors = [size for size in range(1, dim + 1) if dim % size == 0]
+        raise ArgumentError("block_size", f"divide dim={dim}", block_size, f"Use one of {divisors}.")
+    return block_size
+
+
+def _check_constraint(constraint: str | None) -> None:
+    if constraint is not None and constraint not in get_args(Constraint):
+        raise ArgumentError(
+            "constraint",
+            f"be None or one of {get_args(Constraint)}",
+            repr(constraint),
+            near_matches(str(constraint), get_args(Constraint)),
+        )
+
+
+def _check_adjacency(adjacency: Tensor, dim: int, constraint: str | None) -> None:
+    if adjacency.dtype != torch.bool or adjacency.shape != (dim, dim):
+        got = f"{adjacency.dtype} of shape {tuple(adjacency.shape)}"
+        raise ArgumentError("adjacency", f"be a boolean matrix of {dim}×{dim}", got, "Convert it with .bool().")
+    if not bool(adjacency.diagonal().all()):
+        missing = int((~adjacency.diagonal()).nonzero()[0])
+        raise ArgumentError(
+            "adjacency",
+            "contain the diagonal, or the metric cannot start neutral",
+            f"False at ({missing}, {missing})",
+            "Set it with adjacency.fill_diagonal_(True).",
+        )
+    if constraint == "psd":
+        raise ArgumentError(
+            "adjacency",
+            "not be used with constraint='psd', since LᵀL leaves U",
+            "both",
+            "Drop one of the two.",
+        )
+    if constraint == "symmetric" and not torch.equal(adjacency, adjacency.T):
+        raise ArgumentError(
+            "adjacency",
+            "be symmetric for constraint='symmetric'",
+            "an asymmetric one",
+            "Use adjacency | adjacency.T.",
+        )

@@ -1,0 +1,191 @@
+r"""The parameters of one W ⊙ U, and how a structured matrix multiplies a vector.
+
+Every structure is block-diagonal for some block size s, so one form serves all: K blocks of s×s with K·s = D.
+
+    Diagonal       s = 1        D parameters        U = I
+    BlockDiagonal  s = b        D·b parameters      U = blkdiag(1_{b×b}, …)
+    Dense          s = D        D² parameters       U = 1
+    Masked         s = D        D² stored           any U, given as a boolean matrix
+
+A structure only says what its blocks are. Adding structures, symmetrising, squaring and multiplying act on blocks
+and are plain functions below. A structure starts either at the identity or at zero, so that a sum of them can start at
+the identity.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+__all__ = [
+    "BlockDiagonal",
+    "Dense",
+    "Diagonal",
+    "Masked",
+    "Structure",
+    "coarsen",
+    "multiply",
+    "neutral_blocks",
+]
+
+
+class Structure(nn.Module):
+    """One W ⊙ U. Subclasses store `weight` and say what its blocks and its penalty are.
+
+    Args:
+        dim: number of channels D.
+        block_size: s, the side of a block; divides D.
+        identity: start at the identity (True) or at zero (False).
+    """
+
+    weight: nn.Parameter
+
+    def __init__(self, dim: int, block_size: int, identity: bool) -> None:
+        super().__init__()
+        self.dim = dim
+        self.block_size = block_size
+        self.identity = identity
+
+    def blocks(self) -> Float[Tensor, "blocks size size"]:
+        """The blocks of W ⊙ U, D/s of them, s×s each."""
+        raise NotImplementedError
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """Distance from where the structure started; zero exactly there."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Back to the start: the identity, or zero."""
+        start = self.start()
+        with torch.no_grad():
+            self.weight.copy_(start)
+
+    def start(self) -> Tensor:
+        """The neutral value of `weight`, in its shape, dtype and device."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"dim={self.dim}, parameters={self.weight.numel()}"
+
+
+class Diagonal(Structure):
+    """U = I: one weight per channel, Σ_m w_m x_m y_m. The paper's Diag term.
+
+    The penalty is Σ_m (w_m - start)².
+    """
+
+    def __init__(self, dim: int, *, identity: bool = True) -> None:
+        super().__init__(dim, 1, identity)
+        self.weight = nn.Parameter(torch.full((dim,), float(identity)))
+
+    def start(self) -> Float[Tensor, " dim"]:
+        """Ones, or zeros."""
+        return torch.full_like(self.weight, float(self.identity))
+
+    def blocks(self) -> Float[Tensor, "dim 1 1"]:
+        """D blocks of 1×1."""
+        return self.weight[:, None, None]
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """Sum of squared deviations."""
+        return (self.weight - self.start()).square().sum()
+
+
+class BlockDiagonal(Structure):
+    """U = blkdiag(1_{b×b}, …): every channel meets the others of its block. The paper's B-Diag term.
+
+    The penalty is the group lasso Σ_k ‖B_k - start‖_F over blocks, which draws whole blocks to their start.
+    """
+
+    def __init__(self, dim: int, block_size: int, *, identity: bool = False) -> None:
+        super().__init__(dim, block_size, identity)
+        self.weight = nn.Parameter(torch.empty(dim // block_size, block_size, block_size))
+        self.reset_parameters()
+
+    def start(self) -> Float[Tensor, "blocks size size"]:
+        """Identity blocks, or zeros."""
+        return float(self.identity) * neutral_blocks(self.weight)
+
+    def blocks(self) -> Float[Tensor, "blocks size size"]:
+        """The parameters themselves."""
+        return self.weight
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """Sum of Frobenius norms."""
+        return torch.linalg.vector_norm(self.weight - self.start(), dim=(-2, -1)).sum()
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"dim={self.dim}, block_size={self.block_size}, parameters={self.weight.numel()}"
+
+
+class Dense(BlockDiagonal):
+    """U = 1, a full bilinear form: one block of D×D."""
+
+    def __init__(self, dim: int, *, identity: bool = False) -> None:
+        super().__init__(dim, dim, identity=identity)
+
+
+class Masked(Structure):
+    """Any U: a boolean D×D adjacency. D×D weights are stored; only those inside U act and get gradients.
+
+    The penalty is Σ_{i≠j} |w_ij| + Σ_i (w_ii - 1)², which draws single connections to zero.
+    """
+
+    adjacency: Bool[Tensor, "dim dim"]
+
+    def __init__(self, adjacency: Bool[Tensor, "dim dim"]) -> None:
+        super().__init__(adjacency.shape[0], adjacency.shape[0], identity=True)
+        self.register_buffer("adjacency", adjacency.clone())
+        self.weight = nn.Parameter(torch.eye(self.dim))
+
+    def start(self) -> Float[Tensor, "dim dim"]:
+        """The identity."""
+        return neutral_blocks(self.weight)
+
+    def blocks(self) -> Float[Tensor, "1 dim dim"]:
+        """One block, zero outside U."""
+        return (self.weight * self.adjacency)[None]
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """Lasso over connections, squares on the diagonal."""
+        deviation = self.weight * self.adjacency - self.start()
+        diagonal = deviation.diagonal()
+        return deviation.abs().sum() - diagonal.abs().sum() + diagonal.square().sum()
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"dim={self.dim}, parameters={int(self.adjacency.sum())}"
+
+
+def neutral_blocks(blocks: Float[Tensor, "*batch size size"]) -> Float[Tensor, "*batch size size"]:
+    """Identity blocks in the shape, dtype and device of `blocks`."""
+    eye = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+    return eye.expand(blocks.shape)
+
+
+def coarsen(blocks: Float[Tensor, "fine s s"], size: int) -> Float[Tensor, "coarse size size"]:
+    """The same block-diagonal matrix in blocks of `size`, a multiple of s; zeros fill the rest."""
+    count, fine, _ = blocks.shape
+    if fine == size:
+        return blocks
+    ratio = size // fine
+    eye = torch.eye(ratio, dtype=blocks.dtype, device=blocks.device)
+    nested = blocks.reshape(count // ratio, ratio, fine, fine)
+    return torch.einsum("krab,rq->kraqb", nested, eye).reshape(count // ratio, size, size)
+
+
+def multiply(x: Float[Tensor, "*n dim"], deviation: Float[Tensor, "k s s"]) -> Float[Tensor, "*n dim"]:
+    """x (I + Δ) for rows x and block-diagonal Δ.
+
+    The identity is added, not multiplied: a neutral metric changes no bit in any dtype, and what was learned is
+    rounded relative to itself, so it survives in half precision (F11 of the design notes: 1 + 1e-3 is 1 in bfloat16).
+    """
+    count, size, _ = deviation.shape
+    deviation = deviation.to(x.dtype)
+    if size == 1:
+        return torch.addcmul(x, x, deviation.reshape(count))
+    if count == 1:
+        return x + x @ deviation[0]
+    rows = x.reshape(-1, count, size).transpose(0, 1)
+    return torch.baddbmm(rows, rows, deviation).transpose(0, 1).reshape(x.shape)
