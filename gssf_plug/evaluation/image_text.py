@@ -1,0 +1,187 @@
+r"""Image–text retrieval: recall at 1, 5, 10 in both directions, rSum and median ranks, by counting.
+
+    rank(image) = 1 + #{captions that score higher than the best of its own captions}
+    rank(text)  = 1 + #{images that score higher than its own image}
+
+No row is sorted: the score matrix is walked in tiles, and each tile adds to the counts of its rows and its columns. An
+item is only ever compared with a score from the very same tile product, since two products of one pair can differ in
+the last bit. A tie is won by the positive, as in the strict comparison of the usual protocol's sort; all captions of an
+image are positives, however many it has.
+
+Source: protocol of VSE++ and its successors (Flickr30K 1K, COCO 5K; COCO 1K is the mean over five folds of 1,000
+images). Public code prints rSum, mean i2t and mean t2i of the folds under exchanged names; here every value is the mean
+of the same value over the folds.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_metric, promoted
+from gssf_plug.evaluation.processes import add_over_processes, share
+from gssf_plug.metric.metric import GSSFMetric
+
+__all__ = ["image_text_recall"]
+
+KS = (1, 5, 10)
+Tile = tuple[slice, slice]
+
+
+@torch.no_grad()
+def image_text_recall(
+    image_features: Float[Tensor, "n dim"],
+    text_features: Float[Tensor, "m dim"],
+    image_of_text: Int[Tensor, " m"],
+    *,
+    metric: GSSFMetric | None = None,
+    folds: int | None = None,
+    image_chunk: int = 512,
+    text_chunk: int = 2560,
+    distributed: bool = False,
+) -> dict[str, float]:
+    """Recall in % and median ranks of image ↔ text retrieval, exactly.
+
+    Args:
+        image_features: N×D, the metric's query side in both directions, as in `TwoTower`.
+        text_features: M×D captions, any number per image, in any order.
+        image_of_text: for each caption the row of its image, 0 … N-1. An image without a caption is no query of i2t
+            but stays in the gallery of t2i.
+        metric: the similarity; None (default) means cosine.
+        folds: None (default): all images in one gallery. F: the images are cut, in order, into F galleries of
+            equal size (up to one), and every measure is averaged over them; `folds=5` of COCO's 5,000 is "COCO 1K".
+        image_chunk: images in a tile, default 512.
+        text_chunk: captions in a tile, default 2,560. A tile takes image_chunk · text_chunk · 4 bytes, 5 MB.
+        distributed: share the tiles among the processes, all of which call with the same arguments.
+
+    Returns:
+        "i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10" and their sum "rsum", in %;
+        "i2t_median_rank", "t2i_median_rank", from 1.
+
+    Raises:
+        ArgumentError: no images or captions, widths that differ, NaN in features or metric, an `image_of_text` of
+            another length or outside the images, a fold without captions.
+
+    Example:
+        >>> images, texts = torch.eye(4), torch.eye(4).repeat_interleave(2, dim=0)
+        >>> image_text_recall(images, texts, torch.arange(4).repeat_interleave(2))["rsum"]
+        600.0
+    """
+    check_features("image_features", image_features, metric)
+    check_features("text_features", text_features, metric, image_features.shape[1])
+    image_of_text = _checked_owners(image_of_text, text_features, len(image_features))
+    _check_sizes(len(image_features), folds, image_chunk, text_chunk)
+    order = image_of_text.argsort(stable=True)
+    owners = image_of_text[order]
+    metric = checked_metric(metric, image_features)
+    measured = []
+    for number, images in enumerate(_fold_slices(len(image_features), folds or 1)):
+        bounds = torch.searchsorted(owners, torch.tensor([images.start, images.stop], device=owners.device)).tolist()
+        own = slice(*bounds)
+        if bounds[0] == bounds[1]:
+            raise ArgumentError(
+                "folds", "leave captions in every fold", f"none in fold {number}", "Use fewer folds, or None."
+            )
+        pairs = _Pairs(metric, image_features[images], text_features, order[own], owners[own] - images.start)
+        measured.append(_measures(*_ranks(pairs, image_chunk, text_chunk, distributed)))
+    return {name: sum(fold[name] for fold in measured) / len(measured) for name in measured[0]}
+
+
+class _Pairs:
+    """One gallery of images and its captions sorted by image; scores of a tile on demand, to the bit the same."""
+
+    def __init__(self, metric: GSSFMetric, images: Tensor, texts: Tensor, order: Tensor, owners: Tensor) -> None:
+        self.metric, self.images, self.texts = metric, images, texts
+        self.order, self.owners = order, owners
+
+    def scores(self, tile: Tile) -> Float[Tensor, "n m"]:
+        images, captions = tile
+        folded = self.metric.fold(promoted(self.images[images]))
+        return folded @ self.metric.gallery(promoted(self.texts[self.order[captions]])).T
+
+    def tiles(self, image_chunk: int, text_chunk: int) -> list[Tile]:
+        return [
+            (images, captions)
+            for captions in _slices(len(self.owners), text_chunk)
+            for images in _slices(len(self.images), image_chunk)
+        ]
+
+    def holds_positives(self, tile: Tile) -> bool:
+        images, captions = tile
+        first, last = self.owners[captions.start], self.owners[captions.stop - 1]
+        return bool((first < images.stop) & (last >= images.start))
+
+
+def _ranks(
+    pairs: _Pairs, image_chunk: int, text_chunk: int, distributed: bool
+) -> tuple[Int[Tensor, " queries"], Int[Tensor, " m"]]:
+    """Ranks from 1 of every image that has captions, and of every caption."""
+    tiles = pairs.tiles(image_chunk, text_chunk)
+    positives = share([tile for tile in tiles if pairs.holds_positives(tile)], distributed)
+    own = add_over_processes(_positive_scores(pairs, positives), distributed)
+    best = torch.full((len(pairs.images),), float("-inf"), dtype=own.dtype, device=own.device)
+    best.scatter_reduce_(0, pairs.owners, own, "amax")
+    above_image = torch.zeros(len(pairs.images), dtype=torch.long, device=own.device)
+    above_text = torch.zeros(len(own), dtype=torch.long, device=own.device)
+    for tile in share(tiles, distributed):
+        scores = pairs.scores(tile)
+        above_image[tile[0]] += torch.count_nonzero(scores > best[tile[0], None], dim=1)
+        above_text[tile[1]] += torch.count_nonzero(scores > own[tile[1]], dim=0)
+    add_over_processes(above_image, distributed)
+    add_over_processes(above_text, distributed)
+    return above_image[best > float("-inf")] + 1, above_text + 1
+
+
+def _positive_scores(pairs: _Pairs, tiles: Sequence[Tile]) -> Float[Tensor, " m"]:
+    """Score of every caption with its own image; zero for captions of other processes' tiles."""
+    dtype = torch.promote_types(pairs.images.dtype, torch.float32)
+    own = torch.zeros(len(pairs.owners), dtype=dtype, device=pairs.owners.device)
+    for images, captions in tiles:
+        rows = pairs.owners[captions] - images.start
+        here = ((rows >= 0) & (rows < images.stop - images.start)).nonzero()[:, 0]
+        own[captions.start + here] = pairs.scores((images, captions))[rows[here], here]
+    return own
+
+
+def _measures(image_ranks: Int[Tensor, " n"], text_ranks: Int[Tensor, " m"]) -> dict[str, float]:
+    recall = {
+        f"{direction}_R@{k}": 100 * (ranks <= k).double().mean().item()
+        for direction, ranks in (("i2t", image_ranks), ("t2i", text_ranks))
+        for k in KS
+    }
+    medians = {"i2t_median_rank": _median(image_ranks), "t2i_median_rank": _median(text_ranks)}
+    return {**recall, "rsum": sum(recall.values()), **medians}
+
+
+def _median(ranks: Int[Tensor, " n"]) -> float:
+    """The median, rounded down between two middle ranks as in the usual protocol."""
+    ranks = ranks.sort().values
+    return float((ranks[(len(ranks) - 1) // 2] + ranks[len(ranks) // 2]) // 2)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _fold_slices(count: int, folds: int) -> list[slice]:
+    return [slice(count * fold // folds, count * (fold + 1) // folds) for fold in range(folds)]
+
+
+def _checked_owners(image_of_text: Tensor, text_features: Tensor, images: int) -> Int[Tensor, " m"]:
+    owners = checked_labels("image_of_text", image_of_text, text_features, "text_features")
+    outside = ((owners < 0) | (owners >= images)).nonzero()
+    if len(outside):
+        caption = int(outside[0])
+        got = f"{int(owners[caption])} for caption {caption}"
+        raise ArgumentError("image_of_text", f"name rows of `image_features`, 0 … {images - 1}", got, "Renumber it.")
+    return owners
+
+
+def _check_sizes(images: int, folds: int | None, image_chunk: int, text_chunk: int) -> None:
+    if folds is not None and not 1 <= folds <= images:
+        raise ArgumentError("folds", f"be None or between 1 and the {images} images", folds, "COCO 1K uses 5.")
+    for name, size in (("image_chunk", image_chunk), ("text_chunk", text_chunk)):
+        if size < 1:
+            raise ArgumentError(name, "be at least 1", size, "Use the default, or less where memory is short.")
