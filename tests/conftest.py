@@ -20,3 +20,11 @@ def _shape_hook(request: pytest.FixtureRequest) -> Iterator[None]:
     config.update("jaxtyping_disable", off or before)
     yield
     config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each compile test starts without the graphs of the others, else dynamo's recompile limit ends the later ones."""
+    yield
+    if request.node.get_closest_marker("compile") is not None:
+        torch.compiler.reset()

@@ -76,7 +76,6 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
 
     file_format: ClassVar[Format] = Format("gssf-plug/metric")
     grouping: Int[Tensor, " dim"] | None
-    _ungrouping: Int[Tensor, " dim"] | None
 
     def __init__(
         self,
@@ -106,8 +105,8 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         self._set_grouping(grouping)
 
     def forward(
-        self, queries: Float[Tensor, "*batch n dim"], gallery: Float[Tensor, "*batch m dim"]
-    ) -> Float[Tensor, "*batch n m"]:
+        self, queries: Float[Tensor, "*#batch n dim"], gallery: Float[Tensor, "*#batch m dim"]
+    ) -> Float[Tensor, "*#batch n m"]:
         """Scores of all pairs. Leading dimensions are batches, broadcast as in `torch.matmul`.
 
         Raises:
@@ -123,7 +122,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
                 )
         return self.fold(queries) @ self.gallery(gallery).mT
 
-    def aligned(self, x: Float[Tensor, "*batch dim"], y: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
+    def aligned(self, x: Float[Tensor, "*#batch dim"], y: Float[Tensor, "*#batch dim"]) -> Float[Tensor, "*#batch"]:
         """Scores of pairs: s(x[i], y[i]). Shapes (..., D), (..., D) -> (...)."""
         return (self.fold(x) * self.gallery(y)).sum(-1)
 
@@ -133,7 +132,8 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         x = normalize_rows(queries) if self.normalize else queries
         if self.grouping is None:
             return multiply(x, self.deviation())
-        return multiply(x[..., self.grouping], self.deviation())[..., self._ungrouping]
+        folded = multiply(x[..., self.grouping], self.deviation())
+        return torch.empty_like(folded).index_copy(-1, self.grouping, folded)
 
     def gallery(self, items: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The gallery side: normalised, free of W. Index it once; a new W needs no re-indexing."""
@@ -158,9 +158,9 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
     def matrix(self) -> Float[Tensor, "dim dim"]:
         """The dense D×D matrix W ⊙ U in the caller's channel order, for reading and tests: s(x, y) = x̂ᵀ M ŷ."""
         dense = coarsen(self.blocks(), self.dim)[0]
-        if self._ungrouping is None:
+        if self.grouping is None:
             return dense
-        return dense[self._ungrouping][:, self._ungrouping]
+        return torch.empty_like(dense).index_put((self.grouping[:, None], self.grouping), dense)
 
     def log_determinant(self) -> Float[Tensor, ""]:
         """Log |det(W ⊙ U)|, block by block; -inf where the matrix is singular."""
@@ -246,7 +246,6 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
     def _set_grouping(self, grouping: Tensor | None) -> None:
         if grouping is None:
             self.register_buffer("grouping", None)
-            self.register_buffer("_ungrouping", None, persistent=False)
             return
         permutation = torch.as_tensor(grouping).long()
         if permutation.shape != (self.dim,) or not torch.equal(permutation.sort().values.cpu(), torch.arange(self.dim)):
@@ -257,14 +256,13 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
                 "Take it from gssf_plug.metric.group_channels, or torch.randperm(dim).",
             )
         self.register_buffer("grouping", permutation.clone())
-        self.register_buffer("_ungrouping", torch.argsort(permutation), persistent=False)
 
 
 def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-    """x / ‖x‖ over the last dimension; the norm is accumulated in float32 or better, and a zero row stays zero."""
+    """x / ‖x‖ over the last dimension, computed in float32 or better; a zero row stays zero."""
     accumulate = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
-    return x / norm.clamp_min(max(1e-12, torch.finfo(x.dtype).tiny)).to(x.dtype)
+    return (x / norm.clamp_min(1e-12)).to(x.dtype)  # a norm above 65,504 would be infinite in float16
 
 
 def _build_structures(dim: int, terms: tuple[Term, ...], block_size: int) -> nn.ModuleDict:

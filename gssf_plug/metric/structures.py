@@ -178,8 +178,8 @@ def coarsen(blocks: Float[Tensor, "fine s s"], size: int) -> Float[Tensor, "coar
 def multiply(x: Float[Tensor, "*n dim"], deviation: Float[Tensor, "k s s"]) -> Float[Tensor, "*n dim"]:
     """x (I + Δ) for rows x and block-diagonal Δ.
 
-    The identity is added, not multiplied: a neutral metric changes no bit in any dtype, and what was learned is
-    rounded relative to itself, so it survives in half precision (F11 of the design notes: 1 + 1e-3 is 1 in bfloat16).
+    The identity is added, not multiplied: a neutral metric changes no bit in any dtype, and in half precision the
+    deviation is rounded relative to itself, not to the grid around 1 (where bfloat16 steps by 0.8%).
     """
     count, size, _ = deviation.shape
     deviation = deviation.to(x.dtype)

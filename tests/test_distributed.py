@@ -1,0 +1,36 @@
+"""Gathering over processes: real processes, uneven counts, the gradient of the whole batch under DDP."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gssf_plug.distributed import gather, gather_detached, process_count
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+
+
+def launch(*command: str) -> str:
+    """Run the worker in two real processes and return what rank 0 wrote."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_one_process_is_the_identity():
+    rows = torch.randn(3, 2, requires_grad=True)
+    assert process_count() == 1
+    assert gather(rows) is rows
+    ids = torch.arange(3)
+    assert torch.equal(gather_detached(ids), ids)
+    assert not gather_detached(rows).requires_grad
+
+
+@pytest.mark.parametrize("counts", ["4,4", "5,3", "8,0"])
+def test_two_processes_have_the_gradient_of_the_whole_batch(counts):
+    said = launch(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(WORKER), counts)
+    assert "2 processes agree" in said
