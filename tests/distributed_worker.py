@@ -28,8 +28,7 @@ class Step(nn.Module):
         return nn.functional.cross_entropy(5 * scores, ids)
 
 
-def main(counts: list[int]) -> None:
-    dist.init_process_group("gloo")
+def compare(counts: list[int]) -> None:
     rank, processes = dist.get_rank(), process_count()
     assert processes == len(counts) == 2
     torch.manual_seed(0)
@@ -54,9 +53,11 @@ def main(counts: list[int]) -> None:
     dist.barrier()
     if rank == 0:
         print(f"{processes} processes agree")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
-    main([int(count) for count in sys.argv[1].split(",")])
+    dist.init_process_group("gloo")
+    for case in sys.argv[1:]:
+        compare([int(count) for count in case.split(",")])
+    dist.destroy_process_group()

@@ -1,0 +1,87 @@
+r"""One batch over many processes: gather rows, uneven counts allowed, gradients back to where the rows came from.
+
+    gather(x)            rows of all processes, in the order of rank; differentiable
+    gather_detached(x)   the same without gradients, for ids, labels, cameras
+
+Without a process group (or with one process) both return their argument. Everything else is Accelerate's.
+
+Scaling of the gradient, precisely. Every process p forms the same loss L of the gathered rows. The backward of
+`gather` is the adjoint for the sum over processes: ∂(Σ_q L_q)/∂x_p, that is P · ∂L/∂x_p for P processes that agree. DDP
+then *averages* parameter gradients over processes, and
+
+    1/P Σ_p (P · ∂L/∂x_p) ∂x_p/∂θ = ∂L/∂θ,
+
+the gradient of one process that holds the whole batch. Parameters used after the gather (the metric, a learned scale)
+get ∂L/∂θ on every process, and the mean of equals is the same. So under DDP no factor is needed anywhere; a loop that
+sums gradients instead of averaging them divides its loss by P.
+
+It refuses nothing: tensors that differ between processes in more than their first dimension are a broken invariant,
+and torch.distributed aborts on them.
+"""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+__all__ = ["gather", "gather_detached", "process_count"]
+
+
+def process_count() -> int:
+    """Number of processes in the default group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(rows: Float[Tensor, " n *rest"]) -> Float[Tensor, " total *rest"]:
+    """Rows of all processes in the order of rank, differentiable; see the module's text for the scale.
+
+    Args:
+        rows: (n_p, ...) floating; n_p may differ between processes, also 0. A collective: every process must call it.
+
+    Returns:
+        (Σ_p n_p, ...) on every process; `rows` itself with one process.
+    """
+    if process_count() == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows)
+    return gathered
+
+
+def gather_detached(rows: Shaped[Tensor, " n *rest"]) -> Shaped[Tensor, " total *rest"]:
+    """As `gather`, for any dtype and without gradients; rows come in the same order."""
+    rows = rows.detach()
+    return rows if process_count() == 1 else torch.cat(_gather_parts(rows))
+
+
+class _Gather(torch.autograd.Function):
+    """Forward: all_gather. Backward: sum the gradients of all processes, keep those of the own rows."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        parts = _gather_parts(rows)
+        ctx.before = sum(len(part) for part in parts[: dist.get_rank()])
+        ctx.own = len(rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+        return total[ctx.before : ctx.before + ctx.own]
+
+
+def _gather_parts(rows: Tensor) -> list[Tensor]:
+    """The rows of every process. Padded to the longest on the way: uneven shapes abort gloo and hang NCCL."""
+    counts = _gather_counts(rows)
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    received = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(received, padded)
+    return [part[:count] for part, count in zip(received, counts, strict=True)]
+
+
+def _gather_counts(rows: Tensor) -> list[int]:
+    own = torch.tensor([len(rows)], device=rows.device)
+    received = [torch.empty_like(own) for _ in range(process_count())]
+    dist.all_gather(received, own)
+    return [int(count) for count in torch.cat(received)]

@@ -1,0 +1,117 @@
+"""From what an encoder returns to feature vectors: find the tensor, see it as tokens, pool it under its mask.
+
+    feature_tensor(output)     tensor, tuple, dict or transformers ModelOutput -> the tensor of features
+    as_tokens(features)        (N, D), (N, T, D) or (N, C, H, W) -> (N, T, D)
+    cls_pool, mean_pool, max_pool : (N, T, D), mask (N, T) -> (N, D)
+
+A pooling is any callable of that form, plain function or module (one with parameters is trained with its tower); it is
+passed in, never chosen by name. Promises: a masked position never counts, whatever it holds; a row without any valid
+position gives the zero vector; sums are taken in float32 or better and results keep the dtype.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError
+
+__all__ = ["Mask", "Pooling", "as_tokens", "cls_pool", "feature_tensor", "max_pool", "mean_pool"]
+
+Mask = Bool[Tensor, "n t"] | Int[Tensor, "n t"] | Float[Tensor, "n t"]
+Pooling = Callable[[Tensor, Tensor | None], Tensor]
+
+# Where transformers' models keep features, the finest first: tokens before one pooled vector.
+_NAMES = ("last_hidden_state", "image_embeds", "text_embeds", "sentence_embedding", "pooler_output")
+
+
+def feature_tensor(output: Any, *, name: str | None = None) -> Tensor:
+    """The tensor of features in an encoder's output.
+
+    Args:
+        output: a tensor; a mapping or transformers ModelOutput; or a tuple or list, whose first tensor is taken.
+        name: the entry of a mapping to take. Default: the first present of last_hidden_state, image_embeds,
+            text_embeds, sentence_embedding, pooler_output.
+
+    Raises:
+        ArgumentError: no such entry, or nothing in it that is a tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        names = (name,) if name is not None else _NAMES
+        found = [output[key] for key in names if isinstance(output.get(key), Tensor)]
+        described = f"entries {sorted(map(str, output))}"
+    else:
+        found = [part for part in output if isinstance(part, Tensor)] if isinstance(output, tuple | list) else []
+        names, described = ("a tensor",), type(output).__name__
+    if not found:
+        raise ArgumentError(
+            "output",
+            f"hold one of {names}",
+            described,
+            "Name the entry to take, or wrap the encoder in a module that returns the tensor.",
+        )
+    return found[0]
+
+
+def as_tokens(features: Tensor) -> Float[Tensor, "n t dim"]:
+    """Features as tokens: vectors become one token, maps (N, C, H, W) become H·W tokens of C channels.
+
+    Raises:
+        ArgumentError: another number of dimensions than 2, 3 or 4.
+    """
+    if features.ndim == 2:
+        return features[:, None]
+    if features.ndim == 3:
+        return features
+    if features.ndim == 4:
+        return features.flatten(2).mT
+    raise ArgumentError(
+        "features",
+        "be vectors (N, D), tokens (N, T, D) or maps (N, C, H, W)",
+        f"shape {tuple(features.shape)}",
+        "Reshape them in the encoder.",
+    )
+
+
+def cls_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
+    """The first valid token of each row (the first of all where padding is on the right)."""
+    if mask is None:
+        return tokens[:, 0]
+    valid = _valid(tokens, mask)
+    first = valid.int().argmax(dim=1)
+    chosen = tokens[torch.arange(len(tokens), device=tokens.device), first]
+    return torch.where(valid.any(dim=1, keepdim=True), chosen, 0.0)
+
+
+def mean_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
+    """The mean of the valid tokens."""
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    if mask is None:
+        return tokens.mean(dim=1, dtype=dtype).to(tokens.dtype)
+    valid = _valid(tokens, mask)[..., None]
+    total = torch.where(valid, tokens, 0.0).sum(dim=1, dtype=dtype)
+    return (total / valid.sum(dim=1).clamp_min(1)).to(tokens.dtype)
+
+
+def max_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
+    """The largest value of each channel over the valid tokens."""
+    if mask is None:
+        return tokens.amax(dim=1)
+    valid = _valid(tokens, mask)[..., None]
+    largest = tokens.masked_fill(~valid, float("-inf")).amax(dim=1)
+    return torch.where(valid.any(dim=1), largest, 0.0)
+
+
+def _valid(tokens: Tensor, mask: Tensor) -> Bool[Tensor, "n t"]:
+    if mask.shape != tokens.shape[:2]:
+        raise ArgumentError(
+            "mask",
+            f"have shape {tuple(tokens.shape[:2])}, one value per token",
+            tuple(mask.shape),
+            "Give the attention mask that the encoder was given.",
+        )
+    return mask.bool()
