@@ -149,14 +149,19 @@ class TestBadInput:
         self.refuses("`text_features` must hold at least one item, but got none", texts=torch.empty(0, 8))
 
     def test_widths(self):
-        self.refuses(r"`text_features` must have the other side's 8 channels, but got shape \(4, 6\)",
-                     texts=torch.randn(4, 6))  # fmt: skip
-        self.refuses(r"`image_features` must have the metric's 12 channels, but got shape \(4, 8\)",
-                     metric=GSSFMetric(12, block_size=4))  # fmt: skip
+        self.refuses(
+            r"`text_features` must have the other side's 8 channels, but got shape \(4, 6\)", texts=torch.randn(4, 6)
+        )
+        self.refuses(
+            r"`image_features` must have the metric's 12 channels, but got shape \(4, 8\)",
+            metric=GSSFMetric(12, block_size=4),
+        )
 
     def test_not_a_matrix_of_floats(self):
-        self.refuses(r"must be a floating-point matrix of features N×D, but got torch.int64 of shape \(4, 8\)",
-                     images=torch.ones(4, 8, dtype=torch.long))  # fmt: skip
+        self.refuses(
+            r"must be a floating-point matrix of features N×D, but got torch.int64 of shape \(4, 8\)",
+            images=torch.ones(4, 8, dtype=torch.long),
+        )
 
     def test_nan_names_the_row(self):
         texts = torch.randn(4, 8)
@@ -166,19 +171,28 @@ class TestBadInput:
     def test_nan_metric(self):
         metric = GSSFMetric(8, block_size=4)
         torch.nn.init.constant_(metric.structures["diagonal"].weight, float("nan"))
-        self.refuses("`metric` must have finite weights, but got NaN or infinity in 'structures.diagonal.weight'",
-                     metric=metric)  # fmt: skip
+        self.refuses(
+            "`metric` must have finite weights, but got NaN or infinity in 'structures.diagonal.weight'", metric=metric
+        )
 
     def test_owners(self):
-        self.refuses(r"`image_of_text` must hold one whole number per row of `text_features` \(4\), "
-                     r"but got torch.int64 of shape \(3,\)", owners=torch.arange(3))  # fmt: skip
-        self.refuses("`image_of_text` must name rows of `image_features`, 0 … 3, but got 4 for caption 1",
-                     owners=torch.tensor([0, 4, 1, 2]))  # fmt: skip
+        self.refuses(
+            r"`image_of_text` must hold one whole number per row of `text_features` \(4\), "
+            r"but got torch.int64 of shape \(3,\)",
+            owners=torch.arange(3),
+        )
+        self.refuses(
+            "`image_of_text` must name rows of `image_features`, 0 … 3, but got 4 for caption 1",
+            owners=torch.tensor([0, 4, 1, 2]),
+        )
 
     def test_folds(self):
         self.refuses("`folds` must be None or between 1 and the 4 images, but got 5", folds=5)
-        self.refuses("`folds` must leave captions in every fold, but got none in fold 1",
-                     owners=torch.tensor([0, 1, 1, 0]), folds=2)  # fmt: skip
+        self.refuses(
+            "`folds` must leave captions in every fold, but got none in fold 1",
+            owners=torch.tensor([0, 1, 1, 0]),
+            folds=2,
+        )
 
     def test_chunks(self):
         self.refuses("`text_chunk` must be at least 1, but got 0", text_chunk=0)

@@ -1,0 +1,157 @@
+r"""Exact ranks of every positive by counting, and the measures that are sums over them.
+
+    rank_i = i + #{kept negatives that score at least as high as the i-th best positive}        i = 1 … R
+
+The few positives of a query are sorted, and every score is looked up among them: O(M log R) for a query over M items,
+without sorting the items. A tie is lost by the positive (the usual protocols leave it to their sort). Everything that
+is kept of a query is added to a `Tally`, so chunks and processes only add.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.evaluation.processes import add_over_processes
+
+__all__ = ["Ranked", "Tally", "checked_ranks", "query_chunks", "rank_positives"]
+
+SCORES_AT_ONCE = 4_194_304  # of one chunk: 16 MB in float32
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Ranks of the positives of some queries, those without a positive left out.
+
+    Args:
+        ranks: rank from 1 of the i-th best positive in column i; anything beyond a query's positives.
+        positives: R, how many positives each query has, at least 1.
+    """
+
+    ranks: Int[Tensor, "queries most"]
+    positives: Int[Tensor, " queries"]
+
+    @property
+    def valid(self) -> Bool[Tensor, "queries most"]:
+        """Where `ranks` holds a positive."""
+        return self.places <= self.positives[:, None]
+
+    @property
+    def places(self) -> Int[Tensor, " most"]:
+        """1, 2, …: the i of the i-th best positive."""
+        return torch.arange(1, self.ranks.shape[1] + 1, device=self.ranks.device)
+
+    @property
+    def precisions(self) -> Float[Tensor, "queries most"]:
+        """Precision at each positive, i / rank_i; zero where there is none."""
+        return (self.places / self.ranks.clamp_min(1)).masked_fill(~self.valid, 0.0)
+
+
+def rank_positives(
+    scores: Float[Tensor, "n m"], positive: Bool[Tensor, "n m"], hidden: Bool[Tensor, "n m"] | None
+) -> Ranked:
+    """Ranks of the positives among the items that are not hidden.
+
+    Args:
+        scores: one row per query; changed in place.
+        positive: which items match; a hidden one does not count.
+        hidden: items taken out of this query's ranking, or None.
+    """
+    if hidden is not None:
+        positive = positive & ~hidden
+        scores = scores.masked_fill_(hidden, float("-inf"))
+    rows, columns = positive.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(scores))
+    most = max(1, int(counts.max()))
+    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    own = scores.new_full((len(scores), most), float("inf"))
+    own[rows, place] = scores[rows, columns]
+    own = own.sort(dim=1).values  # ascending; the padding comes last
+    scores[rows, columns] = float("-inf")
+    above = _level_or_above(own, scores)
+    index = (counts[:, None] - torch.arange(1, most + 1, device=rows.device)).clamp_min(0)
+    ranks = above.gather(1, index) + torch.arange(1, most + 1, device=rows.device)
+    kept = counts > 0
+    return Ranked(ranks[kept], counts[kept])
+
+
+def _level_or_above(own: Float[Tensor, "n most"], scores: Float[Tensor, "n m"]) -> Int[Tensor, "n most"]:
+    """For each of a row's ascending `own` how many of its scores are at least as high."""
+    rows, bins = len(own), own.shape[1] + 1
+    small = rows * bins < 2**31
+    reached = torch.searchsorted(own, scores, right=True, out_int32=small)
+    reached += torch.arange(rows, device=own.device, dtype=reached.dtype)[:, None] * bins
+    counts = torch.bincount(reached.flatten(), minlength=rows * bins).reshape(rows, bins)
+    return counts.flip(1).cumsum(1).flip(1)[:, 1:]
+
+
+@dataclass
+class Tally:
+    """Sums of measures over queries; adding is all that chunks and processes need.
+
+    Args:
+        sums: per measure its sum over the queries so far.
+        queries: how many queries had a positive.
+    """
+
+    sums: dict[str, float] = field(default_factory=dict)
+    queries: int = 0
+
+    def add(self, measures: dict[str, Float[Tensor, " queries"]], queries: int) -> None:
+        """Add the measures of some queries, one value each."""
+        for name, values in measures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + values.double().sum().item()
+        self.queries += queries
+
+    def percentages(
+        self, names: Sequence[str], distributed: bool, device: torch.device, labels: str, nothing: str
+    ) -> dict[str, float]:
+        """Means over the queries of all processes, in %.
+
+        Args:
+            names: the measures; a process without queries has not seen any.
+            distributed: add over processes first.
+            device: where the process group communicates.
+            labels: the argument to blame where no query has a positive.
+            nothing: and what to say then.
+        """
+        counts = [self.sums.get(name, 0.0) for name in names] + [float(self.queries)]
+        where = device if distributed else torch.device("cpu")
+        *sums, queries = add_over_processes(
+            torch.tensor(counts, dtype=torch.float64, device=where), distributed
+        ).tolist()
+        if queries == 0:
+            raise ArgumentError(
+                labels, "give some query a positive", nothing, "Check that both sides use one numbering."
+            )
+        return {name: 100 * total / queries for name, total in zip(names, sums, strict=True)}
+
+
+def query_chunks(queries: int, gallery: int, query_chunk: int | None) -> list[slice]:
+    """Slices of the queries whose scores are held at once.
+
+    Args:
+        queries: how many there are.
+        gallery: scores per query.
+        query_chunk: queries in a chunk; None takes as many as 16 MB of float32 scores hold.
+    """
+    size = query_chunk if query_chunk is not None else max(1, SCORES_AT_ONCE // gallery)
+    if size < 1:
+        raise ArgumentError(
+            "query_chunk", "be None or at least 1", size, "Use the default, or less where memory is short."
+        )
+    return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
+
+
+def checked_ranks(name: str, ranks: Sequence[int]) -> tuple[int, ...]:
+    """The places k of R@k, as given.
+
+    Raises:
+        ArgumentError: empty, or one below 1.
+    """
+    if not ranks or min(ranks) < 1:
+        raise ArgumentError(name, "hold at least one place from 1", repr(tuple(ranks)), "Give such as (1, 5, 10).")
+    return tuple(ranks)

@@ -1,0 +1,98 @@
+r"""Instance (fine-grained) retrieval: R@K, MAP@R and R-precision of a set against itself, or against a gallery.
+
+    R@K = [rank_1 <= K]        MAP@R = (1/R) Σ_{i: rank_i <= R} i / rank_i        R-precision = #{i: rank_i <= R} / R
+
+R is the number of a query's positives. In the one-set form every item is a query and all others are its gallery: the
+item itself is taken out by its index. The usual code drops the first hit instead, which is the item itself only under
+cosine: with a learned metric an item need not be its own nearest neighbour. A class with one member gives no query. A
+tie is lost by the positive.
+
+Source of MAP@R: Musgrave et al., "A metric learning reality check", ECCV 2020.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.evaluation.counting import Ranked, Tally, checked_ranks, query_chunks, rank_positives
+from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_metric, promoted
+from gssf_plug.evaluation.processes import share
+from gssf_plug.metric.metric import GSSFMetric
+
+__all__ = ["instance_recall"]
+
+
+@torch.no_grad()
+def instance_recall(
+    features: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    *,
+    metric: GSSFMetric | None = None,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    gallery: Float[Tensor, "m dim"] | None = None,
+    gallery_labels: Int[Tensor, " m"] | None = None,
+    query_chunk: int | None = None,
+    distributed: bool = False,
+) -> dict[str, float]:
+    """R@K, MAP@R and R-precision in %, exactly.
+
+    Args:
+        features: N×D, the queries, and the gallery too where `gallery` is None.
+        labels: class of each.
+        metric: the similarity; None (default) means cosine.
+        ks: the places of "R@k"; default 1, 2, 4, 8 (CUB, Cars). SOP uses 1, 10, 100, 1000.
+        gallery: M×D features of a gallery of its own, as in In-Shop; nothing is then masked.
+        gallery_labels: class of each gallery item; goes with `gallery`.
+        query_chunk: queries ranked at once; default as many as 16 MB of scores hold.
+        distributed: share the queries among the processes, all of which call with the same arguments.
+
+    Returns:
+        "R@1", "R@2", "R@4", "R@8" (or other `ks`), "MAP@R" and "R-precision", means over the queries that have a
+        positive.
+
+    Raises:
+        ArgumentError: no items, widths that differ, NaN in features or metric, labels of another length, `gallery`
+            without `gallery_labels`, no query with a positive.
+
+    Example:
+        >>> instance_recall(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]), ks=(1,))
+        {'R@1': 100.0, 'MAP@R': 100.0, 'R-precision': 100.0}
+    """
+    check_features("features", features, metric)
+    labels = checked_labels("labels", labels, features, "features")
+    itself = gallery is None
+    if gallery is None:
+        if gallery_labels is not None:
+            raise ArgumentError("gallery_labels", "come with `gallery`", "labels alone", "Give both or neither.")
+        gallery, gallery_labels = features, labels
+    else:
+        check_features("gallery", gallery, metric, features.shape[1])
+        gallery_labels = checked_labels("gallery_labels", gallery_labels, gallery, "gallery")
+    places = checked_ranks("ks", ks)
+    metric = checked_metric(metric, features)
+    items = metric.gallery(promoted(gallery))
+    tally = Tally()
+    for rows in share(query_chunks(len(features), len(gallery), query_chunk), distributed):
+        scores = metric.fold(promoted(features[rows])) @ items.T
+        positive = labels[rows, None] == gallery_labels
+        if itself:
+            index = torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
+            scores.scatter_(1, index, float("-inf"))
+            positive.scatter_(1, index, False)
+        ranked = rank_positives(scores, positive, None)
+        tally.add(_measures(ranked, places), len(ranked.positives))
+    names = [*(f"R@{k}" for k in places), "MAP@R", "R-precision"]
+    nothing = "only classes without a second member" if itself else "no class of `gallery_labels`"
+    return tally.percentages(names, distributed, features.device, "labels", nothing)
+
+
+def _measures(ranked: Ranked, places: tuple[int, ...]) -> dict[str, Float[Tensor, " queries"]]:
+    within = ranked.valid & (ranked.ranks <= ranked.positives[:, None])
+    return {
+        **{f"R@{k}": (ranked.ranks[:, 0] <= k).double() for k in places},
+        "MAP@R": (ranked.precisions * within).double().sum(1) / ranked.positives,
+        "R-precision": within.double().sum(1) / ranked.positives,
+    }

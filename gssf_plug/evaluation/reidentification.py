@@ -1,0 +1,100 @@
+r"""Re-identification: mAP, CMC and mINP of a query set against a gallery, by the protocol of Market-1501.
+
+Of a query's ranking are taken out: images of the same identity by the same camera, and junk (identity -1). What is left
+of its identity are its R positives; a query without any is skipped. Distractors are ordinary negatives: in Market-1501
+they carry the identity 0, which no query has.
+
+    AP = (1/R) Σ_i i / rank_i        CMC@k = [rank_1 <= k]        INP = R / rank_R
+
+Sources: Zheng et al., "Scalable person re-identification", ICCV 2015 (mAP, CMC); Ye et al., "Deep learning for person
+re-identification", TPAMI 2022 (mINP). A tie is lost by the positive; public code leaves it to its sort.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gssf_plug.evaluation.counting import Ranked, Tally, checked_ranks, query_chunks, rank_positives
+from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_metric, promoted
+from gssf_plug.evaluation.processes import share
+from gssf_plug.metric.metric import GSSFMetric
+
+__all__ = ["Rescorer", "reid_ranking"]
+
+JUNK = -1
+Rescorer = Callable[[Tensor, Tensor, GSSFMetric | None], Tensor]
+
+
+@torch.no_grad()
+def reid_ranking(
+    query: Float[Tensor, "n dim"],
+    gallery: Float[Tensor, "m dim"],
+    query_ids: Int[Tensor, " n"],
+    gallery_ids: Int[Tensor, " m"],
+    query_cams: Int[Tensor, " n"],
+    gallery_cams: Int[Tensor, " m"],
+    *,
+    metric: GSSFMetric | None = None,
+    ranks: Sequence[int] = (1, 5, 10),
+    rerank: Rescorer | None = None,
+    query_chunk: int | None = None,
+    distributed: bool = False,
+) -> dict[str, float]:
+    """MAP, CMC and mINP in %, exactly.
+
+    Args:
+        query: N×D features.
+        gallery: M×D features.
+        query_ids: identity of each query.
+        gallery_ids: identity of each gallery image; -1 is junk and is never ranked.
+        query_cams: camera of each query.
+        gallery_cams: camera of each gallery image.
+        metric: the similarity; None (default) means cosine.
+        ranks: the places k of "R@k", which is CMC at k; default 1, 5, 10. `range(1, 51)` gives a curve.
+        rerank: gives the N×M scores to rank by, such as `KReciprocal()`; default None, the metric's own.
+        query_chunk: queries ranked at once; default as many as 16 MB of scores hold.
+        distributed: share the queries among the processes, all of which call with the same arguments.
+
+    Returns:
+        "mAP", "R@1", "R@5", "R@10" (or other `ranks`) and "mINP", means over the queries that have a positive.
+
+    Raises:
+        ArgumentError: an empty side, widths that differ, NaN in features or metric, identities or cameras missing or
+            of another length, no query with a positive.
+
+    Example:
+        >>> x, ids = torch.eye(3), torch.arange(3)
+        >>> reid_ranking(x, x, ids, ids, torch.zeros(3).long(), torch.ones(3).long(), ranks=(1,))
+        {'mAP': 100.0, 'R@1': 100.0, 'mINP': 100.0}
+    """
+    check_features("query", query, metric)
+    check_features("gallery", gallery, metric, query.shape[1])
+    query_ids = checked_labels("query_ids", query_ids, query, "query")
+    gallery_ids = checked_labels("gallery_ids", gallery_ids, gallery, "gallery")
+    query_cams = checked_labels("query_cams", query_cams, query, "query")
+    gallery_cams = checked_labels("gallery_cams", gallery_cams, gallery, "gallery")
+    places = checked_ranks("ranks", ranks)
+    metric = checked_metric(metric, query)
+    rescored = rerank(query, gallery, metric) if rerank is not None else None
+    items = metric.gallery(promoted(gallery))
+    tally = Tally()
+    for rows in share(query_chunks(len(query), len(gallery), query_chunk), distributed):
+        scores = metric.fold(promoted(query[rows])) @ items.T if rescored is None else rescored[rows].clone()
+        same = query_ids[rows, None] == gallery_ids
+        hidden = (same & (query_cams[rows, None] == gallery_cams)) | (gallery_ids == JUNK)
+        ranked = rank_positives(scores, same, hidden)
+        tally.add(_measures(ranked, places), len(ranked.positives))
+    names = ["mAP", *(f"R@{k}" for k in places), "mINP"]
+    nothing = "no identity of `query_ids` seen by another camera (junk and same-camera images removed)"
+    return tally.percentages(names, distributed, query.device, "gallery_ids", nothing)
+
+
+def _measures(ranked: Ranked, places: tuple[int, ...]) -> dict[str, Float[Tensor, " queries"]]:
+    last = ranked.ranks.gather(1, ranked.positives[:, None] - 1)[:, 0]
+    return {
+        "mAP": ranked.precisions.double().sum(1) / ranked.positives,
+        **{f"R@{k}": (ranked.ranks[:, 0] <= k).double() for k in places},
+        "mINP": ranked.positives.double() / last,
+    }
