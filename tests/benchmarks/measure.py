@@ -1,0 +1,80 @@
+"""How every benchmark here measures: candidates interleaved in one process, medians of ratios, peak memory.
+
+Run alone on an otherwise idle machine. Ratios carry to other machines far better than seconds do.
+"""
+
+import ctypes
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+__all__ = ["Ratio", "interleave", "machine", "peak_megabytes", "ratio"]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of the paired ratios, with a 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round; the order within a round changes, so that drift hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    order, shuffle = list(candidates), random.Random(0)
+    for number in range(warmup + rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            began = time.perf_counter()
+            candidates[name]()
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(ours: list[float], theirs: list[float], draws: int = 2000) -> Ratio:
+    """Ours ÷ theirs, paired by round."""
+    pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
+    rng = random.Random(0)
+    boots = sorted(median(rng.choices(pairs, k=len(pairs))) for _ in range(draws))
+    return Ratio(median(pairs), boots[int(0.025 * draws)], boots[int(0.975 * draws)])
+
+
+def peak_megabytes(candidate: Callable[[], object]) -> float:
+    """Extra resident memory at its highest during one call, in MB (10⁶ bytes); Linux only."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier calls freed must not hide what this one takes
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _status("VmRSS")
+    result = candidate()
+    high = _status("VmHWM")
+    del result
+    return (high - before) * 1024 / 1e6
+
+
+def machine() -> str:
+    """One line for the table: cores, torch, threads."""
+    import os
+    import platform
+
+    import torch
+
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    raise AssertionError(f"{key} is not in /proc/self/status")
