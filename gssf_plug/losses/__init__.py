@@ -1,0 +1,14 @@
+"""Losses on a score matrix: `loss(scores, relevance, *, forbidden=None)` -> scalar.
+
+scores (N, M) are similarities, larger is better; relevance (N, M) is boolean, True where a pair belongs together (see
+`relevance_by_id`: positives come from ids, never from positions); forbidden (N, M) marks pairs that count neither way,
+such as an item with itself. Every loss here sums in float32 or better, is 0 (with a gradient of 0) where nothing can
+be learned, and does not depend on the order of rows and columns. A loss with parameters is an `nn.Module` whose
+parameters must join the optimizer; RetrievalTrainer sees to that.
+"""
+
+from gssf_plug.losses.hinge import Hinge as Hinge
+from gssf_plug.losses.infonce import InfoNCE as InfoNCE
+from gssf_plug.losses.pairs import relevance_by_id as relevance_by_id
+
+__all__ = ["Hinge", "InfoNCE", "relevance_by_id"]

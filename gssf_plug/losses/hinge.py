@@ -1,0 +1,110 @@
+r"""Hinge: a positive must beat negatives by a margin, in both directions. The loss of the paper's family (VSE++).
+
+    L = mean over positive pairs (i, p) of
+        [ margin − s_ip + max_{j ∈ N(i)} s_ij ]₊ + [ margin − s_ip + max_{k ∈ N(p)} s_kp ]₊
+
+N(i) and N(p) hold the negatives of the row and of the column: pairs with the same id never count as negatives. For the
+first `warmup_steps` the maximum is replaced by the sum over negatives, which is gentler on random features (a hardest
+negative collapses training there). With one positive per row, N · L is VSE++'s sum.
+
+A margin fixes the scale of scores: a metric may gain by scaling alone. Its fair baseline is therefore cosine with
+`learned_scale=True`, not cosine.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.losses.pairs import Pairs, sort_pairs
+from gssf_plug.losses.scale import LearnedScale
+
+__all__ = ["Hinge"]
+
+
+class Hinge(nn.Module):
+    """Bidirectional hinge with hardest negatives.
+
+    Args:
+        margin: in units of the score, above 0; default 0.2 (VSE++, SCAN, SGRAF, RCAR).
+        warmup_steps: calls in training mode that sum over all negatives before the hardest alone counts; default 0.
+            The counter is saved with the module, so a resumed run goes on where it was. With gradient accumulation
+            one optimizer step is several calls.
+        learned_scale: multiply the scores by a learned factor, 1 at the start; default False.
+        scale_range: bounds of that factor, default (0.01, 100).
+
+    Shape:
+        scores (N, M), relevance (N, M), forbidden (N, M) -> scalar, float32 or better.
+
+    Raises:
+        ArgumentError: a margin or warm-up outside its range; masks of another shape or dtype.
+
+    References:
+        Faghri et al., VSE++, arXiv 1707.05612; warm-up: Chen et al., VSE∞, arXiv 2011.04305.
+
+    Relations:
+        `InfoNCE` weighs all negatives, and has its own scale.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.5], [0.1, 0.6]])
+        >>> round(Hinge()(scores, torch.eye(2, dtype=torch.bool)).item(), 4)
+        0.05
+    """
+
+    calls: Int[Tensor, ""]
+
+    def __init__(
+        self,
+        *,
+        margin: float = 0.2,
+        warmup_steps: int = 0,
+        learned_scale: bool = False,
+        scale_range: tuple[float, float] = (0.01, 100.0),
+    ) -> None:
+        super().__init__()
+        if not 0 < margin < math.inf:
+            raise ArgumentError("margin", "be a positive number", margin, "The usual margin for cosines is 0.2.")
+        if warmup_steps < 0:
+            raise ArgumentError("warmup_steps", "be at least 0", warmup_steps, "Use 0 for hardest negatives at once.")
+        self.margin = margin
+        self.warmup_steps = warmup_steps
+        self.scale = LearnedScale(1.0, *scale_range) if learned_scale else None
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(
+        self,
+        scores: Float[Tensor, "n m"],
+        relevance: Bool[Tensor, "n m"],
+        *,
+        forbidden: Bool[Tensor, "n m"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of one batch; see the class."""
+        pairs = sort_pairs(scores, relevance, forbidden)
+        if self.scale is not None:
+            pairs = pairs._replace(scores=self.scale(pairs.scores))
+        violation = self._sum_of_hinges if self._warming_up() else self._hardest_hinge
+        total = violation(pairs) + violation(pairs.swapped())
+        return total / pairs.positive.sum().clamp_min(1)
+
+    def _warming_up(self) -> bool:
+        if not self.training or self.warmup_steps == 0:
+            return False
+        self.calls += 1
+        return int(self.calls) <= self.warmup_steps
+
+    def _hardest_hinge(self, pairs: Pairs) -> Float[Tensor, ""]:
+        hardest = pairs.scores.masked_fill(~pairs.negative, float("-inf")).amax(dim=1, keepdim=True)
+        hinges = (self.margin - pairs.scores + hardest).relu()
+        return torch.where(pairs.positive, hinges, 0.0).sum()
+
+    def _sum_of_hinges(self, pairs: Pairs) -> Float[Tensor, ""]:
+        rows, columns = pairs.positive.nonzero(as_tuple=True)
+        positive = pairs.scores[rows, columns][:, None]
+        hinges = (self.margin - positive + pairs.scores[rows]).relu()
+        return torch.where(pairs.negative[rows], hinges, 0.0).sum()
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"margin={self.margin}, warmup_steps={self.warmup_steps}"

@@ -1,0 +1,78 @@
+r"""InfoNCE: a softmax over the batch, in both directions, with several positives per query.
+
+    L = ½ (L_rows + L_columns)
+    L_rows = mean_i mean_{p ∈ P(i)} −log( exp(α s_ip) / Σ_j exp(α s_ij) ),    α: learned scale
+
+P(i) holds every positive of query i. With one positive each this is CLIP's loss. Queries without a positive are left
+out of the mean (they still serve as negatives of the other direction). The softmax is invariant to adding a constant,
+and α is bounded, so the metric cannot lower the loss by growing without limit alone.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from gssf_plug.losses.pairs import Pairs, sort_pairs
+from gssf_plug.losses.scale import LearnedScale
+
+__all__ = ["InfoNCE"]
+
+
+class InfoNCE(nn.Module):
+    """Softmax contrastive loss over all pairs of a batch.
+
+    Args:
+        scale: α at the start, default 1/0.07 ≈ 14.3 (CLIP's). Below about 1 the softmax over cosines is nearly flat.
+        scale_range: bounds of α, default (1, 100).
+        learned_scale: train α (default) or keep it.
+
+    Shape:
+        scores (N, M), relevance (N, M), forbidden (N, M) -> scalar, float32 or better.
+
+    Raises:
+        ArgumentError: a scale outside its range; masks of another shape or dtype.
+
+    References:
+        van den Oord et al., arXiv 1807.03748; several positives: Khosla et al., SupCon, arXiv 2004.11362 (L_out).
+
+    Relations:
+        `Hinge` looks at the hardest negative alone, and depends on the scale of scores.
+
+    Example:
+        >>> scores = torch.eye(3)
+        >>> float(InfoNCE()(scores, scores > 0).detach()) < 1e-4
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: float = 1 / 0.07,
+        scale_range: tuple[float, float] = (1.0, 100.0),
+        learned_scale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.scale = LearnedScale(scale, *scale_range).requires_grad_(learned_scale)
+
+    def forward(
+        self,
+        scores: Float[Tensor, "n m"],
+        relevance: Bool[Tensor, "n m"],
+        *,
+        forbidden: Bool[Tensor, "n m"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of one batch; see the class."""
+        pairs = sort_pairs(scores, relevance, forbidden)
+        pairs = pairs._replace(scores=self.scale(pairs.scores))
+        return (_one_direction(pairs) + _one_direction(pairs.swapped())) / 2
+
+
+def _one_direction(pairs: Pairs) -> Float[Tensor, ""]:
+    counted = pairs.positive | pairs.negative
+    logits = pairs.scores.masked_fill(~counted, float("-inf"))
+    asks = pairs.positive.any(dim=1)
+    logits = torch.where(asks[:, None], logits, 0.0)  # a row of -inf alone would be NaN, in its gradient too
+    surprise = -logits.log_softmax(dim=1)
+    positives = pairs.positive.sum(dim=1).clamp_min(1)
+    per_query = torch.where(pairs.positive, surprise, 0.0).sum(dim=1) / positives
+    return per_query.sum() / asks.sum().clamp_min(1)
