@@ -1,7 +1,15 @@
-"""Ranking measures: exact, chunked, in %; `metric=None` means cosine."""
+"""Ranking measures: exact, chunked, in %; `metric=None` means cosine.
+
+The same measures as `evaluate` modules, loaded by path: `evaluate.load(str(MODULES / "reid_ranking"))`.
+"""
+
+from pathlib import Path
 
 from gssf_plug.evaluation.image_text import image_text_recall as image_text_recall
 from gssf_plug.evaluation.instance import instance_recall as instance_recall
 from gssf_plug.evaluation.reidentification import reid_ranking as reid_ranking
+from gssf_plug.evaluation.reranking import KReciprocal as KReciprocal
 
-__all__ = ["image_text_recall", "instance_recall", "reid_ranking"]
+MODULES = Path(__file__).parent / "modules"
+
+__all__ = ["MODULES", "KReciprocal", "image_text_recall", "instance_recall", "reid_ranking"]

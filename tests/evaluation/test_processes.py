@@ -1,0 +1,41 @@
+"""Two processes count their shares and receive what one process finds."""
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from gssf_plug.evaluation import image_text_recall, instance_recall, reid_ranking
+
+
+def evaluate_all(distributed):
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(50, 8, generator=generator)
+    labels = torch.randint(6, (50,), generator=generator)
+    cameras = torch.randint(3, (50,), generator=generator)
+    owners = torch.randint(20, (50,), generator=generator)
+    sides = (features[:20], features[20:], labels[:20], labels[20:], cameras[:20], cameras[20:])
+    return {
+        "reid": reid_ranking(*sides, query_chunk=3, distributed=distributed),
+        "instance": instance_recall(features, labels, query_chunk=60, distributed=distributed),  # nothing for rank 1
+        "image_text": image_text_recall(
+            features[:20], features, owners, image_chunk=6, text_chunk=9, folds=2, distributed=distributed
+        ),
+    }
+
+
+def work(rank, store, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    assert torch.distributed.get_world_size() == 2
+    torch.save(evaluate_all(distributed=True), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    torch.multiprocessing.spawn(work, args=(tmp_path / "store", tmp_path), nprocs=2)
+    right = evaluate_all(distributed=False)
+    for rank in (0, 1):
+        got = torch.load(tmp_path / f"{rank}.pt")
+        for task in right:
+            assert got[task] == pytest.approx(right[task]), task
