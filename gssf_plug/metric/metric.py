@@ -163,7 +163,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         return torch.empty_like(dense).index_put((self.grouping[:, None], self.grouping), dense)
 
     def log_determinant(self) -> Float[Tensor, ""]:
-        """Log |det(W ⊙ U)|, block by block; -inf where the matrix is singular."""
+        """Logarithm of the absolute determinant, ``log |det(W ⊙ U)|``, block by block; -inf where the matrix is singular."""
         return torch.linalg.slogdet(self.blocks()).logabsdet.sum()
 
     def penalty(self) -> Float[Tensor, ""]:

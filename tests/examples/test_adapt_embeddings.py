@@ -1,0 +1,24 @@
+"""The example runs to its table, saves a metric that loads, and searches."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from gssf_plug import GSSFMetric
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_quick_run(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "examples" / "adapt_embeddings.py"), "--quick", "--out", str(tmp_path)]
+    run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    table = (tmp_path / "table.md").read_text()
+    rows = [line.split("|")[1].strip() for line in table.splitlines()[2:] if line.startswith("|")]
+    assert rows[:3] == ["cosine", "cosine + learned scale", "GSSF Diag"]
+    assert len(rows) == 10
+    assert rows[-1] == "full matrix"
+    measures = [row.split("|")[3:6] for row in table.splitlines()[2:4]]
+    assert measures[0] == measures[1], "a scale cannot change a ranking"
+    assert GSSFMetric.from_pretrained(tmp_path / "metric").penalty() > 0
+    assert run.stdout.count("before:") == run.stdout.count("after:") == 5
