@@ -16,15 +16,25 @@ at the identity are our choices; the paper's could not be read.
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast, get_args
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from huggingface_hub import ModelCardData
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
+from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import Format, HubModule, load_strictly
+from gssf_plug.metric.arguments import (
+    Constraint,
+    Term,
+    canonical_terms,
+    check_adjacency,
+    check_constraint,
+    check_positive,
+    checked_block_size,
+    checked_grouping,
+)
 from gssf_plug.metric.structures import (
     BlockDiagonal,
     Dense,
@@ -36,10 +46,7 @@ from gssf_plug.metric.structures import (
     neutral_blocks,
 )
 
-__all__ = ["Constraint", "GSSFMetric", "Term"]
-
-Term = Literal["diagonal", "block_diagonal", "dense"]
-Constraint = Literal["symmetric", "psd"]
+__all__ = ["GSSFMetric", "normalize_rows"]
 
 
 class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache-2.0"):
@@ -89,20 +96,20 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         adjacency: Bool[Tensor, "dim dim"] | None = None,
     ) -> None:
         super().__init__()
-        _check_positive("dim", dim)
-        _check_constraint(constraint)
+        check_positive("dim", dim)
+        check_constraint(constraint)
         if adjacency is None:
-            self.terms: tuple[Term, ...] = _canonical_terms(terms)
-            self.block_size = _checked_block_size(block_size, dim) if "block_diagonal" in self.terms else block_size
+            self.terms: tuple[Term, ...] = canonical_terms(terms)
+            self.block_size = checked_block_size(block_size, dim) if "block_diagonal" in self.terms else block_size
             self.structures = _build_structures(dim, self.terms, block_size)
         else:
-            _check_adjacency(adjacency, dim, constraint)
+            check_adjacency(adjacency, dim, constraint)
             self.terms, self.block_size = (), dim
             self.structures = nn.ModuleDict({"adjacency": Masked(adjacency)})
         self.dim = dim
         self.normalize = normalize
         self.constraint: Constraint | None = constraint
-        self._set_grouping(grouping)
+        self.register_buffer("grouping", None if grouping is None else checked_grouping(grouping, dim))
 
     def forward(
         self, queries: Float[Tensor, "*#batch n dim"], gallery: Float[Tensor, "*#batch m dim"]
@@ -163,7 +170,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         return torch.empty_like(dense).index_put((self.grouping[:, None], self.grouping), dense)
 
     def log_determinant(self) -> Float[Tensor, ""]:
-        """Logarithm of the absolute determinant, ``log |det(W ⊙ U)|``, block by block; -inf where the matrix is singular."""
+        """``log(abs(det(W ⊙ U)))``, block by block; -inf where the matrix is singular."""
         return torch.linalg.slogdet(self.blocks()).logabsdet.sum()
 
     def penalty(self) -> Float[Tensor, ""]:
@@ -243,20 +250,6 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
                 f"Project the features to {self.dim}, or build GSSFMetric with their width.",
             )
 
-    def _set_grouping(self, grouping: Tensor | None) -> None:
-        if grouping is None:
-            self.register_buffer("grouping", None)
-            return
-        permutation = torch.as_tensor(grouping).long()
-        if permutation.shape != (self.dim,) or not torch.equal(permutation.sort().values.cpu(), torch.arange(self.dim)):
-            raise ArgumentError(
-                "grouping",
-                f"be a permutation of 0 … {self.dim - 1}",
-                f"shape {tuple(permutation.shape)}",
-                "Take it from gssf_plug.metric.group_channels, or torch.randperm(dim).",
-            )
-        self.register_buffer("grouping", permutation.clone())
-
 
 def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
     """x / ‖x‖ over the last dimension, computed in float32 or better; a zero row stays zero."""
@@ -277,64 +270,3 @@ def _build_structures(dim: int, terms: tuple[Term, ...], block_size: int) -> nn.
         else:
             built[term] = Dense(dim, identity=identity)
     return nn.ModuleDict(built)
-
-
-def _canonical_terms(terms: Sequence[str]) -> tuple[Term, ...]:
-    known = get_args(Term)
-    if isinstance(terms, str) or not terms or len(set(terms)) != len(terms):
-        raise ArgumentError("terms", "be a tuple of different term names", repr(terms), f"Choose from {known}.")
-    for term in terms:
-        if term not in known:
-            raise ArgumentError("terms", f"hold only {known}", repr(term), near_matches(str(term), known))
-    return tuple(term for term in known if term in terms)
-
-
-def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(name, "be a whole number of at least 1", repr(value), "Give the width of the features.")
-
-
-def _checked_block_size(block_size: int, dim: int) -> int:
-    _check_positive("block_size", block_size)
-    if dim % block_size:
-        divisors = [size for size in range(1, dim + 1) if dim % size == 0]
-        raise ArgumentError("block_size", f"divide dim={dim}", block_size, f"Use one of {divisors}.")
-    return block_size
-
-
-def _check_constraint(constraint: str | None) -> None:
-    if constraint is not None and constraint not in get_args(Constraint):
-        raise ArgumentError(
-            "constraint",
-            f"be None or one of {get_args(Constraint)}",
-            repr(constraint),
-            near_matches(str(constraint), get_args(Constraint)),
-        )
-
-
-def _check_adjacency(adjacency: Tensor, dim: int, constraint: str | None) -> None:
-    if adjacency.dtype != torch.bool or adjacency.shape != (dim, dim):
-        got = f"{adjacency.dtype} of shape {tuple(adjacency.shape)}"
-        raise ArgumentError("adjacency", f"be a boolean matrix of {dim}×{dim}", got, "Convert it with .bool().")
-    if not bool(adjacency.diagonal().all()):
-        missing = int((~adjacency.diagonal()).nonzero()[0])
-        raise ArgumentError(
-            "adjacency",
-            "contain the diagonal, or the metric cannot start neutral",
-            f"False at ({missing}, {missing})",
-            "Set it with adjacency.fill_diagonal_(True).",
-        )
-    if constraint == "psd":
-        raise ArgumentError(
-            "adjacency",
-            "not be used with constraint='psd', since LᵀL leaves U",
-            "both",
-            "Drop one of the two.",
-        )
-    if constraint == "symmetric" and not torch.equal(adjacency, adjacency.T):
-        raise ArgumentError(
-            "adjacency",
-            "be symmetric for constraint='symmetric'",
-            "an asymmetric one",
-            "Use adjacency | adjacency.T.",
-        )

@@ -1,0 +1,103 @@
+"""The options of a metric, checked once when it is built: every rule, what came, and what to do instead."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError, near_matches
+
+__all__ = [
+    "Constraint",
+    "Term",
+    "canonical_terms",
+    "check_adjacency",
+    "check_constraint",
+    "check_positive",
+    "checked_block_size",
+    "checked_grouping",
+]
+
+Term = Literal["diagonal", "block_diagonal", "dense"]
+Constraint = Literal["symmetric", "psd"]
+
+
+def canonical_terms(terms: Sequence[str]) -> tuple[Term, ...]:
+    """The terms in the order in which they are built; the first one starts at the identity."""
+    known = get_args(Term)
+    if isinstance(terms, str) or not terms or len(set(terms)) != len(terms):
+        raise ArgumentError("terms", "be a tuple of different term names", repr(terms), f"Choose from {known}.")
+    for term in terms:
+        if term not in known:
+            raise ArgumentError("terms", f"hold only {known}", repr(term), near_matches(str(term), known))
+    return tuple(term for term in known if term in terms)
+
+
+def check_positive(name: str, value: int) -> None:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(name, "be a whole number of at least 1", repr(value), "Give the width of the features.")
+
+
+def checked_block_size(block_size: int, dim: int) -> int:
+    """A divisor of `dim`."""
+    check_positive("block_size", block_size)
+    if dim % block_size:
+        divisors = [size for size in range(1, dim + 1) if dim % size == 0]
+        raise ArgumentError("block_size", f"divide dim={dim}", block_size, f"Use one of {divisors}.")
+    return block_size
+
+
+def check_constraint(constraint: str | None) -> None:
+    """None, or one of the known names."""
+    if constraint is not None and constraint not in get_args(Constraint):
+        raise ArgumentError(
+            "constraint",
+            f"be None or one of {get_args(Constraint)}",
+            repr(constraint),
+            near_matches(str(constraint), get_args(Constraint)),
+        )
+
+
+def check_adjacency(adjacency: Tensor, dim: int, constraint: str | None) -> None:
+    """A boolean D×D matrix with a full diagonal that suits the constraint."""
+    if adjacency.dtype != torch.bool or adjacency.shape != (dim, dim):
+        got = f"{adjacency.dtype} of shape {tuple(adjacency.shape)}"
+        raise ArgumentError("adjacency", f"be a boolean matrix of {dim}×{dim}", got, "Convert it with .bool().")
+    if not bool(adjacency.diagonal().all()):
+        missing = int((~adjacency.diagonal()).nonzero()[0])
+        raise ArgumentError(
+            "adjacency",
+            "contain the diagonal, or the metric cannot start neutral",
+            f"False at ({missing}, {missing})",
+            "Set it with adjacency.fill_diagonal_(True).",
+        )
+    if constraint == "psd":
+        raise ArgumentError(
+            "adjacency",
+            "not be used with constraint='psd', since LᵀL leaves U",
+            "both",
+            "Drop one of the two.",
+        )
+    if constraint == "symmetric" and not torch.equal(adjacency, adjacency.T):
+        raise ArgumentError(
+            "adjacency",
+            "be symmetric for constraint='symmetric'",
+            "an asymmetric one",
+            "Use adjacency | adjacency.T.",
+        )
+
+
+def checked_grouping(grouping: Int[Tensor, " dim"], dim: int) -> Int[Tensor, " dim"]:
+    """A copy of a permutation of 0 … D-1, in int64."""
+    permutation = torch.as_tensor(grouping).long().clone()
+    if permutation.shape != (dim,) or not torch.equal(permutation.sort().values.cpu(), torch.arange(dim)):
+        raise ArgumentError(
+            "grouping",
+            f"be a permutation of 0 … {dim - 1}",
+            f"shape {tuple(permutation.shape)}",
+            "Take it from gssf_plug.metric.group_channels, or torch.randperm(dim).",
+        )
+    return permutation
