@@ -154,7 +154,8 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         if self.constraint == "symmetric":
             return (blocks + blocks.mT) / 2
         if self.constraint == "psd":
-            return blocks.mT @ blocks
+            with torch.autocast(blocks.device.type, enabled=False):  # 1 + δ must not be rounded to half precision
+                return blocks.mT @ blocks
         return blocks
 
     def deviation(self) -> Float[Tensor, "blocks size size"]:
@@ -171,7 +172,9 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
 
     def log_determinant(self) -> Float[Tensor, ""]:
         """``log(abs(det(W ⊙ U)))``, block by block; -inf where the matrix is singular."""
-        return torch.linalg.slogdet(self.blocks()).logabsdet.sum()
+        blocks = self.blocks()
+        precise = blocks.to(torch.promote_types(blocks.dtype, torch.float32))
+        return torch.linalg.slogdet(precise).logabsdet.sum()
 
     def penalty(self) -> Float[Tensor, ""]:
         r"""Distance from neutral, zero exactly there: Σ_m (w_m - 1)² + Σ_k ‖B_k - start‖_F.

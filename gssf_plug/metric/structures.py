@@ -171,8 +171,9 @@ def coarsen(blocks: Float[Tensor, "fine s s"], size: int) -> Float[Tensor, "coar
         return blocks
     ratio = size // fine
     eye = torch.eye(ratio, dtype=blocks.dtype, device=blocks.device)
-    nested = blocks.reshape(count // ratio, ratio, fine, fine)
-    return torch.einsum("krab,rq->kraqb", nested, eye).reshape(count // ratio, size, size)
+    nested = blocks.reshape(count // ratio, ratio, fine, 1, fine)
+    placed = nested * eye[:, None, :, None]  # elementwise: autocast would round a matmul with the identity
+    return placed.reshape(count // ratio, size, size)
 
 
 def multiply(x: Float[Tensor, "*n dim"], deviation: Float[Tensor, "k s s"]) -> Float[Tensor, "*n dim"]:

@@ -165,6 +165,16 @@ class MetricContract:
         assert scores.dtype == torch.bfloat16
         torch.testing.assert_close(scores.double(), self.reference_scores(metric, x, y), atol=0.1, rtol=0)
 
+    def test_small_deviations_survive_autocast(self) -> None:
+        """Rounded to the grid of bfloat16 around 1, deviations of 1e-3 would vanish or double."""
+        metric = self.make(perturbed=False)
+        with torch.no_grad():
+            for parameter in metric.parameters():
+                parameter.add_(1e-3 * torch.randn_like(parameter))
+        exact = metric.deviation()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(metric.deviation(), exact, atol=1e-7, rtol=1e-3)
+
     def test_raw_vectors_without_normalisation(self) -> None:
         metric = self.make(normalize=False).double()
         x, y = torch.randn(5, DIM, dtype=torch.float64), torch.randn(7, DIM, dtype=torch.float64)
