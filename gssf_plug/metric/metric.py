@@ -16,7 +16,7 @@ at the identity are our choices; the paper's could not be read.
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from huggingface_hub import ModelCardData
@@ -43,10 +43,24 @@ from gssf_plug.metric.structures import (
     Structure,
     coarsen,
     multiply,
+    multiply_kept,
     neutral_blocks,
 )
 
-__all__ = ["GSSFMetric", "normalize_rows"]
+__all__ = ["GSSFMetric", "Pruned", "normalize_rows"]
+
+
+class Pruned(NamedTuple):
+    """What `prune` did.
+
+    Per term the numbers of the blocks that are `dropped` by now and how many `blocks` there were; the metric's
+    parameters `before` and `after`.
+    """
+
+    dropped: dict[Term, list[int]]
+    blocks: dict[Term, int]
+    before: int
+    after: int
 
 
 class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache-2.0"):
@@ -134,12 +148,12 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         return (self.fold(x) * self.gallery(y)).sum(-1)
 
     def fold(self, queries: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """The query side, x̂ (W ⊙ U), in the caller's channel order; costs N·D·b for N queries."""
+        """The query side, x̂ (W ⊙ U), in the caller's channel order; costs N·D·b for N queries, less where pruned."""
         self._check_width("queries", queries)
         x = normalize_rows(queries) if self.normalize else queries
         if self.grouping is None:
-            return multiply(x, self.deviation())
-        folded = multiply(x[..., self.grouping], self.deviation())
+            return self._multiply(x)
+        folded = self._multiply(x[..., self.grouping])
         return torch.empty_like(folded).index_copy(-1, self.grouping, folded)
 
     def gallery(self, items: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
@@ -149,8 +163,9 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
 
     def blocks(self) -> Float[Tensor, "blocks size size"]:
         """The matrix as diagonal blocks, constraint applied, channels in the order of `grouping`."""
-        size = max(structure.block_size for structure in self._each())
-        blocks = reduce(torch.add, [coarsen(structure.blocks(), size) for structure in self._each()])
+        parts = [structure.blocks() for structure in self._each()]
+        size = max(part.shape[-1] for part in parts)
+        blocks = reduce(torch.add, [coarsen(part, size) for part in parts])
         if self.constraint == "symmetric":
             return (blocks + blocks.mT) / 2
         if self.constraint == "psd":
@@ -184,6 +199,31 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         `constraint="psd"` it is the distance of L. For `adjacency` see `Masked`.
         """
         return torch.stack([structure.penalty() for structure in self._each()]).sum()
+
+    @torch.no_grad()
+    def prune(self, threshold: float) -> Pruned:
+        """Return blocks near neutral to neutral and drop them: from the fold's cost, the parameters and the files.
+
+        Train with `penalty()` in the loss, prune, and train on if wanted: a dropped block stays neutral. The parameters
+        are new ones, so an optimizer made before must be made again. What `diagonal` learned is kept.
+
+        Args:
+            threshold: blocks with ‖B_k - start‖_F up to this are dropped, at least 0. With `constraint="psd"` B_k is a
+                block of L.
+
+        Raises:
+            ArgumentError: a negative threshold, or a metric without blocks.
+        """
+        blocked = {name: part for name, part in self.structures.items() if isinstance(part, BlockDiagonal)}
+        if not blocked:
+            rule, remedy = "hold 'block_diagonal' or 'dense' where blocks are pruned", "There is nothing to drop."
+            raise ArgumentError("terms", rule, repr(self.terms), remedy)
+        if not threshold >= 0:
+            raise ArgumentError("threshold", "be at least 0", threshold, "Read block distances off `penalty()`.")
+        before = _count_parameters(self)
+        dropped = {cast(Term, name): part.drop(threshold).tolist() for name, part in blocked.items()}
+        blocks = {cast(Term, name): self.dim // part.block_size for name, part in blocked.items()}
+        return Pruned(dropped, blocks, before, _count_parameters(self))
 
     def reset_parameters(self) -> None:
         """Back to neutral: scores equal cosine again."""
@@ -226,13 +266,14 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
             raise CheckpointError(
                 folder, f"has a configuration that does not hold together ({error})", "Save it again."
             ) from error
+        metric._adopt_kept(tensors, folder)
         load_strictly(metric, tensors, folder)
         return metric
 
     def model_card(self) -> str:
         """Front matter, what it is, how to load it."""
         front = ModelCardData(license="apache-2.0", library_name="gssf-plug", tags=["metric-learning", "gssf"])
-        parameters = sum(parameter.numel() for parameter in self.parameters())
+        parameters = _count_parameters(self)
         return (
             f"---\n{front.to_yaml()}\n---\n\n# GSSF metric\n\n"
             "A learned similarity x̂ᵀ(W⊙U)ŷ (GSSF, IEEE TIP 2024, arXiv 2410.15266) for features of "
@@ -244,6 +285,28 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
     def _each(self) -> list[Structure]:
         return [cast(Structure, structure) for structure in self.structures.values()]
 
+    def _multiply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """x (W ⊙ U), channels in the order of `grouping`."""
+        deviation = self.deviation()
+        kept = [
+            part.kept
+            for part in self._each()
+            if isinstance(part, BlockDiagonal) and part.block_size == deviation.shape[-1] > 1
+        ]
+        if len(kept) != 1 or kept[0] is None or len(kept[0]) == 0:
+            return multiply(x, deviation)
+        return multiply_kept(x, deviation, kept[0])
+
+    def _adopt_kept(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        for name, part in self.structures.items():
+            kept = tensors.get(f"structures.{name}.kept")
+            if kept is None or not isinstance(part, BlockDiagonal):
+                continue
+            try:
+                part.adopt_kept(kept)
+            except ArgumentError as error:
+                raise CheckpointError(folder, f"holds an impossible pruning ({error})", "Save it again.") from error
+
     def _check_width(self, name: str, features: Tensor) -> None:
         if features.ndim == 0 or features.shape[-1] != self.dim:
             raise ArgumentError(
@@ -252,6 +315,10 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
                 f"shape {tuple(features.shape)}",
                 f"Project the features to {self.dim}, or build GSSFMetric with their width.",
             )
+
+
+def _count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:

@@ -12,9 +12,14 @@ and are plain functions below. A structure starts either at the identity or at z
 the identity.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from gssf_plug.errors import ArgumentError
 
 __all__ = [
     "BlockDiagonal",
@@ -24,6 +29,7 @@ __all__ = [
     "Structure",
     "coarsen",
     "multiply",
+    "multiply_kept",
     "neutral_blocks",
 ]
 
@@ -94,29 +100,74 @@ class Diagonal(Structure):
 class BlockDiagonal(Structure):
     """U = blkdiag(1_{b×b}, …): every channel meets the others of its block. The paper's B-Diag term.
 
-    The penalty is the group lasso Σ_k ‖B_k - start‖_F over blocks, which draws whole blocks to their start.
+    The penalty is the group lasso Σ_k ‖B_k - start‖_F over blocks, which draws whole blocks to their start. A dropped
+    block stays there: only the `kept` ones are stored, trained and multiplied (None: all of them).
     """
+
+    kept: Int[Tensor, " kept"] | None
 
     def __init__(self, dim: int, block_size: int, *, identity: bool = False) -> None:
         super().__init__(dim, block_size, identity)
         self.weight = nn.Parameter(torch.empty(dim // block_size, block_size, block_size))
+        self.register_buffer("kept", None)
         self.reset_parameters()
 
-    def start(self) -> Float[Tensor, "blocks size size"]:
+    def start(self) -> Float[Tensor, "kept size size"]:
         """Identity blocks, or zeros."""
         return float(self.identity) * neutral_blocks(self.weight)
 
     def blocks(self) -> Float[Tensor, "blocks size size"]:
-        """The parameters themselves."""
-        return self.weight
+        """The parameters themselves, dropped blocks at their start; D blocks of 1×1 where all are dropped."""
+        if self.kept is None:
+            return self.weight
+        if len(self.kept) == 0:
+            return self.weight.new_full((self.dim, 1, 1), float(self.identity))
+        shape = (self.dim // self.block_size, self.block_size, self.block_size)
+        start = float(self.identity) * neutral_blocks(self.weight.new_empty(shape))
+        return start.index_copy(0, self.kept, self.weight)
+
+    def distances(self) -> Float[Tensor, " kept"]:
+        """‖B_k - start‖_F of every kept block."""
+        return torch.linalg.vector_norm(self.weight - self.start(), dim=(-2, -1))
 
     def penalty(self) -> Float[Tensor, ""]:
         """Sum of Frobenius norms."""
-        return torch.linalg.vector_norm(self.weight - self.start(), dim=(-2, -1)).sum()
+        return self.distances().sum()
+
+    def drop(self, threshold: float) -> Int[Tensor, " dropped"]:
+        """Drop the blocks within `threshold` of their start; the numbers of all that are dropped by now."""
+        everything = torch.arange(self.dim // self.block_size, device=self.weight.device)
+        far = self.distances() > threshold
+        kept = (everything if self.kept is None else self.kept)[far]
+        if not bool(far.all()):
+            self.weight = nn.Parameter(self.weight.detach()[far].clone(), requires_grad=self.weight.requires_grad)
+            self.kept = kept
+        return everything[~torch.isin(everything, kept)]
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"dim={self.dim}, block_size={self.block_size}, parameters={self.weight.numel()}"
+        dropped = "" if self.kept is None else f", dropped={self.dim // self.block_size - len(self.kept)}"
+        return f"dim={self.dim}, block_size={self.block_size}, parameters={self.weight.numel()}{dropped}"
+
+    def adopt_kept(self, kept: Int[Tensor, " kept"]) -> None:
+        """Take over which blocks another metric kept; the weights that belong to them are loaded afterwards.
+
+        Raises:
+            ArgumentError: not increasing block numbers.
+        """
+        blocks = self.dim // self.block_size
+        in_order = bool((kept.diff() > 0).all()) and bool(((kept >= 0) & (kept < blocks)).all())
+        if kept.ndim != 1 or kept.dtype != torch.long or not in_order:
+            got = f"{kept.dtype} of shape {tuple(kept.shape)}"
+            raise ArgumentError("kept", f"be increasing block numbers below {blocks}", got, "Save the metric again.")
+        self.weight = nn.Parameter(self.weight.detach().new_zeros(len(kept), self.block_size, self.block_size))
+        self.kept = kept.to(self.weight.device).clone()
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        kept = state_dict.get(prefix + "kept")
+        if kept is not None and (self.kept is None or not torch.equal(kept.cpu(), self.kept.cpu())):
+            self.adopt_kept(kept)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class Dense(BlockDiagonal):
@@ -190,3 +241,16 @@ def multiply(x: Float[Tensor, "*n dim"], deviation: Float[Tensor, "k s s"]) -> F
         return x + x @ deviation[0]
     rows = x.reshape(-1, count, size).transpose(0, 1)
     return torch.baddbmm(rows, rows, deviation).transpose(0, 1).reshape(x.shape)
+
+
+def multiply_kept(
+    x: Float[Tensor, "*n dim"], deviation: Float[Tensor, "k s s"], kept: Int[Tensor, " kept"]
+) -> Float[Tensor, "*n dim"]:
+    """x (I + Δ) where blocks outside `kept` are diagonal: those cost one product per channel, the kept ones s."""
+    count, size, _ = deviation.shape
+    deviation = deviation.to(x.dtype)
+    diagonal = deviation.diagonal(dim1=1, dim2=2)
+    coupling = deviation[kept] - torch.diag_embed(diagonal[kept])
+    rows = x.reshape(-1, count, size)
+    added = torch.bmm(rows[:, kept].transpose(0, 1), coupling).transpose(0, 1)
+    return torch.addcmul(rows, rows, diagonal).index_add(1, kept, added).reshape(x.shape)
