@@ -1,0 +1,180 @@
+"""Checkpoints of a run that may die at any moment: a folder per step, complete or absent.
+
+    run/checkpoints/step-00000120/     Accelerate's state (weights, optimizer, scaler, generators) and progress.json
+    run/checkpoints/.step-….tmp        being written, or left by a crash: never read, removed at the next start
+
+A folder is written under a temporary name, flushed to disk and renamed; only then are older ones deleted, each after a
+rename of its own. So whatever kills the process, the newest `step-…` is whole. The files are Accelerate's (pickle for
+the optimizer): trusted, local files. To publish weights use `save_pretrained`.
+"""
+
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from gssf_plug.distributed import gather_detached
+from gssf_plug.errors import CheckpointError
+
+__all__ = ["FORMAT_VERSION", "Checkpoints"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+PROGRESS = "progress.json"
+# torch.save reports a full disk as RuntimeError, safetensors as its own; damaged files come as any of these too.
+_FAILURES = (OSError, RuntimeError, SafetensorError, EOFError, KeyError, ValueError)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they are; created at the first write.
+        keep: how many of the last stay, at least 1.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        found = self._all()
+        return found[-1] if found else None
+
+    def clean(self) -> None:
+        """Remove what a crash left half written or half deleted. One process calls it."""
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def write(self, accelerator: Accelerator, step: int, progress: Mapping[str, Any]) -> None:
+        """Save the state of `accelerator` and `progress` as checkpoint `step`. Every process must call it.
+
+        Raises:
+            CheckpointError: the disk refuses; on every process, and the last checkpoint is untouched.
+        """
+        final = self.folder / f"step-{step:08d}"
+        if final.exists():
+            return  # a resumed run that was stopped again before its first step
+        temporary = self.folder / f".{final.name}.tmp"
+        header = {"format_version": FORMAT_VERSION, "processes": accelerator.num_processes}
+        main = accelerator.is_main_process
+        phases = [
+            (main, partial(_open, temporary, {**header, **progress})),
+            (True, partial(accelerator.save_state, str(temporary))),
+            (main, partial(_publish, temporary, final)),
+        ]
+        for concerned, phase in phases:
+            failure = _attempt(phase) if concerned else None
+            failed = torch.tensor([failure is not None], device=accelerator.device)
+            if bool(gather_detached(failed).any()):  # also the barrier between the phases
+                if main:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                raise self._refused(final, failure) from failure
+        if main:
+            self._prune()
+
+    def describe(self, path: Path) -> dict[str, Any]:
+        """The progress that checkpoint `path` was written with; nothing is loaded yet.
+
+        Raises:
+            CheckpointError: it is damaged, or of a newer format.
+        """
+        try:
+            progress: dict[str, Any] = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
+            version = progress["format_version"]
+        except (OSError, ValueError, KeyError) as error:
+            raise _damaged(path, error) from error
+        if version > FORMAT_VERSION:
+            problem = f"is in format version {version}, and this gssf-plug reads up to {FORMAT_VERSION}"
+            raise CheckpointError(path, problem, "Upgrade gssf-plug to resume it.")
+        return progress
+
+    def load(self, accelerator: Accelerator, path: Path) -> None:
+        """Load checkpoint `path` into what `accelerator` prepared, the generators last.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        written, now = self.describe(path)["processes"], accelerator.num_processes
+        try:
+            if written == now:  # Accelerate passes over missing generators in silence
+                torch.load(path / f"random_states_{accelerator.process_index}.pkl", weights_only=False)
+            accelerator.load_state(str(path))
+        except (*_FAILURES, pickle.UnpicklingError) as error:
+            raise _damaged(path, error) from error
+        if written != now:
+            logger.warning(
+                "'%s' was written by %d processes and is resumed by %d: same batches, other dropout", path, written, now
+            )
+
+    def _refused(self, final: Path, failure: Exception | None) -> CheckpointError:
+        latest = self.latest()
+        kept = f"'{latest}' is untouched" if latest is not None else "there is no earlier one"
+        reason = failure if failure is not None else "another process failed; see its message"
+        return CheckpointError(
+            final,
+            f"could not be written ({reason})",
+            f"Free some disk space, or make the folder writable, and call train(resume=True); {kept}.",
+        )
+
+    def _prune(self) -> None:
+        for old in self._all()[: -self.keep]:
+            doomed = old.with_name(f".{old.name}.old")
+            os.replace(old, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        path,
+        f"is damaged ({type(error).__name__}: {error})",
+        f"Delete '{path}' to resume from the checkpoint before it, or start anew in another folder.",
+    )
+
+
+def _attempt(phase: Callable[[], object]) -> Exception | None:
+    try:
+        phase()
+    except _FAILURES as error:
+        return error
+    return None
+
+
+def _open(temporary: Path, progress: Mapping[str, Any]) -> None:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    (temporary / PROGRESS).write_text(json.dumps(progress, indent=2), encoding="utf-8")
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Everything to disk, then the rename that makes it a checkpoint, then that to disk too."""
+    for file in [*temporary.iterdir(), temporary]:
+        _flush(file)
+    os.replace(temporary, final)
+    _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
+    """To disk, so that the rename is not on it before the content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some systems cannot flush a folder
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,133 @@
+"""RetrievalConfig: what a training run is, in one frozen dataclass that is checked at once."""
+
+import math
+import os
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from gssf_plug.errors import ArgumentError, near_matches
+
+__all__ = ["RetrievalConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """A recipe.
+
+    Args:
+        output_dir: folder of the run: checkpoints, best weights, log.
+        epochs: passes over the training data.
+        batch_size: rows of one batch, of all processes together: a run on eight GPUs sees the batches of one.
+        eval_batch_size: rows encoded at once in evaluation, of all processes together.
+        accumulation: batches per optimizer step; their losses are averaged (negatives come from one batch each).
+        learning_rate: of everything that has no rate of its own.
+        metric_learning_rate: of the metric's parameters. They start neutral and need a higher rate; 2e-2 ruins them.
+        encoder_learning_rate: of the encoders, where they are pretrained; None means `learning_rate`.
+        weight_decay: AdamW's; never on metric, loss, biases, normalisation layers or other vectors and scalars.
+        warmup: share of the steps in which the rates rise linearly from 0, 0 … 1.
+        schedule: how the rates go on: "cosine" or "linear" to 0, "step" to a tenth after 60 % of the steps, "constant".
+        max_gradient_norm: clip the norm of all gradients to this; None does not clip.
+        mixed_precision: "no", "bf16" or "fp16", Accelerate's.
+        seed: of initial shuffling, augmentation and dropout.
+        eval_every: optimizer steps between evaluations; None means every epoch.
+        checkpoint_every: optimizer steps between checkpoints; None means every epoch.
+        keep_checkpoints: how many of the last checkpoints stay on disk.
+        best: measure by which the best weights are kept; larger is better.
+        on_nan: a loss or gradient that is not finite "stop"s the run or lets it "skip" the step.
+        on_unreadable: a row that cannot be read "raise"s, or is "skip"ped and counted.
+        num_workers: processes that read data; 0 reads in this one. Results do not depend on it.
+        log_every: optimizer steps between lines of the log.
+        trackers: names of Accelerate trackers, such as ("tensorboard",).
+        progress: show a progress bar.
+
+    Raises:
+        ArgumentError: a value of another type or outside its range.
+    """
+
+    output_dir: str | os.PathLike[str]
+    epochs: int = 10
+    batch_size: int = 128
+    eval_batch_size: int = 256
+    accumulation: int = 1
+    learning_rate: float = 5e-4
+    metric_learning_rate: float = 2e-3
+    encoder_learning_rate: float | None = None
+    weight_decay: float = 1e-4
+    warmup: float = 0.05
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    max_gradient_norm: float | None = 2.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: int = 0
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    keep_checkpoints: int = 2
+    best: str = "rsum"
+    on_nan: Literal["stop", "skip"] = "stop"
+    on_unreadable: Literal["raise", "skip"] = "raise"
+    num_workers: int = 0
+    log_every: int = 10
+    trackers: tuple[str, ...] = ()
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), hints[field.name])
+        for name in _AT_LEAST_ONE:
+            _check_range(name, getattr(self, name), 1, math.inf)
+        for name in _AT_LEAST_ZERO:
+            _check_range(name, getattr(self, name), 0, math.inf)
+        _check_range("warmup", self.warmup, 0, 1)
+        if self.max_gradient_norm == 0:
+            raise ArgumentError("max_gradient_norm", "be above 0, or None", 0, "With 0 nothing would train.")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "output_dir": os.fspath(self.output_dir), "trackers": list(self.trackers)}
+
+    def changes_results(self) -> dict[str, Any]:
+        """Those fields that a resumed run must share with the one it continues."""
+        return {name: value for name, value in self.to_json().items() if name not in _FREE_ON_RESUME}
+
+
+_AT_LEAST_ONE = (
+    "epochs", "batch_size", "eval_batch_size", "accumulation", "eval_every", "checkpoint_every", "keep_checkpoints",
+    "log_every",
+)  # fmt: skip
+_AT_LEAST_ZERO = (
+    "learning_rate", "metric_learning_rate", "encoder_learning_rate", "weight_decay", "max_gradient_norm", "seed",
+    "num_workers",
+)  # fmt: skip
+_FREE_ON_RESUME = {
+    "output_dir", "eval_batch_size", "checkpoint_every", "keep_checkpoints", "on_nan", "num_workers", "trackers",
+    "progress",
+}  # fmt: skip
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """YAML gives `5e-4` as a string and any Literal unchecked, so nothing is taken on trust."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ArgumentError(
+                name, f"be one of {get_args(hint)}", repr(value), near_matches(str(value), hint.__args__)
+            )
+        return
+    allowed = tuple(get_origin(part) or part for part in get_args(hint) or (hint,)) if hint != tuple[str, ...] else ()
+    if hint == tuple[str, ...]:
+        right = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    elif isinstance(value, bool):
+        right = bool in allowed
+    else:
+        right = isinstance(value, (*allowed, int) if float in allowed else allowed)
+    if not right:
+        wanted = getattr(hint, "__name__", None) if not get_args(hint) else str(hint)
+        remedy = "In YAML write 0.0005, or 5.0e-4: '5e-4' is read as text." if isinstance(value, str) else "Convert it."
+        raise ArgumentError(name, f"be of type {wanted}", f"{value!r} of type {type(value).__name__}", remedy)
+
+
+def _check_range(name: str, value: float | None, lowest: float, highest: float) -> None:
+    if value is not None and not (lowest <= value <= highest and math.isfinite(value)):
+        bounds = f"at least {lowest}" if highest == math.inf else f"between {lowest} and {highest}"
+        raise ArgumentError(name, f"be {bounds} and finite", value, "See the description in RetrievalConfig.")

@@ -1,0 +1,1 @@
+"""Reading images, and data sets in the layouts people have them in."""

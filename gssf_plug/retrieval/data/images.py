@@ -1,0 +1,114 @@
+"""Images from files, bytes, `datasets` columns or PIL, to tensors; one that cannot be read is named by its file.
+
+Needs Pillow and torch alone.
+"""
+
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from gssf_plug.errors import GSSFError
+
+__all__ = ["UNREADABLE", "ImageRows", "Rows", "UnreadableError", "image_tensor", "open_image"]
+
+# What Pillow raises for damaged files; a `ValueError` or `TypeError` is a bug of the caller and passes through.
+UNREADABLE = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+class UnreadableError(GSSFError, OSError):
+    """A row or a file that cannot be read.
+
+    Args:
+        what: the file or row.
+        problem: what the reader said.
+    """
+
+    def __init__(self, what: str, problem: object) -> None:
+        super().__init__(f"{what} cannot be read: {problem}")
+
+
+class Rows(Protocol):
+    """A map-style data set."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """One row."""
+        ...
+
+
+def open_image(source: Any) -> Image.Image:
+    """An RGB image, decoded.
+
+    Args:
+        source: a path; encoded bytes; what `datasets.Image(decode=False)` gives, {"path": ..., "bytes": ...}; or a PIL
+            image.
+
+    Raises:
+        UnreadableError: names the file, or the number of bytes where there is none.
+    """
+    path, content = _path_and_bytes(source)
+    name = f"image '{path}'" if path else f"an image of {len(content or b'')} bytes"
+    try:
+        if isinstance(source, Image.Image):
+            return source.convert("RGB")
+        with Image.open(io.BytesIO(content) if content is not None else Path(path)) as image:
+            return image.convert("RGB")
+    except UNREADABLE as error:
+        raise UnreadableError(name, error) from error
+
+
+def image_tensor(image: Image.Image, size: int | None = None) -> UInt8[Tensor, "3 h w"]:
+    """Pixels of an image as bytes, channels first; with `size` resized to size×size (bicubic, antialiased)."""
+    image = image.convert("RGB")
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(image.height, image.width, 3).permute(2, 0, 1).contiguous()
+
+
+class ImageRows:
+    """Rows of a data set with one column of images decoded, and passed through a function, when a row is read.
+
+    Args:
+        rows: map-style data set of mappings. Of a `datasets.Dataset` give it with `Image(decode=False)`, so that
+            decoding, and its errors, happen here.
+        column: the column of images, default "image".
+        transform: RGB image to anything, default `image_tensor`.
+
+    Raises:
+        UnreadableError: when a row is read, naming file and row.
+    """
+
+    def __init__(
+        self, rows: Rows, *, column: str = "image", transform: Callable[[Image.Image], Any] = image_tensor
+    ) -> None:
+        self.rows = rows
+        self.column = column
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        return {**row, self.column: self.transform(open_image(row[self.column]))}
+
+
+def _path_and_bytes(source: Any) -> tuple[str, bytes | None]:
+    if isinstance(source, Mapping):
+        return source.get("path") or "", source.get("bytes")
+    if isinstance(source, bytes):
+        return "", source
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source), None
+    return getattr(source, "filename", "") or "", None

@@ -1,0 +1,42 @@
+"""A whole data set through a model: features and ids of all rows, in order, on every process."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from tqdm import tqdm
+
+from gssf_plug.retrieval.batches import BatchReader, load_batches
+from gssf_plug.retrieval.models import Embedding, RetrievalModel
+from gssf_plug.retrieval.objective import gather_embedding
+
+__all__ = ["embed_rows"]
+
+
+@torch.no_grad()
+def embed_rows(
+    model: RetrievalModel, reader: BatchReader, accelerator: Accelerator, *, workers: int = 0, progress: bool = False
+) -> tuple[Embedding, list[str]]:
+    """Encode every batch of `reader` in evaluation mode.
+
+    Args:
+        model: left in the mode it was in.
+        reader: reads this process's part of each batch.
+        accelerator: device and mixed precision.
+        workers: processes that read ahead.
+        progress: show a bar.
+
+    Returns:
+        The embedding of all rows that could be read, in their order, and a text for each row of this process's part
+        that could not.
+    """
+    training, parts, unreadable = model.training, [], []
+    model.eval()
+    batches = load_batches(reader, workers=workers)
+    for read in tqdm(batches, total=len(reader), disable=not progress, leave=False, unit="batch", desc="encoding"):
+        unreadable += read.unreadable
+        with accelerator.autocast():
+            own = model(send_to_device(read.batch, accelerator.device))
+        parts.append(gather_embedding(own))
+    model.train(training)
+    whole = Embedding(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return (whole._replace(gallery=whole.queries) if parts[0].one_sided else whole), unreadable

@@ -1,0 +1,353 @@
+"""RetrievalTrainer: the loop, with evaluation, checkpoints and resume, on Accelerate.
+
+    for every batch:   embed → gather over processes → score all pairs → loss → clip → step
+
+Promises. A run killed at any moment, also while it writes, goes on with `train(resume=True)` from its last checkpoint,
+and on CPU ends in the very bits of an unbroken run. SIGTERM finishes the step, writes a checkpoint and ends the process
+with code 143. The batches of a run do not depend on the number of processes. The library's own models, losses,
+metrics and samplers keep this; a data set with hidden state of its own cannot.
+
+Refuses to start over a folder that holds checkpoints of another run.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from tqdm import tqdm
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.retrieval.acceleration import check_precision, make_accelerator
+from gssf_plug.retrieval.batches import (
+    BatchReader,
+    BatchSampler,
+    RandomBatches,
+    ReadBatch,
+    load_batches,
+    ordered_batches,
+)
+from gssf_plug.retrieval.checkpoints import Checkpoints
+from gssf_plug.retrieval.config import RetrievalConfig
+from gssf_plug.retrieval.data.images import Rows
+from gssf_plug.retrieval.encoding import embed_rows
+from gssf_plug.retrieval.interruption import EXIT_CODE, Interruption
+from gssf_plug.retrieval.journal import Journal
+from gssf_plug.retrieval.measures import Evaluation, image_text_measures
+from gssf_plug.retrieval.models import Embedding, RetrievalModel
+from gssf_plug.retrieval.objective import Objective
+from gssf_plug.retrieval.optimizer import build_optimizer, rate_factor, set_rates
+from gssf_plug.retrieval.progress import NotFiniteError, Progress
+from gssf_plug.retrieval.step import take_step
+from gssf_plug.retrieval.weights import read_weights, write_weights
+
+__all__ = ["RetrievalTrainer"]
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.safetensors"
+Collate = Callable[[list[Any]], Mapping[str, Any]]
+
+
+class RetrievalTrainer:
+    """Trains a retrieval model.
+
+    Args:
+        model: TwoTower, OneTower, or any `RetrievalModel`.
+        loss: `loss(scores, relevance, forbidden=...)`, see `gssf_plug.losses`; its parameters are trained too.
+        config: the recipe.
+        train_data: map-style data set: a `datasets.Dataset`, a list of dicts, a torch Dataset, `ImageRows`, …
+        collate: list of rows to a batch with the keys that `model` reads.
+        eval_data: likewise, for evaluation; None (default) trains without.
+        eval_collate: default `collate`.
+        batches: batch sampler with `set_epoch`, giving row numbers of whole batches; default `RandomBatches`. The same
+            on every process.
+        evaluation: `(embedding, metric) -> measures`; default `image_text_measures`.
+        accelerator: default one made from `config`.
+
+    Raises:
+        ArgumentError: parts that do not fit together.
+
+    Example:
+        >>> rows = [{"image": torch.randn(4), "text": torch.randn(4), "id": torch.tensor(i)} for i in range(8)]
+        >>> def collate(rows):
+        ...     image, text, ids = (torch.stack([row[key] for row in rows]) for key in ("image", "text", "id"))
+        ...     return {"images": image, "image_ids": ids, "texts": text, "text_ids": ids}
+        >>> trainer = RetrievalTrainer(  # doctest: +SKIP
+        ...     model=TwoTower(None, None, GSSFMetric(4, block_size=2)), loss=InfoNCE(),
+        ...     config=RetrievalConfig(output_dir="run"), train_data=rows, eval_data=rows, collate=collate)
+        >>> trainer.train(resume=True)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        *,
+        model: RetrievalModel,
+        loss: nn.Module,
+        config: RetrievalConfig,
+        train_data: Rows,
+        collate: Collate,
+        eval_data: Rows | None = None,
+        eval_collate: Collate | None = None,
+        batches: BatchSampler | None = None,
+        evaluation: Evaluation = image_text_measures,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.train_data, self.collate = train_data, collate
+        self.eval_data, self.eval_collate = eval_data, eval_collate or collate
+        self.evaluation = evaluation
+        self.accelerator = accelerator or make_accelerator(config)
+        check_precision(self.accelerator, config)
+        self.batches = batches or RandomBatches(len(train_data), config.batch_size, seed=config.seed)
+        _check_batches(self.batches)
+        self.steps = config.epochs * math.ceil(len(self.batches) / config.accumulation)
+        objective = Objective(model, loss)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, build_optimizer(objective, config))
+        self.folder = Path(config.output_dir)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep_checkpoints)
+        self.journal = Journal(self.folder / "log.jsonl", writes=self.accelerator.is_main_process)
+        self.progress = Progress()
+        self._clock = time.perf_counter()
+
+    def train(self, *, resume: bool = False) -> Progress:
+        """Train to the end of the last epoch; weights, optimizer and generators are then those of the last step.
+
+        Args:
+            resume: go on from the last checkpoint in `output_dir`, or start where there is none.
+
+        Returns:
+            Where the run is: steps, best score, what was skipped. The best weights are in `best.safetensors`; see
+            `load_best`.
+
+        Raises:
+            ArgumentError: `resume=False` over a folder with checkpoints, or `resume=True` with another recipe.
+            CheckpointError: a checkpoint is damaged or cannot be written.
+            NotFiniteError: a NaN loss or gradient, with `on_nan="stop"`.
+            UnreadableError: a row that cannot be read, with `on_unreadable="raise"`.
+            SystemExit: after SIGTERM, with code 143.
+        """
+        self._begin(resume)
+        self._clock = time.perf_counter()
+        with Interruption() as interruption, self._bar() as bar:
+            while self.progress.epoch < self.config.epochs:
+                self.objective.train()
+                for group in self._groups_of_epoch():
+                    self._optimize(group)
+                    bar.update()
+                    self._record()
+                    self._save_if_due(interruption.requested(self.accelerator.device))
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        return self.progress
+
+    def embed(self, data: Rows) -> Embedding:
+        """Features and ids of all rows, in order, on every process; what cannot be read is missing, if skipped."""
+        accelerator, config = self.accelerator, self.config
+        plan = ordered_batches(len(data), config.eval_batch_size, accelerator.num_processes)
+        reader = self._reader(data, self.eval_collate, plan)
+        embedding, unreadable = embed_rows(
+            self.model, reader, accelerator, workers=config.num_workers, progress=self._shows_progress()
+        )
+        _warn_of(unreadable)
+        return embedding
+
+    def evaluate(self, data: Rows | None = None, *, evaluation: Evaluation | None = None) -> dict[str, float]:
+        """Measures of the present weights.
+
+        Args:
+            data: default `eval_data`.
+            evaluation: default the trainer's.
+
+        Raises:
+            ArgumentError: nothing to evaluate on.
+        """
+        data = data if data is not None else self.eval_data
+        if data is None:
+            raise ArgumentError("data", "be given where the trainer has no eval_data", None, "Pass a data set.")
+        metric: GSSFMetric | None = self.model.metric
+        return dict((evaluation or self.evaluation)(self.embed(data), metric))
+
+    def load_best(self) -> None:
+        """Put the best weights of the run into the model.
+
+        Raises:
+            CheckpointError: there are none, or they are damaged.
+        """
+        read_weights(self.model, self.folder / BEST, str(self.accelerator.device))
+
+    def _begin(self, resume: bool) -> None:
+        """Restore the last checkpoint, or seed everything."""
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.clean()
+        self.accelerator.wait_for_everyone()
+        latest = self.checkpoints.latest()
+        if latest is not None and not resume:
+            raise ArgumentError(
+                "resume", f"be True, since '{latest}' exists", False, "Resume, delete it, or choose another output_dir."
+            )
+        if self.config.trackers:
+            plain = {key: value for key, value in self.config.to_json().items() if isinstance(value, int | float | str)}
+            self.accelerator.init_trackers("gssf-plug", config=plain)
+        if latest is None:
+            self.progress = Progress()
+            set_seed(self.config.seed, device_specific=True)
+        else:
+            self._restore(latest)
+        self.journal.rewind(self.progress.step)
+
+    def _restore(self, latest: Path) -> None:
+        saved = self.checkpoints.describe(latest)
+        for name, value in self._recipe().items():
+            if saved["recipe"].get(name) != value:
+                raise ArgumentError(
+                    name,
+                    f"be what the run in '{self.folder}' began with, {saved['recipe'].get(name)!r}",
+                    repr(value),
+                    "Resume with the same recipe, or choose another output_dir.",
+                )
+        self.checkpoints.load(self.accelerator, latest)
+        self.progress = Progress(**saved["progress"])
+        logger.info("resumed '%s' at step %d of %d", self.folder, self.progress.step, self.steps)
+
+    def _recipe(self) -> dict[str, Any]:
+        return {**self.config.changes_results(), "rows": len(self.train_data), "batches": len(self.batches)}
+
+    def _groups_of_epoch(self) -> Iterator[list[ReadBatch]]:
+        """The batches of each optimizer step, from where the run is to the end of its epoch."""
+        epoch = self.progress.epoch
+        self.batches.set_epoch(epoch)
+        reader = self._reader(self.train_data, self.collate, list(self.batches), epoch=epoch)
+        loaded = load_batches(reader, start=self.progress.batch, workers=self.config.num_workers)
+        while group := list(islice(loaded, self.config.accumulation)):
+            yield group
+
+    def _reader(self, data: Rows, collate: Collate, plan: list[list[int]], *, epoch: int = 0) -> BatchReader:
+        return BatchReader(
+            data,
+            collate,
+            plan,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            seed=self.config.seed,
+            epoch=epoch,
+            skip_unreadable=self.config.on_unreadable == "skip",
+        )
+
+    def _optimize(self, group: list[ReadBatch]) -> None:
+        """One optimizer step, on the mean loss of the batches of `group`."""
+        progress, config = self.progress, self.config
+        for read in group:
+            _warn_of(read.unreadable)
+            progress.unreadable_rows += len(read.unreadable)
+        factor = rate_factor(progress.step, self.steps, warmup=config.warmup, schedule=config.schedule)
+        set_rates(self.optimizer, factor)
+        batches = [read.batch for read in group]
+        outcome = take_step(
+            self.objective, self.optimizer, self.accelerator, batches, max_gradient_norm=config.max_gradient_norm
+        )
+        if outcome.failure:
+            self._pass_over(outcome.failure)
+        else:
+            progress.loss_sum += sum(outcome.losses)
+            progress.loss_count += len(outcome.losses)
+        progress.step += 1
+        progress.batch += len(group)
+        if progress.batch == len(self.batches):
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+
+    def _pass_over(self, failure: str) -> None:
+        """Stop or go on, as the recipe says."""
+        progress = self.progress
+        where = f"{failure} in step {progress.step + 1} (epoch {progress.epoch + 1}, batch {progress.batch + 1})"
+        if self.config.on_nan == "stop":
+            raise NotFiniteError(where)
+        logger.warning("%s; the step is skipped", where)
+        progress.skipped_steps += 1
+
+    def _record(self) -> None:
+        """Log and evaluate where they are due."""
+        progress = self.progress
+        done = progress.step == self.steps
+        if done or progress.step % self.config.log_every == 0:
+            mean = progress.loss_sum / progress.loss_count if progress.loss_count else None
+            rates = {f"rate_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+            counts = {"skipped_steps": progress.skipped_steps, "unreadable_rows": progress.unreadable_rows}
+            self._log("train", {"loss": mean, **rates, **counts})
+            progress.loss_sum, progress.loss_count = 0.0, 0
+        if self.eval_data is not None and (done or self._due(self.config.eval_every)):
+            measures = self.evaluate()
+            self._log("eval", measures)
+            self._keep_if_best(measures)
+
+    def _keep_if_best(self, measures: Mapping[str, float]) -> None:
+        if self.config.best not in measures:
+            raise ArgumentError(
+                "best", f"be a measure of the evaluation, {sorted(measures)}", self.config.best, "Name one."
+            )
+        score = measures[self.config.best]
+        if self.progress.best_score is not None and score <= self.progress.best_score:
+            return
+        self.progress.best_score, self.progress.best_step = score, self.progress.step
+        if self.accelerator.is_main_process:
+            write_weights(self.model, self.folder / BEST)
+
+    def _save_if_due(self, stop: bool) -> None:
+        done = self.progress.step == self.steps
+        if done or stop or self._due(self.config.checkpoint_every):
+            self._tick()
+            state = {"progress": asdict(self.progress), "recipe": self._recipe()}
+            self.checkpoints.write(self.accelerator, self.progress.step, state)
+        if stop and not done:
+            logger.warning("SIGTERM: stopped after step %d; resume with train(resume=True)", self.progress.step)
+            raise SystemExit(EXIT_CODE)
+
+    def _due(self, every: int | None) -> bool:
+        return self.progress.batch == 0 if every is None else self.progress.step % every == 0
+
+    def _log(self, kind: str, values: Mapping[str, Any]) -> None:
+        self._tick()
+        progress, seconds = self.progress, round(self.progress.seconds, 2)
+        self.journal.write({"step": progress.step, "epoch": progress.epoch, "kind": kind, "seconds": seconds, **values})
+        numbers = {f"{kind}/{name}": value for name, value in values.items() if value is not None}
+        self.accelerator.log(numbers, step=progress.step)
+
+    def _bar(self) -> Any:
+        hidden = not self._shows_progress()
+        return tqdm(total=self.steps, initial=self.progress.step, disable=hidden, unit="step", desc=self.folder.name)
+
+    def _shows_progress(self) -> bool:
+        return self.config.progress and self.accelerator.is_main_process
+
+    def _tick(self) -> None:
+        """Count the time since the last call."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self._clock
+        self._clock = now
+
+
+def _warn_of(unreadable: list[str]) -> None:
+    for text in unreadable:
+        logger.warning("skipped: %s", text)
+
+
+def _check_batches(batches: BatchSampler) -> None:
+    if not hasattr(batches, "set_epoch"):
+        raise ArgumentError(
+            "batches",
+            "have a method set_epoch(epoch), or a resumed run could not find its place",
+            type(batches).__name__,
+            "Give it one; RandomBatches in gssf_plug.retrieval shows how.",
+        )
+    if len(batches) == 0:
+        raise ArgumentError("batches", "hold at least one batch", 0, "Make the batches smaller.")
