@@ -4,9 +4,9 @@ r"""Image–text retrieval: recall at 1, 5, 10 in both directions, rSum and medi
     rank(text)  = 1 + #{images that score higher than its own image}
 
 No row is sorted: the score matrix is walked in tiles, and each tile adds to the counts of its rows and its columns. An
-item is only ever compared with a score from the very same tile product, since two products of one pair can differ in
-the last bit. A tie is won by the positive, as in the strict comparison of the usual protocol's sort; all captions of an
-image are positives, however many it has.
+item is only ever compared with a score from the very same tile product: two products of one pair can differ in the last
+bit, the same tile scored twice cannot. A tie is won by the positive, as in a strict comparison; all captions of an image
+are positives, however many it has.
 
 Source: protocol of VSE++ and its successors (Flickr30K 1K, COCO 5K; COCO 1K is the mean over five folds of 1,000
 images). Public code prints rSum, mean i2t and mean t2i of the folds under exchanged names; here every value is the mean
@@ -27,6 +27,7 @@ from gssf_plug.metric.metric import GSSFMetric
 __all__ = ["image_text_recall"]
 
 KS = (1, 5, 10)
+KEPT_SCORES = 16_777_216  # of tiles with positives, which are needed twice: 64 MB in float32
 Tile = tuple[slice, slice]
 
 
@@ -53,7 +54,8 @@ def image_text_recall(
         folds: None (default): all images in one gallery. F: the images are cut, in order, into F galleries of
             equal size (up to one), and every measure is averaged over them; `folds=5` of COCO's 5,000 is "COCO 1K".
         image_chunk: images in a tile, default 512.
-        text_chunk: captions in a tile, default 2,560. A tile takes image_chunk · text_chunk · 4 bytes, 5 MB.
+        text_chunk: captions in a tile, default 2,560. A tile takes image_chunk · text_chunk · 4 bytes, 5 MB;
+            up to 64 MB of them are held.
         distributed: share the tiles among the processes, all of which call with the same arguments.
 
     Returns:
@@ -95,11 +97,13 @@ class _Pairs:
     def __init__(self, metric: GSSFMetric, images: Tensor, texts: Tensor, order: Tensor, owners: Tensor) -> None:
         self.metric, self.images, self.texts = metric, images, texts
         self.order, self.owners = order, owners
+        self._prepared: tuple[slice, Tensor] | None = None  # the captions of the last tile, normalised
 
     def scores(self, tile: Tile) -> Float[Tensor, "n m"]:
         images, captions = tile
-        folded = self.metric.fold(promoted(self.images[images]))
-        return folded @ self.metric.gallery(promoted(self.texts[self.order[captions]])).T
+        if self._prepared is None or self._prepared[0] != captions:
+            self._prepared = captions, self.metric.gallery(promoted(self.texts[self.order[captions]]))
+        return self.metric.fold(promoted(self.images[images])) @ self._prepared[1].T
 
     def tiles(self, image_chunk: int, text_chunk: int) -> list[Tile]:
         return [
@@ -119,30 +123,42 @@ def _ranks(
 ) -> tuple[Int[Tensor, " queries"], Int[Tensor, " m"]]:
     """Ranks from 1 of every image that has captions, and of every caption."""
     tiles = pairs.tiles(image_chunk, text_chunk)
-    positives = share([tile for tile in tiles if pairs.holds_positives(tile)], distributed)
-    own = add_over_processes(_positive_scores(pairs, positives), distributed)
+    positives = [number for number, tile in enumerate(tiles) if pairs.holds_positives(tile)]
+    own, known = _positive_scores(pairs, tiles, share(positives, distributed))
+    add_over_processes(own, distributed)
     best = torch.full((len(pairs.images),), float("-inf"), dtype=own.dtype, device=own.device)
     best.scatter_reduce_(0, pairs.owners, own, "amax")
     above_image = torch.zeros(len(pairs.images), dtype=torch.long, device=own.device)
     above_text = torch.zeros(len(own), dtype=torch.long, device=own.device)
-    for tile in share(tiles, distributed):
-        scores = pairs.scores(tile)
-        above_image[tile[0]] += torch.count_nonzero(scores > best[tile[0], None], dim=1)
-        above_text[tile[1]] += torch.count_nonzero(scores > own[tile[1]], dim=0)
+    for number in share(range(len(tiles)), distributed):
+        images, captions = tiles[number]
+        scores = known.pop(number) if number in known else pairs.scores(tiles[number])
+        above_image[images] += torch.count_nonzero(scores > best[images, None], dim=1)
+        above_text[captions] += torch.count_nonzero(scores > own[captions], dim=0)
     add_over_processes(above_image, distributed)
     add_over_processes(above_text, distributed)
     return above_image[best > float("-inf")] + 1, above_text + 1
 
 
-def _positive_scores(pairs: _Pairs, tiles: Sequence[Tile]) -> Float[Tensor, " m"]:
-    """Score of every caption with its own image; zero for captions of other processes' tiles."""
+def _positive_scores(
+    pairs: _Pairs, tiles: list[Tile], numbers: Sequence[int]
+) -> tuple[Float[Tensor, " m"], dict[int, Tensor]]:
+    """Score of every caption with its own image, from the tiles `numbers`, and some of these tiles' scores.
+
+    Captions of other tiles are left at zero. Tiles are kept up to `KEPT_SCORES` and scored again beyond it.
+    """
     dtype = torch.promote_types(pairs.images.dtype, torch.float32)
     own = torch.zeros(len(pairs.owners), dtype=dtype, device=pairs.owners.device)
-    for images, captions in tiles:
+    known: dict[int, Tensor] = {}
+    for number in numbers:
+        images, captions = tiles[number]
+        scores = pairs.scores(tiles[number])
         rows = pairs.owners[captions] - images.start
         here = ((rows >= 0) & (rows < images.stop - images.start)).nonzero()[:, 0]
-        own[captions.start + here] = pairs.scores((images, captions))[rows[here], here]
-    return own
+        own[captions.start + here] = scores[rows[here], here]
+        if sum(kept.numel() for kept in known.values()) + scores.numel() <= KEPT_SCORES:
+            known[number] = scores
+    return own, known
 
 
 def _measures(image_ranks: Int[Tensor, " n"], text_ranks: Int[Tensor, " m"]) -> dict[str, float]:

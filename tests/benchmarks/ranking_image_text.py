@@ -3,7 +3,9 @@
 python tests/benchmarks/ranking_image_text.py            # 5,000 images × 25,000 captions × 1,024; a minute or two
 python tests/benchmarks/ranking_image_text.py --small    # a fifth of it
 
-The VSE++ protocol is timed on the whole set alone: its time does not even contain the folds.
+The numpy protocol is timed on the whole set alone: its time does not even contain the folds. It is shown as VSE++ wrote
+it, with one product per query, and with the one product for all pairs that later code uses; the claim is against the
+faster.
 """
 
 import argparse
@@ -110,7 +112,7 @@ def main() -> None:
         "sentence-transformers, R@1, 5, 10": installed("sentence_transformers", lambda: sentence_transformers(*data)),
     }
     title = f"rSum and 5-fold rSum, {len(data[0]):,} images × {len(data[1]):,} captions × 1,024, float32"
-    compare(title, lambda: ours(*data), peers, {"VSE++ numpy protocol, no folds": 0.5, "MB": 300})
+    compare(title, lambda: ours(*data), peers, {name: 0.5 for name in list(peers)[:2]} | {"MB": 300})
 
 
 if __name__ == "__main__":

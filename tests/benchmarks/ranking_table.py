@@ -1,4 +1,4 @@
-"""Ours beside peers of very different cost: ours runs right before each peer, so that drift hits both alike."""
+"""Ours beside peers of very different cost: ours runs before and after each peer, so that drift hits both alike."""
 
 import logging
 import time
@@ -30,11 +30,12 @@ def compare(title: str, ours: Candidate, peers: Mapping[str, Candidate | None], 
             print(f"| {name} | not installed | | | | |")
             continue
         before, peak, value = measured(ours)
-        own_seconds.append(before)
-        own_peaks.append(peak)
         seconds, peer_peak, theirs = measured(peer)
+        after, _, _ = measured(ours)
+        own_seconds += [before, after]
+        own_peaks.append(peak)
         claimed = f"{limits[name]:g}" if name in limits else ""
-        shown = f"{before / seconds:.4f}"
+        shown = f"{(before + after) / 2 / seconds:.4f}"
         print(
             f"| {name} | {seconds:.2f} | {shown} | {claimed} | {peer_peak:,.0f} | {_agreement(value, theirs)} |",
             flush=True,

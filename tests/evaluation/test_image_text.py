@@ -49,8 +49,9 @@ def assert_same(got, right):
         assert got[name] == pytest.approx(right[name], abs=1e-9), name
 
 
-@pytest.mark.parametrize("chunks", [(512, 2560), (7, 11), (1, 1)])
-def test_equals_the_sorting_protocol(chunks):
+@pytest.mark.parametrize(("chunks", "held"), [((512, 2560), 10**6), ((7, 11), 200), ((7, 11), 0), ((3, 2), 10)])
+def test_equals_the_sorting_protocol(chunks, held, monkeypatch):
+    monkeypatch.setattr("gssf_plug.evaluation.image_text.KEPT_SCORES", held)
     images, texts, owners = noisy_pairs(43, 5)
     metric = perturbed(8)
     got = image_text_recall(images, texts, owners, metric=metric, image_chunk=chunks[0], text_chunk=chunks[1])
