@@ -5,8 +5,8 @@ r"""Image–text retrieval: recall at 1, 5, 10 in both directions, rSum and medi
 
 No row is sorted: the score matrix is walked in tiles, and each tile adds to the counts of its rows and its columns. An
 item is only ever compared with a score from the very same tile product: two products of one pair can differ in the last
-bit, the same tile scored twice cannot. A tie is won by the positive, as in a strict comparison; all captions of an image
-are positives, however many it has.
+bit, the same tile scored twice cannot. A tie is won by the positive, as in a strict comparison; all captions of an
+image are positives, however many it has.
 
 Source: protocol of VSE++ and its successors (Flickr30K 1K, COCO 5K; COCO 1K is the mean over five folds of 1,000
 images). Public code prints rSum, mean i2t and mean t2i of the folds under exchanged names; here every value is the mean
