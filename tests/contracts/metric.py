@@ -1,4 +1,4 @@
-"""What every structure of the metric must hold, inherited by one test class per structure (tests/metric/test_structures.py).
+"""What every structure of the metric must hold, inherited by one test class per structure in tests/metric.
 
 A subclass names the constructor's options and writes its matrix once more, by obvious loops over the raw parameters in
 float64. Everything is tested on perturbed parameters, so that nothing passes because the metric is the identity.
@@ -116,7 +116,7 @@ class MetricContract:
         assert torch.autograd.gradcheck(score, (x, y, *leaves))
 
     def test_every_parameter_trains_from_neutral(self) -> None:
-        """A block that is a product of two zeros would have no gradient (traps.md); the mask of U may stop some entries."""
+        """A block that is a product of two zeros would have no gradient; the mask of U may stop some entries."""
         metric = self.make(perturbed=False)
         metric(torch.randn(9, DIM), torch.randn(8, DIM)).square().sum().backward()
         for name, parameter in metric.named_parameters():
