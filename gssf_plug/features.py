@@ -2,23 +2,26 @@
 
     feature_tensor(output)     tensor, tuple, dict or transformers ModelOutput -> the tensor of features
     as_tokens(features)        (N, D), (N, T, D) or (N, C, H, W) -> (N, T, D)
-    cls_pool, mean_pool, max_pool : (N, T, D), mask (N, T) -> (N, D)
+    cls_pool, mean_pool, max_pool, GPO() : (N, T, D), mask (N, T) -> (N, D)
+    BNNeck(D)                  (N, D) -> (N, D), the last step of a re-identification tower
 
 A pooling is any callable of that form, plain function or module (one with parameters is trained with its tower); it is
 passed in, never chosen by name. Promises: a masked position never counts, whatever it holds; a row without any valid
 position gives the zero vector; sums are taken in float32 or better and results keep the dtype.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["Mask", "Pooling", "as_tokens", "cls_pool", "feature_tensor", "max_pool", "mean_pool"]
+__all__ = ["GPO", "BNNeck", "Mask", "Pooling", "as_tokens", "cls_pool", "feature_tensor", "max_pool", "mean_pool"]
 
 Mask = Bool[Tensor, "n t"] | Int[Tensor, "n t"] | Float[Tensor, "n t"]
 Pooling = Callable[[Tensor, Tensor | None], Tensor]
@@ -104,6 +107,79 @@ def max_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Floa
     valid = _valid(tokens, mask)[..., None]
     largest = tokens.masked_fill(~valid, float("-inf")).amax(dim=1)
     return torch.where(valid.any(dim=1), largest, 0.0)
+
+
+class GPO(nn.Module):
+    r"""Generalized pooling operator: a learned weight for the largest, second largest, … value of each channel.
+
+    pooled_d = Σ_k θ_k sort_desc(x_d)_k,    θ = softmax(w · BiGRU(p)_k / 0.1) over the L valid tokens
+
+    p_k is a sinusoidal code of the place k, so θ depends on L alone: one learned curve for every length that contains
+    mean, max and k-max pooling.
+
+    Args:
+        code: width of the code of a place, even; default 32.
+        hidden: width of the GRU; default 32.
+
+    Shape:
+        tokens (N, T, D), mask (N, T) -> (N, D).
+
+    References:
+        Chen et al., VSE∞, "Learning the best pooling strategy", CVPR 2021, arXiv 2011.04305; temperature 0.1 from its
+        code.
+    """
+
+    def __init__(self, *, code: int = 32, hidden: int = 32) -> None:
+        super().__init__()
+        if code < 2 or code % 2:
+            raise ArgumentError("code", "be even and at least 2", code, "VSE∞ uses 32.")
+        self.code = code
+        self.gru = nn.GRU(code, hidden, batch_first=True, bidirectional=True)
+        self.weight = nn.Linear(hidden, 1, bias=False)
+
+    def forward(self, tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
+        """Pooled features; a row without any valid token gives zeros."""
+        valid = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else _valid(tokens, mask)
+        hidden = ~valid[..., None]
+        ordered = tokens.masked_fill(hidden, float("-inf")).sort(dim=1, descending=True).values
+        lengths, which = valid.sum(dim=1).unique(return_inverse=True)
+        weights = self.weights(lengths, tokens.shape[1]).to(tokens.dtype)[which]
+        inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[which][:, None]
+        return (ordered.masked_fill(~inside[..., None], 0.0) * weights[..., None]).sum(dim=1)
+
+    def weights(self, lengths: Int[Tensor, " lengths"], width: int) -> Float[Tensor, "lengths width"]:
+        """θ for each number of valid tokens, zero beyond it."""
+        places = self._codes(width).expand(len(lengths), -1, -1)
+        packed = pack_padded_sequence(places, lengths.clamp_min(1).cpu(), batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=width)
+        logits = self.weight(states.unflatten(-1, (2, -1)).mean(dim=-2))[..., 0] / 0.1
+        inside = torch.arange(width, device=logits.device) < lengths.to(logits.device)[:, None]
+        return logits.masked_fill(~inside, -1e4).softmax(dim=1) * inside
+
+    def _codes(self, width: int) -> Float[Tensor, "width code"]:
+        weight = self.weight.weight
+        rates = torch.exp(torch.arange(0, self.code, 2, device=weight.device) * (-math.log(10_000) / self.code))
+        angles = torch.arange(width, device=weight.device)[:, None] * rates
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(weight.dtype)
+
+
+class BNNeck(nn.BatchNorm1d):
+    """Batch normalisation whose bias stays zero, after the pooling of a re-identification tower.
+
+    Pass it as `Tower(encoder, projection=BNNeck(dim))`. Bag of tricks puts its triplet loss before the neck and
+    classifier and search after it; here all three see the features after it, so that the metric that is trained is the
+    metric that searches.
+
+    Args:
+        dim: width of the features.
+
+    References:
+        Luo et al., "Bag of tricks and a strong baseline for deep person re-identification", arXiv 1903.07071.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.bias.requires_grad_(False)
 
 
 def _valid(tokens: Tensor, mask: Tensor) -> Bool[Tensor, "n t"]:

@@ -5,10 +5,27 @@ scores (N, M) are similarities, larger is better; relevance (N, M) is boolean, T
 such as an item with itself. Every loss here sums in float32 or better, is 0 (with a gradient of 0) where nothing can
 be learned, and does not depend on the order of rows and columns. A loss with parameters is an `nn.Module` whose
 parameters must join the optimizer; RetrievalTrainer sees to that.
+
+For one tower: triplet losses by masks; `IdentityLoss` and `WeightedSum`, which read features (see `FeatureLoss`); and
+`gssf_plug.losses.pml`, the bridge to pytorch-metric-learning (extra `pml`), imported by name.
 """
 
+from gssf_plug.losses.features import FeatureLoss as FeatureLoss
+from gssf_plug.losses.features import IdentityLoss as IdentityLoss
+from gssf_plug.losses.features import WeightedSum as WeightedSum
 from gssf_plug.losses.hinge import Hinge as Hinge
 from gssf_plug.losses.infonce import InfoNCE as InfoNCE
 from gssf_plug.losses.pairs import relevance_by_id as relevance_by_id
+from gssf_plug.losses.triplet import BatchHardTriplet as BatchHardTriplet
+from gssf_plug.losses.triplet import SemiHardTriplet as SemiHardTriplet
 
-__all__ = ["Hinge", "InfoNCE", "relevance_by_id"]
+__all__ = [
+    "BatchHardTriplet",
+    "FeatureLoss",
+    "Hinge",
+    "IdentityLoss",
+    "InfoNCE",
+    "SemiHardTriplet",
+    "WeightedSum",
+    "relevance_by_id",
+]

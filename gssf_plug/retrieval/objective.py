@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gssf_plug.distributed import gather, gather_detached
+from gssf_plug.losses.features import loss_of_features
 from gssf_plug.losses.pairs import relevance_by_id
 from gssf_plug.retrieval.models import Embedding, RetrievalModel
 
@@ -23,7 +24,7 @@ class Objective(nn.Module):
 
     Args:
         model: batch -> Embedding.
-        loss: `loss(scores, relevance, forbidden=...)` -> scalar, see `gssf_plug.losses`.
+        loss: `loss(scores, relevance, forbidden=...)` -> scalar, or a `FeatureLoss`; see `gssf_plug.losses`.
     """
 
     def __init__(self, model: RetrievalModel, loss: nn.Module) -> None:
@@ -35,10 +36,11 @@ class Objective(nn.Module):
         """The loss of the whole batch; the same number on every process."""
         whole = gather_embedding(self.model(batch))
         with torch.autocast(whole.queries.device.type, enabled=False):
+            if whole.one_sided:
+                return loss_of_features(self.loss, whole.queries, whole.query_ids, self.model.score)
             scores = self.model.score(whole.queries, whole.gallery)
             relevance = relevance_by_id(whole.query_ids, whole.gallery_ids)
-            itself = torch.eye(len(scores), dtype=torch.bool, device=scores.device) if whole.one_sided else None
-            loss: Tensor = self.loss(scores, relevance, forbidden=itself)
+            loss: Tensor = self.loss(scores, relevance)
         return loss
 
 

@@ -1,0 +1,77 @@
+r"""The metric inside pytorch-metric-learning: its pair losses, miners and testers, with the metric trained along.
+
+    metric = GSSFMetric(512, constraint="symmetric")
+    distance = GSSFDistance(metric)
+    loss = losses.MultiSimilarityLoss(distance=distance)            # loss.parameters() holds the metric's
+    miner = miners.MultiSimilarityMiner(distance=distance)          # mines by the same similarity, without gradients
+    knn = CustomKNN(distance)                                       # for AccuracyCalculator(knn_func=knn) and testers
+
+Needs the extra `pml`. A known trap of theirs is a loss whose parameters no optimizer has: give the optimizer
+`loss.parameters()` too, or use `MetricLearningLoss` with RetrievalTrainer, which does. Losses that demand one distance
+of their own (ArcFace, CosFace, SphereFace, AngularLoss, SignalToNoiseRatio, …) refuse any other by an assertion. Their
+kNN evaluation drops the first neighbour as the item itself, which a learned metric does not promise; for numbers use
+`gssf_plug.evaluation`, which masks by index.
+"""
+
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gssf_plug.losses.features import FeatureLoss, Score
+from gssf_plug.metric.metric import GSSFMetric
+
+try:
+    from pytorch_metric_learning.distances import BaseDistance
+except ImportError as error:
+    raise ImportError(
+        "gssf_plug.losses.pml needs pytorch-metric-learning. Install it with: pip install gssf-plug[pml]"
+    ) from error
+
+__all__ = ["GSSFDistance", "MetricLearningLoss"]
+
+
+class GSSFDistance(BaseDistance):
+    """A pytorch-metric-learning distance that is a similarity (`is_inverted=True`): larger is nearer.
+
+    Args:
+        metric: a submodule from then on; its normalisation is used, the distance adds none.
+
+    Raises:
+        ArgumentError: embeddings of another width than the metric's.
+    """
+
+    def __init__(self, metric: GSSFMetric) -> None:
+        super().__init__(is_inverted=True, normalize_embeddings=False)
+        self.metric = metric
+
+    def compute_mat(self, query_emb: Float[Tensor, "n dim"], ref_emb: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
+        """All pairs."""
+        return self.metric(query_emb, ref_emb)
+
+    def pairwise_distance(
+        self, query_emb: Float[Tensor, "n dim"], ref_emb: Float[Tensor, "n dim"]
+    ) -> Float[Tensor, " n"]:
+        """Row by row."""
+        return self.metric.aligned(query_emb, ref_emb)
+
+
+class MetricLearningLoss(FeatureLoss):
+    """A pytorch-metric-learning loss, and a miner where wanted, as a loss of RetrievalTrainer.
+
+    Args:
+        loss: any of its losses on embeddings and labels. Give it `distance=GSSFDistance(metric)` with the metric of
+            the model; proxies and other parameters of the loss are trained too.
+        miner: any of its tuple miners, or None.
+    """
+
+    def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.loss = loss
+        self.miner = miner
+
+    def forward(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], score: Score) -> Float[Tensor, ""]:
+        """The loss of one batch; `score` is not used, the distances know the metric."""
+        mined: Any = self.miner(features, labels) if self.miner is not None else None
+        value: Tensor = self.loss(features, labels, mined)
+        return value

@@ -1,0 +1,122 @@
+r"""Triplet losses on a score matrix, mined by masks: at most N×N numbers are held, never N×N×N.
+
+    BatchHardTriplet    mean_i            [ margin − min_{p ∈ P(i)} s_ip + max_{j ∈ N(i)} s_ij ]₊
+    SemiHardTriplet     mean_{i, p ∈ P(i)} [ margin − s_ip + max_{j ∈ N(i): s_ij < s_ip} s_ij ]₊
+
+A row asks; for one tower rows and columns are the same items. Rows without a positive or a negative are left out of the
+mean. A margin fixes the scale of scores, so the fair baseline of a metric here is cosine with a learned scale.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.losses.pairs import Pairs, sort_pairs
+from gssf_plug.losses.scale import LearnedScale
+
+__all__ = ["BatchHardTriplet", "SemiHardTriplet"]
+
+
+class _Triplet(nn.Module):
+    """Margin, scale and mean; subclasses choose the triplets."""
+
+    def __init__(self, *, margin: float | None = 0.3, learned_scale: bool = False) -> None:
+        super().__init__()
+        if margin is not None and not 0 < margin < math.inf:
+            remedy = "The usual margin is 0.3; None uses the soft margin log(1 + exp(x))."
+            raise ArgumentError("margin", "be None or a positive number", margin, remedy)
+        self.margin = margin
+        self.scale = LearnedScale(1.0, 0.01, 100.0) if learned_scale else None
+
+    def forward(
+        self,
+        scores: Float[Tensor, "n m"],
+        relevance: Bool[Tensor, "n m"],
+        *,
+        forbidden: Bool[Tensor, "n m"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of one batch; see the class."""
+        pairs = sort_pairs(scores, relevance, forbidden)
+        if self.scale is not None:
+            pairs = pairs._replace(scores=self.scale(pairs.scores))
+        positive, negative = self.choose(pairs)
+        if len(positive) == 0:
+            return pairs.scores.sum() * 0.0
+        violation = negative - positive
+        if self.margin is None:
+            return nn.functional.softplus(violation).mean()
+        return (violation + self.margin).relu().mean()
+
+    def choose(self, pairs: Pairs) -> tuple[Float[Tensor, " triplets"], Float[Tensor, " triplets"]]:
+        """Scores of the positive and of the negative of every triplet."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"margin={self.margin}"
+
+
+class BatchHardTriplet(_Triplet):
+    """For every item its farthest positive and its nearest negative.
+
+    Args:
+        margin: in units of the score, above 0; default 0.3 (BoT). None: the soft margin log(1 + exp(x)).
+        learned_scale: multiply the scores by a learned factor, 1 at the start; default False.
+
+    Shape:
+        scores (N, M), relevance (N, M), forbidden (N, M) -> scalar, float32 or better.
+
+    Raises:
+        ArgumentError: a margin that is not positive; masks of another shape or dtype.
+
+    References:
+        Hermans et al., "In defense of the triplet loss", arXiv 1703.07737.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 0.6, 0.5], [0.6, 1.0, 0.2], [0.5, 0.2, 1.0]])
+        >>> labels = torch.tensor([0, 0, 1])
+        >>> loss = BatchHardTriplet()(scores, labels[:, None] == labels, forbidden=torch.eye(3).bool())
+        >>> round(loss.item(), 4)  # mean of 0.3 - 0.6 + 0.5 and 0; the third item has no positive
+        0.1
+    """
+
+    def choose(self, pairs: Pairs) -> tuple[Float[Tensor, " triplets"], Float[Tensor, " triplets"]]:
+        """One triplet per row that has both."""
+        asks = pairs.positive.any(dim=1) & pairs.negative.any(dim=1)
+        farthest = pairs.scores.masked_fill(~pairs.positive, float("inf")).argmin(dim=1, keepdim=True)
+        nearest = pairs.scores.masked_fill(~pairs.negative, float("-inf")).argmax(dim=1, keepdim=True)
+        both = [pairs.scores.gather(1, index)[asks, 0] for index in (farthest, nearest)]
+        return both[0], both[1]
+
+
+class SemiHardTriplet(_Triplet):
+    """For every positive pair the nearest negative that is still farther than the positive.
+
+    A pair without such a negative gives no triplet. FaceNet's "semi-hard" with the hardest choice; a search in the
+    sorted negatives of each row finds it.
+
+    Args:
+        margin: as in `BatchHardTriplet`.
+        learned_scale: likewise.
+
+    Shape:
+        scores (N, M), relevance (N, M), forbidden (N, M) -> scalar, float32 or better.
+
+    Raises:
+        ArgumentError: a margin that is not positive; masks of another shape or dtype.
+
+    References:
+        Schroff et al., FaceNet, arXiv 1503.03832.
+    """
+
+    def choose(self, pairs: Pairs) -> tuple[Float[Tensor, " triplets"], Float[Tensor, " triplets"]]:
+        """One triplet per positive pair that has a negative below it."""
+        negatives = pairs.scores.masked_fill(~pairs.negative, float("-inf"))
+        ordered, order = negatives.detach().sort(dim=1)
+        below = torch.searchsorted(ordered, pairs.scores.detach().contiguous())  # how many of the row's are smaller
+        nearest = order.gather(1, (below - 1).clamp_min(0))
+        rows, columns = (pairs.positive & (below > (~pairs.negative).sum(dim=1, keepdim=True))).nonzero(as_tuple=True)
+        return pairs.scores[rows, columns], pairs.scores[rows, nearest[rows, columns]]

@@ -1,0 +1,166 @@
+"""The metric inside pytorch-metric-learning: losses, miners and testers take it, and it trains."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pml = pytest.importorskip("pytorch_metric_learning")
+
+from pytorch_metric_learning import losses, miners, testers  # noqa: E402
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator  # noqa: E402
+from pytorch_metric_learning.utils.inference import CustomKNN, MatchFinder  # noqa: E402
+
+from gssf_plug import GSSFMetric  # noqa: E402
+from gssf_plug.errors import ArgumentError  # noqa: E402
+from gssf_plug.losses import IdentityLoss, WeightedSum  # noqa: E402
+from gssf_plug.losses.pml import GSSFDistance, MetricLearningLoss  # noqa: E402
+from gssf_plug.retrieval import OneTower, RetrievalConfig, RetrievalTrainer  # noqa: E402
+
+LABELS = torch.arange(6).repeat_interleave(4)
+
+
+def perturbed():
+    metric = GSSFMetric(8, block_size=4, constraint="symmetric")
+    with torch.no_grad():
+        for parameter in metric.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return metric
+
+
+def features():
+    return torch.randn(6, 8)[LABELS] + 0.8 * torch.randn(24, 8)
+
+
+LOSSES = {
+    "contrastive": lambda d: losses.ContrastiveLoss(pos_margin=1.5, neg_margin=-0.5, distance=d),
+    "triplet": lambda d: losses.TripletMarginLoss(margin=1.0, distance=d),
+    "multi-similarity": lambda d: losses.MultiSimilarityLoss(distance=d),
+    "proxy anchor": lambda d: losses.ProxyAnchorLoss(6, 8, distance=d),
+    "proxy NCA": lambda d: losses.ProxyNCALoss(6, 8, distance=d),
+    "NTXent": lambda d: losses.NTXentLoss(distance=d),
+    "SupCon": lambda d: losses.SupConLoss(distance=d),
+    "lifted structure": lambda d: losses.GeneralizedLiftedStructureLoss(distance=d),
+    "intra-pair variance": lambda d: losses.IntraPairVarianceLoss(distance=d),
+    "NCA": lambda d: losses.NCALoss(distance=d),
+    "normalised softmax": lambda d: losses.NormalizedSoftmaxLoss(6, 8, distance=d),
+    "cross-batch memory": lambda d: losses.CrossBatchMemory(losses.ContrastiveLoss(1.5, -0.5, distance=d), 8),
+}
+MINERS = {
+    "batch hard": lambda d: miners.BatchHardMiner(distance=d),
+    "multi-similarity": lambda d: miners.MultiSimilarityMiner(distance=d),
+    "triplet margin": lambda d: miners.TripletMarginMiner(margin=0.5, distance=d),
+    "pair margin": lambda d: miners.PairMarginMiner(pos_margin=1.5, neg_margin=-0.5, distance=d),
+    "batch easy hard": lambda d: miners.BatchEasyHardMiner(distance=d),
+    "uniform histogram": lambda d: miners.UniformHistogramMiner(distance=d),
+}
+
+
+def test_scores_are_the_metric_s():
+    metric = perturbed()
+    distance, x, y = GSSFDistance(metric), torch.randn(5, 8), torch.randn(7, 8)
+    torch.testing.assert_close(distance(x, y), metric(x, y))
+    torch.testing.assert_close(distance.pairwise_distance(x, y[:5]), metric.aligned(x, y[:5]))
+    assert distance.smallest_dist(distance(x, y)) == metric(x, y).max()
+
+
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
+def test_every_loss_trains_the_metric(make):
+    metric = perturbed()
+    loss = make(GSSFDistance(metric))
+    assert {id(p) for p in metric.parameters()} <= {id(p) for p in loss.parameters()}
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.01)
+    before = [parameter.clone() for parameter in metric.parameters()]
+    loss(features(), LABELS).backward()
+    optimizer.step()
+    for old, new in zip(before, metric.parameters(), strict=True):
+        assert not torch.equal(old, new)
+
+
+@pytest.mark.parametrize("make", MINERS.values(), ids=MINERS)
+def test_every_miner_mines_by_the_metric(make):
+    metric, x = perturbed(), features()
+    mined = make(GSSFDistance(metric))(x, LABELS)
+    assert all(not part.requires_grad for part in mined)
+    assert any(len(part) for part in mined)
+    loss = losses.TripletMarginLoss(margin=1.0, distance=GSSFDistance(metric))(x, LABELS, mined)
+    assert loss.isfinite()
+
+
+def test_batch_hard_miner_finds_the_extremes_of_the_metric():
+    metric, x = perturbed(), features()
+    scores = metric(x, x).detach()
+    anchors, positives, negatives = miners.BatchHardMiner(distance=GSSFDistance(metric))(x, LABELS)
+    same = LABELS[:, None] == LABELS
+    hardest = scores.masked_fill(~same | torch.eye(24).bool(), float("inf")).argmin(1)
+    nearest = scores.masked_fill(same, float("-inf")).argmax(1)
+    assert torch.equal(positives, hardest[anchors])
+    assert torch.equal(negatives, nearest[anchors])
+
+
+def test_calculator_tester_and_match_finder_search_by_the_metric():
+    metric, x, y = perturbed(), features(), features()
+    distance = GSSFDistance(metric)
+    right = (LABELS[metric(x, y).argmax(1)] == LABELS).double().mean().item()
+    calculator = AccuracyCalculator(include=("precision_at_1",), knn_func=CustomKNN(distance), k=5)
+    assert calculator.get_accuracy(x, LABELS, y, LABELS)["precision_at_1"] == pytest.approx(right)
+    data = torch.utils.data.TensorDataset(x, LABELS)
+    tester = testers.GlobalEmbeddingSpaceTester(
+        normalize_embeddings=False, accuracy_calculator=calculator, dataloader_num_workers=0, batch_size=8
+    )
+    found = tester.test({"val": data}, 0, torch.nn.Identity())["val"]
+    assert 0 < found["precision_at_1_level0"] <= 1
+    matches = MatchFinder(distance, threshold=0.5).get_matching_pairs(x, y)
+    assert (torch.as_tensor(matches) == (metric(x, y) >= 0.5)).all()
+
+
+def test_metric_learning_loss_trains_in_the_trainer_and_its_checkpoint_is_loaded(tmp_path):
+    metric = perturbed()
+    rows = [{"x": x, "label": label} for x, label in zip(features(), LABELS, strict=True)]
+
+    def collate(rows):
+        return {
+            "inputs": torch.stack([row["x"] for row in rows]),
+            "labels": torch.stack([row["label"] for row in rows]),
+        }
+
+    distance = GSSFDistance(metric)
+    proxies = losses.ProxyAnchorLoss(6, 8, distance=distance)
+    pairs = MetricLearningLoss(
+        losses.MultiSimilarityLoss(distance=distance), miners.MultiSimilarityMiner(distance=distance)
+    )
+    loss = WeightedSum(MetricLearningLoss(proxies), pairs, IdentityLoss(8, 6))
+    before = [parameter.detach().clone() for parameter in (*metric.parameters(), proxies.proxies)]
+
+    def trainer(epochs):
+        config = RetrievalConfig(output_dir=tmp_path, epochs=epochs, batch_size=12, schedule="constant", progress=False)
+        model = OneTower(torch.nn.Linear(8, 8), metric)
+        return RetrievalTrainer(model=model, loss=loss, config=config, train_data=rows, collate=collate)
+
+    torch.manual_seed(0)
+    first = trainer(2)
+    names = [group["name"] for group in first.optimizer.param_groups for _ in group["params"]]
+    assert names.count("metric") == len(list(metric.parameters()))
+    first.train()
+    for old, new in zip(before, (*metric.parameters(), proxies.proxies), strict=True):
+        assert not torch.equal(old, new)
+    trained = [parameter.detach().clone() for parameter in metric.parameters()]
+    with torch.no_grad():
+        for parameter in metric.parameters():
+            parameter.zero_()
+    trainer(2).train(resume=True)  # nothing left to do: the weights are the checkpoint's
+    assert all(torch.equal(a, b) for a, b in zip(trained, metric.parameters(), strict=True))
+
+
+@pytest.mark.bad_input
+def test_width():
+    with pytest.raises(ArgumentError, match=r"must have 8 channels in its last dimension, but got shape \(3, 9\)"):
+        GSSFDistance(perturbed())(torch.randn(3, 9))
+
+
+def test_missing_package_names_the_extra():
+    code = "import sys; sys.modules['pytorch_metric_learning'] = None; import gssf_plug.losses, gssf_plug.losses.pml"
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install gssf-plug[pml]" in failed.stderr
+    assert failed.returncode == 1
