@@ -1,0 +1,11 @@
+"""Distillation: match a student's features with a teacher's through the metric, in any loop or a Trainer."""
+
+from gssf_plug.distillation.cache import TeacherCache as TeacherCache
+from gssf_plug.distillation.cache import precompute as precompute
+from gssf_plug.distillation.distiller import Distiller as Distiller
+from gssf_plug.distillation.paths import suggest_taps as suggest_taps
+from gssf_plug.distillation.taps import Feature as Feature
+from gssf_plug.distillation.taps import FeatureTaps as FeatureTaps
+from gssf_plug.distillation.taps import Tap as Tap
+
+__all__ = ["Distiller", "Feature", "FeatureTaps", "Tap", "TeacherCache", "precompute", "suggest_taps"]

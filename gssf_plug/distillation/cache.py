@@ -1,0 +1,290 @@
+"""Teacher features computed once and kept on disk; afterwards the teacher need not be loaded at all.
+
+    cache = precompute(teacher, {"pooled": Tap("", pooling=mean_pool)}, dataset, "cache/", collate=collator)
+    dataset = cache.attach(dataset)                            # adds the column "teacher_row"
+    distiller = Distiller(student, cache, pairs={"encoder.layer.1": ""})
+
+The folder holds safetensors shards, memory-mapped when read, and cache.json with what they were made from: a digest of
+the teacher's weights, the taps, the dtype, the columns. Promises: shards are renamed into place one by one, so a killed
+run goes on where it stopped; a folder made from anything else is refused, never mixed; every example is found by a
+digest of its content, so a shuffled or shortened data set gets its own features and a foreign example is refused.
+Tokens are stored without padding.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from gssf_plug.distillation.fingerprints import digest_row, digest_weights, tap_key
+from gssf_plug.distillation.taps import Feature, Tap
+from gssf_plug.distillation.teacher import PREFIX, TeacherInputs, TeacherModel, check_finite
+from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
+from gssf_plug.files import write_atomically
+
+__all__ = ["TeacherCache", "precompute"]
+
+MANIFEST = "cache.json"
+VERSION = 1
+ROW = PREFIX + "row"
+STALE = "Give another folder, or delete this one."
+DAMAGED = "It is damaged or truncated; delete it and run precompute again, which redoes only what is missing."
+
+
+class TeacherCache:
+    """The features that `precompute` left in a folder, as the teacher of a `Distiller`.
+
+    Args:
+        folder: written by `precompute`, complete.
+        teacher: check that the features are this model's; default: trust the folder.
+        verify: read every shard once and compare its digest; default True.
+
+    Raises:
+        CheckpointError: missing, incomplete, damaged, or of another teacher.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, teacher: nn.Module | None = None, verify: bool = True
+    ) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        if teacher is not None and self.manifest["key"]["teacher"] != digest_weights(teacher):
+            raise CheckpointError(folder, "was made from another teacher's weights", STALE)
+        rows, done = self.manifest["rows"], sum(shard["rows"] for shard in self.manifest["shards"])
+        if rows != done:
+            raise CheckpointError(folder, f"holds {done} of {rows} examples", "Run precompute again to complete it.")
+        self._shards = [
+            _open_shard(self.folder / s["name"], s["digest"] if verify else None) for s in self.manifest["shards"]
+        ]
+        self._starts = torch.tensor([0, *[s["rows"] for s in self.manifest["shards"]]]).cumsum(0)
+        digests = torch.cat([shard["digests"] for shard in self._shards]).tolist()
+        self._row_of = {digest: row for row, digest in enumerate(digests)}
+        self._asked: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return int(self.manifest["rows"])
+
+    def layers(self) -> list[str]:
+        """Paths of the cached features, in their order."""
+        return [tap["path"] for tap in self.manifest["key"]["taps"]]
+
+    def watch(self, taps: Mapping[str, Tap]) -> None:
+        """Say which features will be asked for; raises `ArgumentError` for one that the cache does not hold."""
+        self._asked = {name: self._find(tap) for name, tap in taps.items()}
+
+    def rows_of(self, dataset: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Where each example of a data set lies in the cache.
+
+        Raises:
+            ArgumentError: an example that the cache does not hold.
+        """
+        return [self._row(number, example) for number, example in enumerate(dataset)]
+
+    def attach(self, dataset: Dataset) -> Dataset:
+        """The data set with `rows_of` as its column "teacher_row", in any order and selection."""
+        return dataset.add_column(ROW, self.rows_of(dataset))
+
+    def features(self, batch: Any, device: torch.device) -> dict[str, Feature]:
+        """The features of the examples in batch["teacher_row"]."""
+        if not isinstance(batch, Mapping) or ROW not in batch:
+            raise ArgumentError(
+                "batch",
+                f"hold the column '{ROW}'",
+                sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__,
+                "Add it with cache.attach(dataset), and keep it in the collator.",
+            )
+        rows = torch.as_tensor(batch[ROW]).cpu()
+        shard_of = torch.searchsorted(self._starts, rows, right=True) - 1
+        inside = (rows - self._starts[shard_of]).tolist()
+        found = {}
+        for name, tap in self._asked.items():
+            parts = [_example(self._shards[s], tap, i) for s, i in zip(shard_of.tolist(), inside, strict=True)]
+            found[name] = _stack(parts, self.manifest["kinds"][tap], device)
+        return found
+
+    def _row(self, number: int, example: Mapping[str, Any]) -> int:
+        row = self._row_of.get(digest_row(example, self.manifest["key"]["columns"]))
+        if row is None:
+            raise ArgumentError(
+                "dataset",
+                "hold only examples that the cache was made from",
+                f"another one in row {number}",
+                f"Student and teacher would see different examples. Run precompute on this data set. ({self.folder})",
+            )
+        return row
+
+    def _find(self, tap: Tap) -> int:
+        known: list[dict[str, Any]] = self.manifest["key"]["taps"]
+        for number, entry in enumerate(known):
+            if entry == tap_key(tap) or (tap == Tap(tap.path) and entry["path"] == tap.path):
+                return number
+        raise ArgumentError(
+            "pairs (teacher)",
+            "be features that the cache holds, read in the same way",
+            f"{tap.path!r}",
+            near_matches(tap.path, [entry["path"] for entry in known]),
+        )
+
+
+def precompute(
+    teacher: nn.Module | TeacherModel,
+    taps: Mapping[str, Tap] | Sequence[Tap],
+    dataset: Any,
+    folder: str | os.PathLike[str],
+    *,
+    collate: Callable[[list[Any]], Any],
+    batch_size: int = 64,
+    shard_batches: int = 16,
+    columns: Sequence[str] | None = None,
+    teacher_inputs: TeacherInputs = None,
+) -> TeacherCache:
+    """Run the teacher over a data set and keep its features; goes on where a killed run stopped.
+
+    Args:
+        teacher: a model, or a `TeacherModel` with its dtype and device.
+        taps: what to keep. Give them a pooling where the loss wants vectors: tokens are T times as large.
+        dataset: has a length, and dicts as rows: a datasets.Dataset, or a list.
+        folder: created where missing.
+        collate: rows -> the batch that the teacher is given.
+        batch_size: examples per forward, default 64.
+        shard_batches: batches per shard, default 16: what a kill can lose.
+        columns: that make an example; default all. Name the teacher's where rows also carry student columns.
+        teacher_inputs: as in `TeacherModel`; only with a plain model.
+
+    Returns:
+        The cache, verified.
+
+    Raises:
+        CheckpointError: the folder holds the features of another teacher, other taps, dtype, columns or examples.
+        ArgumentError: an empty data set; NaN in a feature.
+    """
+    source = teacher if isinstance(teacher, TeacherModel) else TeacherModel(teacher, inputs=teacher_inputs)
+    listed = list(taps.values()) if isinstance(taps, Mapping) else list(taps)
+    if len(dataset) == 0:
+        raise ArgumentError("dataset", "hold at least one example", "none", "Give the training data.")
+    chosen = sorted(columns if columns is not None else dataset[0])
+    digests = [digest_row(dataset[row], chosen) for row in tqdm(range(len(dataset)), desc="examples", leave=False)]
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = _start(folder, _key(source, listed, chosen), digests)
+    source.watch({str(number): tap for number, tap in enumerate(listed)})
+    size = batch_size * shard_batches
+    done = sum(shard["rows"] for shard in manifest["shards"])
+    for start in tqdm(range(done, len(dataset), size), desc="teacher features", initial=done // size):
+        rows = range(start, min(start + size, len(dataset)))
+        parts = [_run(source, dataset, rows[at : at + batch_size], collate) for at in range(0, len(rows), batch_size)]
+        _write_shard(folder, manifest, parts, digests[start : start + len(rows)])
+    return TeacherCache(folder)
+
+
+def _key(source: TeacherModel, taps: Sequence[Tap], columns: list[str]) -> dict[str, Any]:
+    return {
+        "teacher": digest_weights(source.model),
+        "class": type(source.model).__name__,
+        "taps": [tap_key(tap) for tap in taps],
+        "dtype": str(next((p.dtype for p in source.model.parameters()), torch.float32)),
+        "columns": columns,
+    }
+
+
+def _start(folder: Path, key: dict[str, Any], digests: list[int]) -> dict[str, Any]:
+    """The manifest to go on with: a new one, or that of an interrupted run over the same things."""
+    content = hashlib.sha256(torch.tensor(digests).numpy().tobytes()).hexdigest()
+    if not (folder / MANIFEST).exists():
+        return {"version": VERSION, "key": key, "rows": len(digests), "content": content, "kinds": [], "shards": []}
+    manifest = _read_manifest(folder)
+    for part, value in key.items():
+        if manifest["key"].get(part) != value:
+            raise CheckpointError(folder, f"holds features of another {part} ({manifest['key'].get(part)})", STALE)
+    if manifest["content"] != content:
+        raise CheckpointError(folder, "holds features of other examples, or of another order", STALE)
+    intact: list[dict[str, Any]] = []
+    for shard in manifest["shards"]:  # what comes after the first broken shard is redone
+        if not (folder / shard["name"]).is_file() or _digest_file(folder / shard["name"]) != shard["digest"]:
+            break
+        intact.append(shard)
+    return {**manifest, "shards": intact}
+
+
+def _run(source: TeacherModel, dataset: Any, rows: Iterable[int], collate: Callable[[list[Any]], Any]) -> list[Feature]:
+    batch = collate([dataset[row] for row in rows])
+    features = list(source.features(batch, torch.device("cpu")).values())
+    for feature in features:
+        check_finite(feature, "the teacher")
+    return features
+
+
+def _write_shard(folder: Path, manifest: dict[str, Any], parts: list[list[Feature]], digests: list[int]) -> None:
+    tensors: dict[str, Tensor] = {"digests": torch.tensor(digests)}
+    kinds = ["tokens" if feature.tensor.ndim == 3 else "whole" for feature in parts[0]]
+    for tap, kind in enumerate(kinds):
+        examples = [example for part in parts for example in _examples(part[tap])]
+        tensors[f"{tap}.data"] = torch.cat(examples) if kind == "tokens" else torch.stack(examples)
+        if kind == "tokens":
+            tensors[f"{tap}.ends"] = torch.tensor([len(example) for example in examples]).cumsum(0)
+    path = folder / f"shard-{len(manifest['shards']):05d}.safetensors"
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    manifest["kinds"] = kinds
+    manifest["shards"].append({"name": path.name, "rows": len(digests), "digest": _digest_file(path)})
+    text = json.dumps(manifest, indent=1, sort_keys=True)
+    write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _examples(feature: Feature) -> list[Tensor]:
+    if feature.mask is None:
+        return list(feature.tensor)
+    return [tokens[valid] for tokens, valid in zip(feature.tensor, feature.mask, strict=True)]
+
+
+def _example(shard: dict[str, Tensor], tap: int, row: int) -> Tensor:
+    data, ends = shard[f"{tap}.data"], shard.get(f"{tap}.ends")
+    return data[row] if ends is None else data[int(ends[row - 1]) if row else 0 : int(ends[row])]
+
+
+def _stack(parts: list[Tensor], kind: str, device: torch.device) -> Feature:
+    if kind == "whole":
+        return Feature(torch.stack(parts).to(device))
+    counts = torch.tensor([len(part) for part in parts])
+    padded = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    mask = torch.arange(padded.shape[1]) < counts[:, None]
+    return Feature(padded.to(device), mask.to(device))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(folder, f"holds no {MANIFEST}", "Give a folder written by precompute.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        known = manifest["version"] <= VERSION and {"key", "rows", "content", "kinds", "shards"} <= manifest.keys()
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(path, f"is no manifest of a teacher cache ({error})", DAMAGED) from None
+    if not known:
+        raise CheckpointError(path, "is of another format", "Upgrade gssf-plug, or run precompute again.")
+    return dict(manifest)
+
+
+def _open_shard(path: Path, digest: str | None) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(path, "is missing", DAMAGED)
+    if digest is not None and _digest_file(path) != digest:
+        raise CheckpointError(path, "is not what precompute wrote", DAMAGED)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(path, f"is no whole safetensors file ({error})", DAMAGED) from None
+
+
+def _digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

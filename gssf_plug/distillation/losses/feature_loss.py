@@ -1,0 +1,138 @@
+"""What every distillation loss is: `loss(student, teacher, mask=None)` -> scalar, and the checks they share.
+
+student and teacher are vectors (N, D) or tokens (N, T, D); row i of both belongs to the same example; mask (N, T) is
+true where a token counts. Every loss sums in float32 or better. There are two kinds:
+
+    per example      the mean over examples of something that each example has alone. Gradient accumulation over equal
+                     micro-batches gives the gradient of the large batch.
+    relational       compares examples with one another. It sees the whole batch of all processes (`gather`), needs at
+                     least two examples, and gradient accumulation is NOT the large batch: pairs across micro-batches
+                     are never formed.
+
+The teacher side never gets a gradient.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gssf_plug.distributed import gather, gather_detached
+from gssf_plug.errors import ArgumentError
+from gssf_plug.features import Mask, mean_pool
+
+__all__ = ["FeatureLoss", "mean_per_example", "require_positive"]
+
+
+class FeatureLoss(nn.Module):
+    """A loss between student and teacher features. Subclasses set the three flags and write `compute`.
+
+    Class attributes:
+        relational: compares examples with one another; gathers over processes.
+        vectors: takes one vector per example; tokens are averaged under their mask, so lengths may differ.
+        same_width: student and teacher channels must correspond, so the Distiller puts a projector where widths differ.
+
+    Shape:
+        student (N, D) or (N, T, D), teacher the same with its own width, mask (N, T) -> scalar, float32 or better.
+
+    Raises:
+        ArgumentError: unequal batch sizes, lengths or (where `same_width`) widths; a mask of another shape; fewer than
+            two examples in a relational loss.
+    """
+
+    relational: ClassVar[bool] = False
+    vectors: ClassVar[bool] = False
+    same_width: ClassVar[bool] = False
+
+    def forward(
+        self, student: Float[Tensor, " n *s"], teacher: Float[Tensor, " n *t"], mask: Mask | None = None
+    ) -> Float[Tensor, ""]:
+        """Check, bring to float32, pool and gather where the class says so, compute."""
+        _check_batches(student, teacher)
+        dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+        student, teacher = student.to(dtype), teacher.detach().to(dtype)
+        if self.vectors:
+            student, teacher, mask = _pooled(student, mask), _pooled(teacher, mask), None
+        if self.relational:
+            student, teacher = gather(student), gather_detached(teacher)
+            _check_company(type(self).__name__, len(student))
+        self._check_shapes(student, teacher, mask)
+        if mask is not None:  # zeros, since a NaN in padding would spoil gradients even where its value is dropped
+            mask = mask.bool()
+            student, teacher = (torch.where(mask[..., None], f, 0.0) for f in (student, teacher))
+        return self.compute(student, teacher, mask)
+
+    def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
+        """The formula, on checked features of one floating dtype; `teacher` has no gradient."""
+        raise NotImplementedError
+
+    def _check_shapes(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> None:
+        if student.shape[1:-1] != teacher.shape[1:-1]:
+            raise ArgumentError(
+                "teacher",
+                f"have as many tokens as the student, shape {tuple(student.shape[:-1])} + width",
+                tuple(teacher.shape),
+                "The Distiller resizes them; in your own loop pool or interpolate first.",
+            )
+        if self.same_width and student.shape[-1] != teacher.shape[-1]:
+            raise ArgumentError(
+                "student",
+                f"have the teacher's width {teacher.shape[-1]} for {type(self).__name__}",
+                student.shape[-1],
+                "Put a projector between them: the Distiller does so with projector='auto'.",
+            )
+        if mask is not None and mask.shape != student.shape[:-1]:
+            raise ArgumentError(
+                "mask",
+                f"have shape {tuple(student.shape[:-1])}, one value per token",
+                tuple(mask.shape),
+                "Give the attention mask of the student's tokens, or None for vectors.",
+            )
+
+
+def mean_per_example(values: Float[Tensor, " n *t"], mask: Tensor | None) -> Float[Tensor, ""]:
+    """Mean over the valid tokens of each example, then over examples that have any: each example weighs the same."""
+    if mask is None:
+        return values.flatten(1).mean(1).mean() if values.ndim > 1 else values.mean()
+    count = mask.sum(1)
+    rows = torch.where(mask, values, 0.0).sum(1) / count.clamp_min(1)
+    return rows.sum() / count.gt(0).sum().clamp_min(1)
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise unless 0 < value < ∞."""
+    if not 0 < value < float("inf"):
+        raise ArgumentError(name, "be a positive number", value, "Distillation usually takes a value from 0.05 to 10.")
+
+
+def _pooled(features: Tensor, mask: Tensor | None) -> Tensor:
+    return features if features.ndim == 2 else mean_pool(features, mask)
+
+
+def _check_batches(student: Tensor, teacher: Tensor) -> None:
+    for name, features in (("student", student), ("teacher", teacher)):
+        if features.ndim not in (2, 3):
+            raise ArgumentError(
+                name,
+                "be vectors (N, D) or tokens (N, T, D)",
+                f"shape {tuple(features.shape)}",
+                "See gssf_plug.features.as_tokens for maps.",
+            )
+    if len(student) != len(teacher):
+        raise ArgumentError(
+            "teacher",
+            f"have the student's batch size {len(student)}",
+            len(teacher),
+            "Row i of both must be the same example.",
+        )
+
+
+def _check_company(name: str, count: int) -> None:
+    if count < 2:
+        raise ArgumentError(
+            "student",
+            f"hold at least two examples for {name}, which compares examples with one another",
+            count,
+            "Raise the batch size, drop the last short batch, or use a loss per example such as MSE.",
+        )

@@ -1,0 +1,106 @@
+"""The objectives of this library: student and teacher compared through the structured metric."""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gssf_plug.distillation.losses.feature_loss import FeatureLoss, mean_per_example
+from gssf_plug.distillation.losses.relational import same_example
+from gssf_plug.errors import ArgumentError
+from gssf_plug.losses import InfoNCE
+from gssf_plug.metric import GSSFMetric
+
+__all__ = ["Contrastive", "Regression", "Relation"]
+
+
+class Relation(FeatureLoss):
+    r"""The student's similarities, measured by its metric, should be the teacher's cosines.
+
+        mean over i ≠ j of ( s(x_i, x_j) - cos(t_i, t_j) )²,      s: the metric on the student's own features
+
+    The metric cannot cheat by its scale, since the targets are given. It ships with the student: s is what you rank
+    with afterwards (`metric.fold` on the query side), and without it the plain cosine of the student still serves.
+
+    Args:
+        metric: of the student's width. Items are of one kind, so give it constraint="symmetric" or "psd".
+
+    Relations:
+        `SP` compares rows after normalisation, `PKT` distributions; both take the metric too.
+    """
+
+    relational, vectors = True, True
+
+    def __init__(self, metric: GSSFMetric) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
+        """Mean squared difference off the diagonal."""
+        target = (unit := normalize(teacher, dim=-1)) @ unit.T
+        difference = (self.metric(student, student) - target).square()
+        count = len(student) * (len(student) - 1)
+        return (difference.sum() - difference.diagonal().sum()) / count
+
+
+class Contrastive(FeatureLoss):
+    """Each student feature must find its own teacher feature among those of the batch, and the other way round.
+
+    InfoNCE in both directions over the scores of the metric, with a learned scale; the batch is that of all processes.
+    Rows with equal teacher features count as the same example.
+
+    Args:
+        metric: of the teacher's width, the critic; the student comes through a projector.
+        scale: of the scores at the start, default 1/0.07; learned, at most 100.
+
+    References:
+        CRD, arXiv 1910.10699, for the idea; CLIP, arXiv 2103.00020, for the learned scale.
+    """
+
+    relational, vectors, same_width = True, True, True
+
+    def __init__(self, metric: GSSFMetric, *, scale: float = 1 / 0.07) -> None:
+        super().__init__()
+        self.metric = metric
+        self.contrast = InfoNCE(scale=scale)
+
+    def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
+        """InfoNCE over metric(student, teacher)."""
+        return self.contrast(self.metric(student, teacher), same_example(teacher))
+
+
+class Regression(FeatureLoss):
+    r"""Gaussian likelihood of the teacher's feature, whose precision is the structured metric.
+
+        mean of ½ ( rᵀ Λ r - log det Λ ) / D,     r = student - teacher,   Λ = LᵀL
+
+    Without the determinant the metric would lower the loss by shrinking. In units of the teacher's features; at the
+    start Λ = 1, and the loss is half of `MSE`.
+
+    Args:
+        metric: of the teacher's width, constraint="psd" and normalize=False; the student comes through a projector.
+
+    Raises:
+        ArgumentError: a metric that is not positive (semi)definite, or that normalises: a residual has a length.
+
+    Relations:
+        `VID` is the diagonal case.
+    """
+
+    same_width = True
+
+    def __init__(self, metric: GSSFMetric) -> None:
+        super().__init__()
+        if metric.constraint != "psd" or metric.normalize:
+            raise ArgumentError(
+                "metric",
+                "have constraint='psd' and normalize=False, since it is the precision of a Gaussian",
+                f"constraint={metric.constraint!r}, normalize={metric.normalize}",
+                "Build it with GSSFMetric(dim, constraint='psd', normalize=False).",
+            )
+        self.metric = metric
+
+    def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
+        """The negative log-likelihood less its constant, per channel."""
+        residual = student - teacher
+        distance = mean_per_example(self.metric.aligned(residual, residual), mask)
+        return (distance - self.metric.log_determinant()) / (2 * self.metric.dim)

@@ -1,0 +1,55 @@
+"""Projectors and losses on disk, beside the student and never inside it: one folder of safetensors and JSON."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from gssf_plug.errors import CheckpointError
+from gssf_plug.files import Format, load_strictly, read_folder, write_folder
+
+if TYPE_CHECKING:
+    from gssf_plug.distillation.distiller import Distiller
+
+__all__ = ["load_parts", "save_parts"]
+
+FORMAT = Format("gssf-plug/distiller")
+
+
+def save_parts(distiller: "Distiller", folder: str | os.PathLike[str]) -> None:
+    """Write the trained parts of a planned distiller."""
+    write_folder(folder, FORMAT, _config(distiller), _module(distiller).state_dict())
+
+
+def load_parts(distiller: "Distiller", folder: str | os.PathLike[str]) -> None:
+    """Read them back into a distiller with the same pairs and losses.
+
+    Raises:
+        CheckpointError: missing, damaged, or of other pairs or losses.
+    """
+    config, tensors = read_folder(folder, FORMAT)
+    if config != _config(distiller):
+        odd = next(
+            key
+            for key in sorted(config.keys() | _config(distiller).keys())
+            if config.get(key) != _config(distiller).get(key)
+        )
+        raise CheckpointError(
+            folder,
+            f"was saved from another distiller: its {odd} are {config.get(odd)}, not {_config(distiller).get(odd)}",
+            "Build the Distiller as it was built then.",
+        )
+    module = _module(distiller)
+    device = next(distiller.student.parameters()).device
+    load_strictly(module, {name: tensor.to(device) for name, tensor in tensors.items()}, folder)
+
+
+def _module(distiller: "Distiller") -> nn.Module:
+    return nn.ModuleDict({"projectors": distiller.projectors, "losses": distiller.losses})
+
+
+def _config(distiller: "Distiller") -> dict[str, Any]:
+    return {
+        "pairs": [[ours.path, theirs.path] for ours, theirs in distiller.pairs],
+        "losses": [type(loss).__name__ for loss in distiller.losses],
+    }

@@ -1,0 +1,244 @@
+"""FeatureTaps: read features by module path while a model runs, without editing the model.
+
+Promises:
+- One record per forward of the model. It is complete when the forward returns and does not change until the next one
+  begins: modules that run again in backward (gradient checkpointing) are ignored.
+- Masks are known: the 2-d `attention_mask` that the model was called with travels with the tokens.
+- Paths are those of the plain model, so DDP, FSDP, `torch.compile` and PEFT around it change nothing. The hooks are
+  bound methods: a deep copy of the model feeds its own copy of the taps.
+- Only the tapped tensors are kept, and only until the next forward or `clear()`.
+
+It refuses: a path that matches nothing or several; a module that did not run, or ran several times; a tap inside a
+reentrant-checkpointed block (or a no_grad block) of a forward that has gradients: it would silently train nothing.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gssf_plug.distillation.paths import find_modules, unwrap
+from gssf_plug.errors import ArgumentError
+from gssf_plug.features import Pooling, feature_tensor
+
+__all__ = ["Feature", "FeatureTaps", "Tap"]
+
+
+class Feature(NamedTuple):
+    """What a tap read: vectors (N, D), tokens (N, T, D) or a map (N, C, H, W), and the tokens' mask where known."""
+
+    tensor: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where to read and what to keep.
+
+    Args:
+        path: of a module in the plain model, "" for the model itself; globs and braces as in `paths`.
+        output: which part of the module's output: a key of a mapping or an index of a tuple. Default: the first
+            tensor, as in `feature_tensor`.
+        pooling: (N, T, D), mask -> (N, D), such as `mean_pool`; default: keep the tokens.
+        token: keep one token, such as 0 for the class token; not together with `pooling`.
+        masked: let the attention mask travel with the tokens (default). False for a module whose tokens are not those
+            of the mask.
+    """
+
+    path: str
+    output: str | int | None = None
+    pooling: Pooling | None = None
+    token: int | None = None
+    masked: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pooling is not None and self.token is not None:
+            raise ArgumentError("token", "not be used together with pooling", self.token, "Choose one of the two.")
+
+    def read(self, output: Any, mask: Tensor | None) -> Feature:
+        """The feature in a module's output."""
+        tensor = feature_tensor(self._part(output))
+        mask = self._mask_of(tensor, mask)
+        if self.token is not None:
+            return Feature(tensor[:, self.token])
+        if self.pooling is not None:
+            return Feature(self.pooling(tensor, mask))
+        return Feature(tensor, mask)
+
+    def _part(self, output: Any) -> Any:
+        if self.output is None:
+            return output
+        try:
+            return output[self.output]
+        except (KeyError, IndexError, TypeError) as error:
+            has = sorted(map(str, output)) if isinstance(output, Mapping) else type(output).__name__
+            raise ArgumentError(
+                "output", f"be a part of what '{self.path}' returns", repr(self.output), f"It returns {has}."
+            ) from error
+
+    def _mask_of(self, tensor: Tensor, mask: Tensor | None) -> Tensor | None:
+        if mask is None or not self.masked or tensor.ndim != 3:
+            return None
+        if mask.shape != tensor.shape[:2]:
+            raise ArgumentError(
+                "attention_mask",
+                f"have one value per token of '{self.path}', shape {tuple(tensor.shape[:2])}",
+                tuple(mask.shape),
+                "Give Tap(path, masked=False) if its tokens are not those of the mask.",
+            )
+        return mask.bool()
+
+
+class FeatureTaps:
+    """Read the outputs of chosen modules in every forward of a model.
+
+    Args:
+        model: any module, wrapped or not. It is not edited: only hooks are added, and `remove` takes them away.
+        taps: name -> path or `Tap`, each of which must match one module; or a list of paths, globs and braces, whose
+            names are then the paths found.
+        mask_argument: the argument of the model's forward that holds the mask, default "attention_mask".
+
+    Raises:
+        ArgumentError: a path that matches nothing (names near matches), or several.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> taps = FeatureTaps(model, {"hidden": "0"})
+        >>> _ = model(torch.zeros(3, 4))
+        >>> taps["hidden"].tensor.shape
+        torch.Size([3, 8])
+        >>> taps.remove()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Mapping[str, str | Tap] | Sequence[str],
+        *,
+        mask_argument: str = "attention_mask",
+    ) -> None:
+        self.taps = _resolve(model, taps)
+        self.mask_argument = mask_argument
+        self._record: dict[str, Feature] = {}
+        self._mask: Tensor | None = None
+        self._running = self._with_gradients = False
+        self._handles: list[RemovableHandle] = []
+        self._attach(unwrap(model))
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """The record of the last forward, by name.
+
+        Raises:
+            ArgumentError: a tapped module has not run.
+        """
+        for name, tap in self.taps.items():
+            if name not in self._record:
+                raise ArgumentError(
+                    name,
+                    "have run in the last forward",
+                    f"nothing from '{tap.path}'",
+                    "Call the model first; a compiled model must be compiled after the taps are attached.",
+                )
+        return {name: self._record[name] for name in self.taps}
+
+    def __getitem__(self, name: str) -> Feature:
+        return self.features[name]
+
+    def clear(self) -> None:
+        """Forget the record, so that its memory is free."""
+        self._record = {}
+        self._mask = None
+
+    def remove(self) -> None:
+        """Take the hooks away. The model is as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles go without the record: tensors inside a graph can be neither copied nor pickled."""
+        return {**self.__dict__, "_record": {}, "_mask": None}
+
+    def _attach(self, plain: nn.Module) -> None:
+        modules = dict(plain.named_modules(remove_duplicate=False))
+        self._parameters = list(inspect.signature(plain.forward).parameters)
+        self._handles.append(plain.register_forward_pre_hook(self._begin, with_kwargs=True))
+        # A hook is told its module, not its path: one reader per tap.
+        for name, tap in self.taps.items():
+            self._handles.append(modules[tap.path].register_forward_hook(_Reader(self, name, tap).read))
+        self._handles.append(plain.register_forward_hook(self._end, always_call=True))
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.clear()
+        self._running = True
+        self._with_gradients = torch.is_grad_enabled()
+        given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}
+        mask = given.get(self.mask_argument)
+        self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._running = False
+        self._mask = None
+
+    def _store(self, name: str, tap: Tap, output: Any) -> None:
+        if not self._running:  # recomputation in backward, or the module called on its own
+            return
+        if self._with_gradients and not torch.is_grad_enabled():
+            raise ArgumentError(
+                name,
+                "lie where gradients flow",
+                f"'{tap.path}', which runs without them: inside a reentrant-checkpointed or no_grad block",
+                "It would silently train nothing. Checkpoint with use_reentrant=False, or tap the block's own output.",
+            )
+        if name in self._record:
+            raise ArgumentError(
+                name,
+                "run once in a forward",
+                f"'{tap.path}', which ran again",
+                "Tap a module that is not shared between layers.",
+            )
+        self._record[name] = tap.read(output, self._mask)
+
+
+@dataclass
+class _Reader:
+    """The hook of one tap; its bound method follows a deep copy of the model."""
+
+    taps: FeatureTaps
+    name: str
+    tap: Tap
+
+    def read(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.taps._store(self.name, self.tap, output)
+
+
+def _resolve(model: nn.Module, taps: Mapping[str, str | Tap] | Sequence[str]) -> dict[str, Tap]:
+    if not taps or isinstance(taps, str):
+        raise ArgumentError("taps", "be a mapping of names to paths, or a list of paths", repr(taps), "Name a module.")
+    if not isinstance(taps, Mapping):
+        return {path: Tap(path) for pattern in taps for path in find_modules(model, pattern, argument="taps")}
+    resolved = {}
+    for name, tap in taps.items():
+        tap = tap if isinstance(tap, Tap) else Tap(tap)
+        found = find_modules(model, tap.path, argument=name)
+        if len(found) > 1:
+            raise ArgumentError(
+                name,
+                "match one module",
+                f"{tap.path!r}, which matches {len(found)}: {', '.join(map(repr, found[:3]))}, …",
+                "Write the whole path, or give a list of patterns instead of a mapping.",
+            )
+        resolved[name] = Tap(found[0], tap.output, tap.pooling, tap.token, tap.masked)
+    return resolved

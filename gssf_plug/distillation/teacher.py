@@ -1,0 +1,172 @@
+"""Where teacher features come from: a frozen model that runs, or (see `cache`) what it left on disk.
+
+Promises of the model: always in evaluation mode, whatever the caller or a Trainer does; no gradients; in the dtype and
+on the device asked for; outside every state dict of the student's side.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gssf_plug.distillation.paths import layer_paths, unwrap
+from gssf_plug.distillation.taps import Feature, FeatureTaps, Tap
+from gssf_plug.errors import ArgumentError
+
+__all__ = ["PREFIX", "Teacher", "TeacherInputs", "TeacherModel", "call", "select_inputs"]
+
+PREFIX = "teacher_"  # columns of a batch that are the teacher's own: teacher_input_ids, teacher_pixel_values, …
+TeacherInputs = Mapping[str, str] | Callable[[Any], Any] | None
+
+
+class Teacher(Protocol):
+    """What the Distiller asks of a teacher."""
+
+    def layers(self) -> list[str]:
+        """Paths that a rule may choose from, first to last."""
+
+    def watch(self, taps: Mapping[str, Tap]) -> None:
+        """Say which features will be asked for."""
+
+    def features(self, batch: Any, device: torch.device) -> dict[str, Feature]:
+        """The features of a batch by tap name, on `device`, without gradients."""
+
+
+class TeacherModel:
+    """A frozen model as a teacher.
+
+    Args:
+        model: any module. It is put into evaluation mode, and moved where `dtype` or `device` say so.
+        inputs: the teacher's inputs out of a batch: a mapping from its arguments to columns, a function of the batch,
+            or None: the columns that begin with "teacher_" (less that prefix) where there are any, else the student's.
+        dtype: such as torch.bfloat16; None leaves it alone (quantised models must be left alone).
+        device: None follows the student.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inputs: TeacherInputs = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.model = model if dtype is None else model.to(dtype)
+        self.inputs = inputs
+        self.dtype = dtype
+        self.device = None if device is None else torch.device(device)
+        self.model.eval()
+        self._taps: FeatureTaps | None = None
+
+    def layers(self) -> list[str]:
+        """The stacked layers of the model."""
+        return layer_paths(self.model)
+
+    def watch(self, taps: Mapping[str, Tap]) -> None:
+        """Put taps on the model; earlier ones are taken away."""
+        if self._taps is not None:
+            self._taps.remove()
+        self._taps = FeatureTaps(self.model, taps)
+        self.taps = self._taps.taps
+
+    @torch.no_grad()
+    def features(self, batch: Any, device: torch.device) -> dict[str, Feature]:
+        """Run the model and read the taps; raises on NaN and infinity."""
+        assert self._taps is not None
+        self.model.eval()
+        place = self._place(device)
+        inputs = self._cast(teacher_inputs(self.model, batch, self.inputs), place)
+        with torch.autocast(place.type, enabled=self.dtype is None and torch.is_autocast_enabled(place.type)):
+            call(self.model, inputs)
+        found = self._taps.features
+        self._taps.clear()
+        for name, feature in found.items():
+            check_finite(feature, self._taps.taps[name].path)
+        return {name: _moved(feature, device) for name, feature in found.items()}
+
+    def _place(self, device: torch.device) -> torch.device:
+        first = next(self.model.parameters(), None)
+        if first is None:
+            return device
+        wanted = device if self.device is None else self.device
+        if first.device != wanted and not getattr(self.model, "is_quantized", False):
+            self.model.to(wanted)
+        return wanted
+
+    def _cast(self, inputs: Any, device: torch.device) -> Any:
+        if isinstance(inputs, Tensor):
+            floating = self.dtype is not None and inputs.is_floating_point()
+            return inputs.to(device, self.dtype if floating else inputs.dtype)
+        if isinstance(inputs, Mapping):
+            return {key: self._cast(value, device) for key, value in inputs.items()}
+        return inputs
+
+
+def _moved(feature: Feature, device: torch.device) -> Feature:
+    return Feature(feature.tensor.to(device), None if feature.mask is None else feature.mask.to(device))
+
+
+def teacher_inputs(model: nn.Module, batch: Any, inputs: TeacherInputs) -> Any:
+    """What the teacher is called with; see `TeacherModel`.
+
+    Raises:
+        ArgumentError: a named column is not in the batch; the batch says that the two sides are different examples.
+    """
+    if callable(inputs):
+        return inputs(batch)
+    if not isinstance(batch, Mapping):
+        return batch
+    if isinstance(inputs, Mapping):
+        missing = [column for column in inputs.values() if column not in batch]
+        if missing:
+            raise ArgumentError(
+                "teacher_inputs", "name columns of the batch", repr(missing[0]), f"The batch has {sorted(batch)}."
+            )
+        return {argument: batch[column] for argument, column in inputs.items()}
+    own = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
+    _check_same_examples(batch)
+    return select_inputs(model, own or batch, labels=False)
+
+
+def select_inputs(model: nn.Module, batch: Any, *, labels: bool = True) -> Any:
+    """The columns that the model's forward takes by name; everything where it names none (`*args, **kwargs`)."""
+    if not isinstance(batch, Mapping):
+        return batch
+    kinds = inspect.signature(unwrap(model).forward).parameters.values()
+    named = {p.name for p in kinds if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    if not labels:
+        named -= {"labels", "label", "label_ids"}
+    if not named:
+        return {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
+    return {name: value for name, value in batch.items() if name in named}
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """model(**inputs) for a mapping, else model(inputs)."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def check_finite(feature: Feature, path: str) -> None:
+    """Raise on NaN or infinity in a feature's valid part."""
+    tensor = feature.tensor if feature.mask is None else torch.where(feature.mask[..., None], feature.tensor, 0.0)
+    if not bool(tensor.isfinite().all()):
+        row = int((~tensor.flatten(1).isfinite()).any(1).nonzero()[0])
+        raise ArgumentError(
+            "teacher",
+            "give finite features",
+            f"NaN or infinity from '{path}' in example {row} of the batch",
+            "Run the teacher in float32 or bfloat16, and look at that example.",
+        )
+
+
+def _check_same_examples(batch: Mapping[str, Any]) -> None:
+    ours, theirs = batch.get("example_id"), batch.get(PREFIX + "example_id")
+    if ours is not None and theirs is not None and not torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs)):
+        raise ArgumentError(
+            "batch",
+            "hold the same examples for student and teacher",
+            "another `teacher_example_id` than `example_id`",
+            "Join the two data sets by example before batching.",
+        )
