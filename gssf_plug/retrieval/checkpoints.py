@@ -139,9 +139,10 @@ class Checkpoints:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).partition("\n")[0]  # torch.load adds a page of advice
     return CheckpointError(
         path,
-        f"is damaged ({type(error).__name__}: {error})",
+        f"is damaged ({type(error).__name__}: {reason})",
         f"Delete '{path}' to resume from the checkpoint before it, or start anew in another folder.",
     )
 

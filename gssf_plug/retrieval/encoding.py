@@ -32,7 +32,9 @@ def embed_rows(
     training, parts, unreadable = model.training, [], []
     model.eval()
     batches = load_batches(reader, workers=workers)
-    for read in tqdm(batches, total=len(reader), disable=not progress, leave=False, unit="batch", desc="encoding"):
+    for read in tqdm(
+        batches, total=len(reader), disable=not progress, leave=False, delay=3, unit="batch", desc="encoding"
+    ):
         unreadable += read.unreadable
         with accelerator.autocast():
             own = model(send_to_device(read.batch, accelerator.device))

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.metric import GSSFMetric
-from gssf_plug.retrieval.acceleration import check_precision, make_accelerator
+from gssf_plug.retrieval.acceleration import check_accelerator, make_accelerator
 from gssf_plug.retrieval.batches import (
     BatchReader,
     BatchSampler,
@@ -107,7 +107,7 @@ class RetrievalTrainer:
         self.eval_data, self.eval_collate = eval_data, eval_collate or collate
         self.evaluation = evaluation
         self.accelerator = accelerator or make_accelerator(config)
-        check_precision(self.accelerator, config)
+        check_accelerator(self.accelerator, config)
         self.batches = batches or RandomBatches(len(train_data), config.batch_size, seed=config.seed)
         _check_batches(self.batches)
         self.steps = config.epochs * math.ceil(len(self.batches) / config.accumulation)
@@ -190,6 +190,8 @@ class RetrievalTrainer:
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.checkpoints.clean()
+            for leftover in self.folder.glob(".*.tmp"):  # of a write that a crash cut
+                leftover.unlink()
         self.accelerator.wait_for_everyone()
         latest = self.checkpoints.latest()
         if latest is not None and not resume:

@@ -1,0 +1,133 @@
+"""What was retrieved, and what a metric learned, as matplotlib figures. Save them with `figure.savefig(path)`.
+
+matplotlib is imported when a function is called (`pip install gssf-plug[plots]`), and its global state (pyplot) is left
+alone. The text on a figure is what the caller gives, and nothing is drawn that the tensors do not hold.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.metric import GSSFMetric
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_curves", "plot_metric", "plot_retrieved"]
+
+Item = str | Tensor  # a text, or an image (3, H, W): bytes, or floats in 0 … 1
+RIGHT, WRONG = "#2a9d3f", "#c9c9c9"
+
+
+def plot_retrieved(
+    queries: Sequence[Item], results: Sequence[Sequence[Item]], right: Bool[Tensor, "n k"], *, title: str = ""
+) -> "Figure":
+    """One row per query: the query, then what was found, best first; right items in a green frame.
+
+    Args:
+        queries: N texts or images.
+        results: for each query k texts or images.
+        right: which of them belong to the query.
+        title: above everything.
+
+    Raises:
+        ArgumentError: numbers of queries, results and `right` that differ.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    if len(queries) != len(results) or right.shape != (len(results), len(results[0]) if results else 0):
+        got = f"{len(queries)} queries, {len(results)} lists of results, right {tuple(right.shape)}"
+        raise ArgumentError("right", "have a value for every result of every query", got, "Give one row per query.")
+    count, found = right.shape
+    figure = _figure(1.15 * (found + 2), 1.15 * count + 0.4)
+    axes = figure.subplots(count, found + 1, squeeze=False, width_ratios=[1.8, *[1] * found])
+    for row in range(count):
+        _draw(axes[row, 0], queries[row], None)
+        for place in range(found):
+            _draw(axes[row, place + 1], results[row][place], bool(right[row, place]))
+    for place in range(found):
+        axes[0, place + 1].set_title(f"{place + 1}", fontsize=8)
+    axes[0, 0].set_title("query", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_metric(metric: GSSFMetric, *, title: str = "") -> "Figure":
+    """What a metric learned: its diagonal, the strength of each block off the diagonal, and the blocks themselves.
+
+    A neutral metric shows a diagonal of ones and strengths of zero. Channels are in the order of the metric's grouping;
+    in the third panel only the first 64 channels are shown.
+
+    Args:
+        metric: any GSSFMetric.
+        title: above everything.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    blocks = metric.blocks().detach().float().cpu()
+    diagonal = blocks.diagonal(dim1=-2, dim2=-1)
+    strengths = torch.linalg.vector_norm(blocks - torch.diag_embed(diagonal), dim=(-2, -1))
+    figure = _figure(12, 3.4)
+    weights, norms, picture = figure.subplots(1, 3)
+    weights.bar(range(metric.dim), diagonal.flatten().tolist(), width=1.0, color="#3b6ea5")
+    weights.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
+    weights.set(title="diagonal: weight of each channel", xlabel="channel")
+    norms.bar(range(len(strengths)), strengths.tolist(), width=0.9, color="#b5651d")
+    norms.set(title=f"blocks of {blocks.shape[-1]}: norm off the diagonal", xlabel="block")
+    shown = torch.block_diag(*blocks)[:64, :64] - torch.eye(metric.dim)[:64, :64]
+    limit = max(float(shown.abs().max()), 1e-12)
+    drawn = picture.imshow(shown.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    picture.set(title="W ⊙ U less the identity")
+    figure.colorbar(drawn, ax=picture)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def plot_curves(curves: Mapping[str, Sequence[float]], *, title: str = "", x: str = "rank", y: str = "%") -> "Figure":
+    """Several curves over ranks 1, 2, …, such as CMC: "R@k" of `reid_ranking(..., ranks=range(1, 21))`.
+
+    Args:
+        curves: values at ranks 1, 2, … by name; drawn in this order.
+        title: above everything.
+        x: label of the axis of ranks.
+        y: label of the axis of values.
+
+    Raises:
+        ArgumentError: no curve, or an empty one.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    if not curves or not all(len(values) for values in curves.values()):
+        raise ArgumentError("curves", "hold at least one curve with a value", dict(curves), "Give values by name.")
+    figure = _figure(6.4, 4.2)
+    axis = figure.subplots()
+    for name, values in curves.items():
+        axis.plot(range(1, len(values) + 1), list(values), marker="o", markersize=3, label=name)
+    axis.set(xlabel=x, ylabel=y)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Plots need matplotlib: run `pip install gssf-plug[plots]`.") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _draw(axis: Any, item: Item, right: bool | None) -> None:
+    """A text or an image in one cell; the frame says whether it is right, None draws no frame."""
+    axis.set(xticks=[], yticks=[])
+    if isinstance(item, str):
+        axis.text(0.5, 0.5, item, ha="center", va="center", wrap=True, fontsize=8, transform=axis.transAxes)
+    else:
+        axis.imshow(item.detach().cpu().permute(1, 2, 0).numpy())
+    for spine in axis.spines.values():
+        spine.set_visible(right is not None)
+        spine.set(color=RIGHT if right else WRONG, linewidth=3.5 if right else 1.0)

@@ -1,0 +1,69 @@
+"""Who gets which rate and which decay; the rates as a function of the step."""
+
+import pytest
+import torch
+from retrieval import toy
+from torch import nn
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.losses import Hinge
+from gssf_plug.retrieval import Tower, TwoTower
+from gssf_plug.retrieval.objective import Objective
+from gssf_plug.retrieval.optimizer import build_optimizer, rate_factor, set_rates
+
+
+def names_by_group(objective, optimizer):
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    return {
+        (group["name"], group["lr"], group["weight_decay"]): sorted(names[id(p)] for p in group["params"])
+        for group in optimizer.param_groups
+    }
+
+
+def test_groups(tmp_path):
+    image = Tower(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6)), projection=nn.Linear(6, 8))
+    model = TwoTower(image, None, toy.model().metric)
+    objective = Objective(model, Hinge(learned_scale=True))
+    config = toy.recipe(
+        tmp_path, learning_rate=1e-3, metric_learning_rate=2e-3, encoder_learning_rate=1e-4, weight_decay=0.1
+    )
+    assert names_by_group(objective, build_optimizer(objective, config)) == {
+        ("encoders", 1e-4, 0.1): ["model.image_tower.encoder.0.weight"],
+        ("encoders", 1e-4, 0.0): [
+            "model.image_tower.encoder.0.bias",
+            "model.image_tower.encoder.1.bias",
+            "model.image_tower.encoder.1.weight",
+        ],
+        ("rest", 1e-3, 0.1): ["model.image_tower.projection.weight"],
+        ("rest", 1e-3, 0.0): ["loss.scale.log_scale", "model.image_tower.projection.bias"],
+        ("metric", 2e-3, 0.0): [
+            "model.metric.structures.block_diagonal.weight",
+            "model.metric.structures.diagonal.weight",
+        ],
+    }
+
+
+def test_frozen_parameters_stay_out_and_nothing_to_train_is_named(tmp_path):
+    objective = Objective(toy.model().requires_grad_(False), Hinge())
+    with pytest.raises(ArgumentError, match="`model` must have a parameter that requires a gradient"):
+        build_optimizer(objective, toy.recipe(tmp_path))
+    objective.model.metric.requires_grad_(True)
+    assert {group["name"] for group in build_optimizer(objective, toy.recipe(tmp_path)).param_groups} == {"metric"}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step", "constant"])
+def test_rates_rise_and_follow_the_schedule(schedule):
+    factors = [rate_factor(step, 100, warmup=0.1, schedule=schedule) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    after = {"cosine": (0.5, 3e-4), "linear": (0.5, 0.0111), "step": (1.0, 0.1), "constant": (1.0, 1.0)}[schedule]
+    assert factors[10] == 1
+    assert (factors[55], factors[99]) == pytest.approx(after, abs=2e-4)
+    assert all(early >= late for early, late in zip(factors[10:], factors[11:], strict=False))
+    assert rate_factor(0, 1, warmup=0.0, schedule=schedule) == 1
+
+
+def test_set_rates():
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))], "lr": 0.5, "peak": 0.5}])
+    set_rates(optimizer, 0.1)
+    set_rates(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.25

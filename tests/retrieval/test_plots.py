@@ -1,0 +1,65 @@
+"""The figures hold what the tensors hold."""
+
+import sys
+
+import pytest
+import torch
+from matplotlib.colors import to_hex
+
+from gssf_plug import GSSFMetric
+from gssf_plug.errors import ArgumentError
+from gssf_plug.retrieval.plots import RIGHT, WRONG, plot_metric, plot_retrieved
+
+
+def frames(figure, rows, columns):
+    cells = [axis for axis in figure.axes][: rows * columns]
+    colours = [to_hex(axis.spines["left"].get_edgecolor()) for axis in cells]
+    return [colours[row * columns + 1 : (row + 1) * columns] for row in range(rows)]
+
+
+def test_right_results_are_framed(tmp_path):
+    right = torch.tensor([[True, False, False], [False, True, True]])
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    figure = plot_retrieved(["a cat", "a dog"], [list(images), list(images)], right, title="found")
+    assert frames(figure, 2, 4) == [[RIGHT if hit else WRONG for hit in row] for row in right.tolist()]
+    drawn = figure.axes[1].images[0].get_array()
+    assert torch.equal(torch.tensor(drawn), images[0].permute(1, 2, 0))
+    assert figure.axes[4].texts[0].get_text() == "a dog"
+    figure.savefig(tmp_path / "retrieved.png")
+    assert (tmp_path / "retrieved.png").stat().st_size > 1000
+
+
+def test_images_find_texts():
+    figure = plot_retrieved([torch.rand(3, 4, 4)], [["one", "two"]], torch.tensor([[True, False]]))
+    assert [axis.texts[0].get_text() for axis in figure.axes[1:3]] == ["one", "two"]
+
+
+@pytest.mark.parametrize("terms", [("diagonal",), ("block_diagonal",), ("diagonal", "block_diagonal"), ("dense",)])
+def test_the_metric_is_drawn_as_it_is(terms, tmp_path):
+    metric = GSSFMetric(12, terms=terms, block_size=4)
+    for parameter in metric.parameters():
+        torch.nn.init.normal_(parameter)
+    figure = plot_metric(metric, title="learned")
+    matrix = metric.matrix().detach()
+    heights = torch.tensor([bar.get_height() for bar in figure.axes[0].patches], dtype=torch.float32)
+    torch.testing.assert_close(heights, matrix.diagonal())
+    size = {"diagonal": 1, "dense": 12}.get(terms[-1], 4)
+    off = matrix - torch.diag(matrix.diagonal())
+    norms = [off[k : k + size, k : k + size].norm() for k in range(0, 12, size)]
+    drawn = torch.tensor([bar.get_height() for bar in figure.axes[1].patches], dtype=torch.float32)
+    torch.testing.assert_close(drawn, torch.tensor(norms))
+    figure.savefig(tmp_path / "learned.png")
+
+
+@pytest.mark.bad_input
+def test_numbers_that_differ_are_named():
+    with pytest.raises(
+        ArgumentError, match="`right` must have a value for every result of every query, but got 2 queries"
+    ):
+        plot_retrieved(["a", "b"], [["x"]], torch.tensor([[True]]))
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install gssf-plug\[plots\]"):
+        plot_metric(GSSFMetric(4, block_size=2))
