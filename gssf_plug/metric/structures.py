@@ -33,6 +33,8 @@ __all__ = [
     "neutral_blocks",
 ]
 
+FASTEST = 16
+
 
 class Structure(nn.Module):
     """One W ⊙ U. Subclasses store `weight` and say what its blocks and its penalty are.
@@ -232,11 +234,17 @@ def multiply(x: Float[Tensor, "*n dim"], deviation: Float[Tensor, "k s s"]) -> F
 
     The identity is added, not multiplied: a neutral metric changes no bit in any dtype, and in half precision the
     deviation is rounded relative to itself, not to the grid around 1 (where bfloat16 steps by 0.8%).
+
+    Small blocks are multiplied in blocks of 16: measured on a CPU (128×768 rows, forward, then with backward), blocks
+    of 8 take 0.5 of the time in 16s, blocks of 2 a sixth; 32s and 64s are slower again. Tensor cores want 16, too.
     """
-    count, size, _ = deviation.shape
     deviation = deviation.to(x.dtype)
+    count, size, _ = deviation.shape
     if size == 1:
         return torch.addcmul(x, x, deviation.reshape(count))
+    if size < FASTEST and FASTEST % size == 0 and (count * size) % FASTEST == 0:
+        deviation = coarsen(deviation, FASTEST)
+        count, size, _ = deviation.shape
     if count == 1:
         return x + x @ deviation[0]
     rows = x.reshape(-1, count, size).transpose(0, 1)
