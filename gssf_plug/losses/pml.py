@@ -13,13 +13,12 @@ kNN evaluation drops the first neighbour as the item itself, which a learned met
 `gssf_plug.evaluation`, which masks by index.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gssf_plug.losses.features import FeatureLoss, Score
-from gssf_plug.metric.metric import GSSFMetric
 
 try:
     from pytorch_metric_learning.distances import BaseDistance
@@ -35,13 +34,14 @@ class GSSFDistance(BaseDistance):
     """A pytorch-metric-learning distance that is a similarity (`is_inverted=True`): larger is nearer.
 
     Args:
-        metric: a submodule from then on; its normalisation is used, the distance adds none.
+        metric: a submodule from then on; its normalisation is used, the distance adds none. Any module that scores all
+            pairs when called, and pairs with `aligned`, will do.
 
     Raises:
         ArgumentError: embeddings of another width than the metric's.
     """
 
-    def __init__(self, metric: GSSFMetric) -> None:
+    def __init__(self, metric: nn.Module) -> None:
         super().__init__(is_inverted=True, normalize_embeddings=False)
         self.metric = metric
 
@@ -53,7 +53,7 @@ class GSSFDistance(BaseDistance):
         self, query_emb: Float[Tensor, "n dim"], ref_emb: Float[Tensor, "n dim"]
     ) -> Float[Tensor, " n"]:
         """Row by row."""
-        return self.metric.aligned(query_emb, ref_emb)
+        return cast(Any, self.metric).aligned(query_emb, ref_emb)
 
 
 class MetricLearningLoss(FeatureLoss):

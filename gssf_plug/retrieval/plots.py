@@ -24,7 +24,12 @@ RIGHT, WRONG = "#2a9d3f", "#c9c9c9"
 
 
 def plot_retrieved(
-    queries: Sequence[Item], results: Sequence[Sequence[Item]], right: Bool[Tensor, "n k"], *, title: str = ""
+    queries: Sequence[Item],
+    results: Sequence[Sequence[Item]],
+    right: Bool[Tensor, "n k"],
+    *,
+    headings: Sequence[str] | None = None,
+    title: str = "",
 ) -> "Figure":
     """One row per query: the query, then what was found, best first; right items in a green frame.
 
@@ -32,24 +37,28 @@ def plot_retrieved(
         queries: N texts or images.
         results: for each query k texts or images.
         right: which of them belong to the query.
+        headings: k texts above the results; default their places, 1 … k. To compare two systems give the results of
+            both, one after the other, and say so here.
         title: above everything.
 
     Raises:
-        ArgumentError: numbers of queries, results and `right` that differ.
+        ArgumentError: numbers of queries, results, `right` and headings that differ.
         ModuleNotFoundError: matplotlib is not installed.
     """
     if len(queries) != len(results) or right.shape != (len(results), len(results[0]) if results else 0):
         got = f"{len(queries)} queries, {len(results)} lists of results, right {tuple(right.shape)}"
         raise ArgumentError("right", "have a value for every result of every query", got, "Give one row per query.")
     count, found = right.shape
+    if headings is not None and len(headings) != found:
+        raise ArgumentError("headings", f"be {found} texts, one per result", len(headings), "Leave it out for 1, 2, ….")
     figure = _figure(1.15 * (found + 2), 1.15 * count + 0.4)
     axes = figure.subplots(count, found + 1, squeeze=False, width_ratios=[1.8, *[1] * found])
     for row in range(count):
         _draw(axes[row, 0], queries[row], None)
         for place in range(found):
             _draw(axes[row, place + 1], results[row][place], bool(right[row, place]))
-    for place in range(found):
-        axes[0, place + 1].set_title(f"{place + 1}", fontsize=8)
+    for place, heading in enumerate(headings or [f"{place + 1}" for place in range(found)]):
+        axes[0, place + 1].set_title(heading, fontsize=8)
     axes[0, 0].set_title("query", fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -107,6 +116,7 @@ def plot_curves(curves: Mapping[str, Sequence[float]], *, title: str = "", x: st
     for name, values in curves.items():
         axis.plot(range(1, len(values) + 1), list(values), marker="o", markersize=3, label=name)
     axis.set(xlabel=x, ylabel=y)
+    axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
