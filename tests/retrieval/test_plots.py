@@ -32,6 +32,9 @@ def test_right_results_are_framed(tmp_path):
 def test_images_find_texts():
     figure = plot_retrieved([torch.rand(3, 4, 4)], [["one", "two"]], torch.tensor([[True, False]]))
     assert [axis.texts[0].get_text() for axis in figure.axes[1:3]] == ["one", "two"]
+    assert [axis.get_title() for axis in figure.axes] == ["query", "1", "2"]
+    figure = plot_retrieved(["a"], [["one", "two"]], torch.tensor([[True, False]]), headings=["cosine", "GSSF"])
+    assert [axis.get_title() for axis in figure.axes] == ["query", "cosine", "GSSF"]
 
 
 @pytest.mark.parametrize("terms", [("diagonal",), ("block_diagonal",), ("diagonal", "block_diagonal"), ("dense",)])
@@ -57,6 +60,8 @@ def test_numbers_that_differ_are_named():
         ArgumentError, match="`right` must have a value for every result of every query, but got 2 queries"
     ):
         plot_retrieved(["a", "b"], [["x"]], torch.tensor([[True]]))
+    with pytest.raises(ArgumentError, match="`headings` must be 1 texts, one per result, but got 2"):
+        plot_retrieved(["a"], [["x"]], torch.tensor([[True]]), headings=["1", "2"])
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
