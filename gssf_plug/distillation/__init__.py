@@ -7,5 +7,17 @@ from gssf_plug.distillation.paths import suggest_taps as suggest_taps
 from gssf_plug.distillation.taps import Feature as Feature
 from gssf_plug.distillation.taps import FeatureTaps as FeatureTaps
 from gssf_plug.distillation.taps import Tap as Tap
+from gssf_plug.distillation.trainer import DistillationTrainer as DistillationTrainer
+from gssf_plug.distillation.trainer import distillation_trainer as distillation_trainer
 
-__all__ = ["Distiller", "Feature", "FeatureTaps", "Tap", "TeacherCache", "precompute", "suggest_taps"]
+__all__ = [
+    "DistillationTrainer",
+    "Distiller",
+    "Feature",
+    "FeatureTaps",
+    "Tap",
+    "TeacherCache",
+    "distillation_trainer",
+    "precompute",
+    "suggest_taps",
+]

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from gssf_plug.distillation.fingerprints import digest_row, digest_weights, tap_key
 from gssf_plug.distillation.taps import Feature, Tap
-from gssf_plug.distillation.teacher import PREFIX, TeacherInputs, TeacherModel, check_finite
+from gssf_plug.distillation.teacher import ROW, TeacherInputs, TeacherModel, check_finite
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
 from gssf_plug.files import write_atomically
 
@@ -35,7 +35,6 @@ __all__ = ["TeacherCache", "precompute"]
 
 MANIFEST = "cache.json"
 VERSION = 1
-ROW = PREFIX + "row"
 STALE = "Give another folder, or delete this one."
 DAMAGED = "It is damaged or truncated; delete it and run precompute again, which redoes only what is missing."
 
@@ -80,6 +79,10 @@ class TeacherCache:
     def watch(self, taps: Mapping[str, Tap]) -> None:
         """Say which features will be asked for; raises `ArgumentError` for one that the cache does not hold."""
         self._asked = {name: self._find(tap) for name, tap in taps.items()}
+
+    def columns(self, available: Iterable[str]) -> list[str]:
+        """The column of rows."""
+        return [name for name in available if name == ROW]
 
     def rows_of(self, dataset: Iterable[Mapping[str, Any]]) -> list[int]:
         """Where each example of a data set lies in the cache.

@@ -55,7 +55,7 @@ def _measure(distiller: "Distiller", batch: Any) -> Check:
 
 
 def _gradients(loss: Tensor, parameters: list[torch.nn.Parameter]) -> list[Tensor]:
-    if not loss.requires_grad:
+    if not loss.requires_grad or not parameters:
         return []
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     return [gradient for gradient in found if gradient is not None and bool(gradient.any())]

@@ -1,5 +1,6 @@
 """Projectors and losses on disk, beside the student and never inside it: one folder of safetensors and JSON."""
 
+import copy
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,9 @@ def load_parts(distiller: "Distiller", folder: str | os.PathLike[str]) -> None:
         )
     module = _module(distiller)
     device = next(distiller.student.parameters()).device
-    load_strictly(module, {name: tensor.to(device) for name, tensor in tensors.items()}, folder)
+    placed = {name: tensor.to(device) for name, tensor in tensors.items()}
+    load_strictly(copy.deepcopy(module), placed, folder)  # all checks; then by value: optimizers hold these parameters
+    module.load_state_dict(placed)
 
 
 def _module(distiller: "Distiller") -> nn.Module:

@@ -5,7 +5,7 @@ on the device asked for; outside every state dict of the student's side.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -15,9 +15,10 @@ from gssf_plug.distillation.paths import layer_paths, unwrap
 from gssf_plug.distillation.taps import Feature, FeatureTaps, Tap
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["PREFIX", "Teacher", "TeacherInputs", "TeacherModel", "call", "select_inputs"]
+__all__ = ["PREFIX", "ROW", "Teacher", "TeacherInputs", "TeacherModel", "call", "select_inputs"]
 
 PREFIX = "teacher_"  # columns of a batch that are the teacher's own: teacher_input_ids, teacher_pixel_values, …
+ROW, EXAMPLE = PREFIX + "row", PREFIX + "example_id"  # where a cache keeps an example; which example it is
 TeacherInputs = Mapping[str, str] | Callable[[Any], Any] | None
 
 
@@ -29,6 +30,9 @@ class Teacher(Protocol):
 
     def watch(self, taps: Mapping[str, Tap]) -> None:
         """Say which features will be asked for."""
+
+    def columns(self, available: Iterable[str]) -> list[str]:
+        """Which columns of a data set the teacher needs."""
 
     def features(self, batch: Any, device: torch.device) -> dict[str, Feature]:
         """The features of a batch by tap name, on `device`, without gradients."""
@@ -70,6 +74,13 @@ class TeacherModel:
             self._taps.remove()
         self._taps = FeatureTaps(self.model, taps)
         self.taps = self._taps.taps
+
+    def columns(self, available: Iterable[str]) -> list[str]:
+        """Those that it names, those that begin with "teacher_", those that its forward takes; all for a function."""
+        if callable(self.inputs):
+            return list(available)
+        named = set(self.inputs.values()) if self.inputs else set(argument_names(self.model))
+        return [name for name in available if name in named or name.startswith(PREFIX) or name == "example_id"]
 
     @torch.no_grad()
     def features(self, batch: Any, device: torch.device) -> dict[str, Feature]:
@@ -125,7 +136,11 @@ def teacher_inputs(model: nn.Module, batch: Any, inputs: TeacherInputs) -> Any:
                 "teacher_inputs", "name columns of the batch", repr(missing[0]), f"The batch has {sorted(batch)}."
             )
         return {argument: batch[column] for argument, column in inputs.items()}
-    own = {name.removeprefix(PREFIX): value for name, value in batch.items() if name.startswith(PREFIX)}
+    own = {
+        name.removeprefix(PREFIX): value
+        for name, value in batch.items()
+        if name.startswith(PREFIX) and name not in (ROW, EXAMPLE)
+    }
     _check_same_examples(batch)
     return select_inputs(model, own or batch, labels=False)
 
@@ -134,13 +149,18 @@ def select_inputs(model: nn.Module, batch: Any, *, labels: bool = True) -> Any:
     """The columns that the model's forward takes by name; everything where it names none (`*args, **kwargs`)."""
     if not isinstance(batch, Mapping):
         return batch
-    kinds = inspect.signature(unwrap(model).forward).parameters.values()
-    named = {p.name for p in kinds if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    named = argument_names(model)
     if not labels:
         named -= {"labels", "label", "label_ids"}
     if not named:
         return {name: value for name, value in batch.items() if not name.startswith(PREFIX)}
     return {name: value for name, value in batch.items() if name in named}
+
+
+def argument_names(model: nn.Module) -> set[str]:
+    """What the plain model's forward takes by name."""
+    kinds = inspect.signature(unwrap(model).forward).parameters.values()
+    return {p.name for p in kinds if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -162,7 +182,7 @@ def check_finite(feature: Feature, path: str) -> None:
 
 
 def _check_same_examples(batch: Mapping[str, Any]) -> None:
-    ours, theirs = batch.get("example_id"), batch.get(PREFIX + "example_id")
+    ours, theirs = batch.get("example_id"), batch.get(EXAMPLE)
     if ours is not None and theirs is not None and not torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs)):
         raise ArgumentError(
             "batch",

@@ -1,0 +1,212 @@
+"""DistillationTrainer: transformers' Trainer whose loss is a Distiller's; the same over any other Trainer class.
+
+What is trained and wrapped (DDP, mixed precision, the optimizer) is the distiller, so gradients of student, projectors
+and metrics are synchronised together; what is saved, evaluated and shown to callbacks is the student.
+
+    loss            weighted sum of the distiller's terms, plus `task_weight` times the loss of the Trainer underneath
+    accumulation    the loss is a mean over the micro-batch, divided by the steps: for losses per example and equal
+                    micro-batches this is the large batch, exactly. Relational losses never see pairs across
+                    micro-batches; a warning says so
+    weight decay    never on metrics, scales and variances: zero is not their neutral value
+    saving          a plain student, loaded by `from_pretrained`; projectors and metrics in its folder "distillation"
+    resuming        student, projectors, metrics, optimizer, schedule, data order and random state
+
+One process or DDP. FSDP, DeepSpeed and nn.DataParallel are refused: use an Accelerate loop around the Distiller.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from gssf_plug.distillation.distiller import Distiller
+from gssf_plug.distillation.paths import unwrap
+from gssf_plug.distillation.teacher import select_inputs
+from gssf_plug.errors import ArgumentError
+
+__all__ = ["DistillationMixin", "DistillationTrainer", "distillation_trainer"]
+
+if TYPE_CHECKING:  # mixed into a Trainer whose attributes are there; at run time it may be any Trainer class
+    Above = Trainer
+else:
+    Above = object
+
+logger = logging.getLogger(__name__)
+PARTS = "distillation"
+
+
+class DistillationMixin(Above):
+    """Put before a Trainer class: `class MyTrainer(DistillationMixin, SFTTrainer)`, or `distillation_trainer(base)`.
+
+    Args:
+        distiller: around the very student that is given as `model`. Planned here on the first rows of the training
+            data where it is not planned yet.
+        args: positional arguments of the Trainer underneath, whose signature is its own.
+        kwargs: its keyword arguments.
+
+    Raises:
+        ArgumentError: another model than the distiller's student; FSDP, DeepSpeed or nn.DataParallel; features that
+            cannot be compared.
+    """
+
+    loss_is_scaled_for_ga: bool | None = (
+        False  # a mean over the micro-batch; the Trainer divides by the accumulation steps
+    )
+
+    def __init__(self, *args: Any, distiller: Distiller, **kwargs: Any) -> None:
+        self.distiller = distiller
+        self._parts: dict[str, list[Tensor]] = {}
+        super().__init__(*args, **kwargs)
+        self._check_student()
+        self.can_return_loss = True  # evaluation needs no labels
+        if not distiller.planned:
+            distiller.plan(self._prepare_inputs(self._first_rows()))
+        distiller.to(self.args.device)
+        if distiller.relational and self.args.gradient_accumulation_steps > 1:
+            logger.warning(
+                "%s compares the examples of one micro-batch only: gradient accumulation does not give it the large "
+                "batch. Raise per_device_train_batch_size instead, or use a loss per example.",
+                sorted({type(loss).__name__ for loss in distiller.losses if loss.relational}),
+            )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The distiller's loss. `num_items_in_batch` is not used: the loss is a mean over the micro-batch."""
+        student = self._student()
+        if unwrap(model) is not self.distiller:  # evaluation hands over the student
+            self.distiller.train(student.training)
+            model = self.distiller
+        run = self._run_with_task_loss if self.distiller.task_weight else None
+        losses, outputs = model(inputs, run=run, return_outputs=True)
+        for name, value in losses.items():
+            if name != "loss":
+                key = name if student.training else f"eval_{name}"
+                self._parts.setdefault(key, []).append(value.detach())
+        return (losses["loss"], outputs) if return_outputs else losses["loss"]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Over student, projectors and losses."""
+        return super().create_optimizer(self.distiller if model is None else model)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in the Trainer, without the parameters of losses: metrics, scales, variances."""
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.startswith("losses.")]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of each part since the last log."""
+        for prefix, marker in (("", "loss"), ("eval_", "eval_loss")):
+            if marker in logs:
+                logs.update(self._drain(prefix))
+        super().log(logs, start_time)
+
+    def _drain(self, prefix: str) -> dict[str, float]:
+        chosen = [key for key in self._parts if key.startswith("eval_") == bool(prefix)]
+        means = {key: torch.stack(self._parts.pop(key)).float().mean() for key in chosen}
+        return {key: float(self.accelerator.gather(value).mean()) for key, value in means.items()}
+
+    def _run_with_task_loss(self, student: nn.Module, batch: Any) -> dict[str, Any]:
+        """The Trainer underneath computes the student's own loss."""
+        loss, outputs = super().compute_loss(student, select_inputs(student, batch), return_outputs=True)
+        named = dict(outputs) if isinstance(outputs, Mapping) else {}
+        return {**named, "loss": loss}
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the Trainer wrap the distiller; to everything else the model is the student."""
+        student = self.model
+        self.model = self.model_wrapped = self.distiller
+        try:
+            return super()._prepare_for_training(*args, **kwargs)
+        finally:
+            self.model = student
+            self.callback_handler.model = student
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.distiller.save_parts(Path(output_dir or str(self.args.output_dir)) / PARTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.distiller.load_parts(Path(resume_from_checkpoint) / PARTS)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.distiller.load_parts(Path(str(self.state.best_model_checkpoint)) / PARTS)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Columns of the student and of the teacher; else the teacher would silently get none of its own."""
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            for dataset in (self.train_dataset, self.eval_dataset):
+                columns = self.distiller.teacher.columns(_columns(dataset))
+                self._signature_columns = [*(self._signature_columns or []), *columns]  # type: ignore[assignment]
+
+    def _first_rows(self) -> Any:
+        dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        if dataset is None:
+            raise ArgumentError(
+                "distiller",
+                "be planned where the Trainer gets no data",
+                "an unplanned one",
+                "Call distiller.plan(batch).",
+            )
+        count = self.args.per_device_train_batch_size
+        rows = list(islice(iter(dataset), max(count, 2)))
+        collate = self._get_collator_with_removed_columns(self.data_collator)
+        return collate(rows)
+
+    def _student(self) -> nn.Module:
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+    def _check_student(self) -> None:
+        if unwrap(self._student()) is not unwrap(self.distiller.student):
+            raise ArgumentError("model", "be the distiller's student", "another model", "Give model=distiller.student.")
+        self.distiller.student = self._student()
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded or self.args.n_gpu > 1:
+            raise ArgumentError(
+                "args",
+                "ask for one process or DDP",
+                "FSDP or DeepSpeed" if sharded else "nn.DataParallel (several GPUs in one process)",
+                "Launch one process per GPU with accelerate or torchrun, or write an Accelerate loop.",
+            )
+
+
+class DistillationTrainer(DistillationMixin, Trainer):
+    """transformers' Trainer with a Distiller; see the module's text.
+
+    Example:
+        trainer = DistillationTrainer(model=student, args=args, train_dataset=data, distiller=distiller)
+        trainer.train()
+        trainer.save_model("student/")
+    """
+
+
+def distillation_trainer(base: type[Trainer]) -> type[Trainer]:
+    """The same over another Trainer class, such as TRL's SFTTrainer or SentenceTransformerTrainer.
+
+    The class keeps its name, data handling and (with `task_weight`) its own loss, which must run the student once a
+    step.
+    """
+    return type(f"Distillation{base.__name__}", (DistillationMixin, base), {"__doc__": DistillationMixin.__doc__})
+
+
+def _columns(dataset: Any) -> Iterable[str]:
+    if dataset is None or isinstance(dataset, dict):
+        return []
+    names = getattr(dataset, "column_names", None)
+    if names is None and hasattr(dataset, "__getitem__") and len(dataset) and isinstance(dataset[0], Mapping):
+        names = list(dataset[0])
+    return names or []

@@ -1,0 +1,210 @@
+"""DistillationTrainer: the Trainer contract (F16), parts that train, columns, logs, saving, resuming, other bases."""
+
+import logging
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModel, Trainer, TrainingArguments
+
+from gssf_plug.distillation import DistillationTrainer, Distiller, distillation_trainer
+from gssf_plug.errors import ArgumentError
+
+from .models import bert, text
+
+PAIR = {"encoder.layer.1": "encoder.layer.3"}
+
+
+def dataset(count=16, **columns):
+    batch = text(count)
+    return Dataset.from_dict({**{name: value.tolist() for name, value in batch.items()}, **columns})
+
+
+def arguments(folder, **options):
+    defaults = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_steps": 2,
+        "dataloader_pin_memory": False,
+    }
+    return TrainingArguments(**{**defaults, **options})
+
+
+def quiet_bert(width=16, layers=2, seed=1):
+    return bert(width, layers, seed, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def build(folder, loss="mse", base=DistillationTrainer, data=None, distiller=None, **options):
+    student, teacher = quiet_bert(), quiet_bert(24, 4, seed=2)
+    distiller = distiller or Distiller(student, teacher, PAIR, loss)
+    return base(
+        model=distiller.student,
+        args=arguments(folder, **options),
+        train_dataset=data or dataset(),
+        eval_dataset=dataset(8),
+        distiller=distiller,
+    )
+
+
+def test_everything_beside_the_student_trains(tmp_path):
+    trainer = build(tmp_path, ["gssf", "mse", "vid"])
+    before = {name: p.detach().clone() for name, p in trainer.distiller.named_parameters()}
+    trainer.train()
+    moved = {n for n, p in trainer.distiller.named_parameters() if not torch.equal(p, before[n])}
+    beside = {n for n in before if not n.startswith("student.")}
+    assert len(beside) == 7
+    assert beside <= moved
+    assert any(n.startswith("student.encoder.layer.1") for n in moved)
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in trainer.distiller.parameters() if p.requires_grad} == held
+    assert trainer.model is trainer.distiller.student
+
+
+def test_metrics_are_never_decayed_towards_zero(tmp_path):
+    trainer = build(tmp_path, ["gssf", "mse"], weight_decay=0.1)
+    trainer.create_optimizer()
+    decayed = {id(p) for group in trainer.optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert id(trainer.distiller.projectors[1].weight) in decayed
+    assert not decayed & {id(p) for p in trainer.distiller.losses.parameters()}
+
+
+def first_gradient(trainer):
+    """Gradients of the first optimizer step."""
+    found = {}
+
+    def keep(*_):
+        if not found:
+            named = trainer.distiller.named_parameters()
+            found.update({n: p.grad.clone() for n, p in named if p.grad is not None})
+
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_pre_hook(keep)
+    trainer.train()
+    return found
+
+
+@pytest.mark.parametrize("loss", ["mse", "cosine"])
+def test_accumulation_is_the_large_batch_for_losses_per_example(tmp_path, loss):
+    options = {"max_steps": 1, "max_grad_norm": 0.0}
+    whole = first_gradient(build(tmp_path, loss, per_device_train_batch_size=16, **options))
+    split = first_gradient(build(tmp_path, loss, gradient_accumulation_steps=4, **options))
+    assert whole.keys() == split.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(split[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    assert max(gradient.abs().max() for gradient in whole.values()) > 1e-3
+
+
+def test_relational_losses_say_that_accumulation_is_not_the_large_batch(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="gssf_plug"):
+        build(tmp_path, "mse", gradient_accumulation_steps=2)
+        assert not caplog.records
+        build(tmp_path, "gssf", gradient_accumulation_steps=2)
+    assert "['Relation'] compares the examples of one micro-batch only" in caplog.text
+
+
+def test_logs_each_part_and_evaluates_without_labels(tmp_path):
+    trainer = build(tmp_path, ["gssf", "mse"])
+    trainer.train()
+    measured = trainer.evaluate()
+    logged = trainer.state.log_history[0]
+    total = logged["encoder.layer.1:gssf"] + logged["encoder.layer.1:mse"]
+    assert logged["loss"] == pytest.approx(total, rel=1e-3)
+    assert measured["eval_loss"] > 0
+    last = trainer.state.log_history[-1]
+    parts = last["eval_encoder.layer.1:gssf"] + last["eval_encoder.layer.1:mse"]
+    assert last["eval_loss"] == pytest.approx(parts, rel=1e-3)
+
+
+def test_the_teacher_gets_its_columns(tmp_path):
+    """Trainer drops what the student does not take; the teacher's columns stay, others go."""
+    other = text(16, seed=9)
+    data = dataset(
+        teacher_input_ids=other["input_ids"].tolist(),
+        teacher_attention_mask=other["attention_mask"].tolist(),
+        note=list(range(16)),
+    )
+    seen = []
+    teacher = quiet_bert(24, 4, seed=2)
+    teacher.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    distiller = Distiller(quiet_bert(), teacher, PAIR, "mse")
+    trainer = build(tmp_path, data=data, distiller=distiller, max_steps=1)
+    trainer.train()
+    taken = {tuple(row) for row in other["input_ids"].tolist()}
+    assert len(seen) >= 2
+    assert all(tuple(row) in taken for call in seen for row in call["input_ids"].tolist())
+    assert "note" not in next(iter(trainer.get_train_dataloader()))
+
+
+def test_save_model_writes_a_plain_student(tmp_path):
+    trainer = build(tmp_path, ["gssf", "mse"])
+    trainer.train()
+    trainer.save_model(tmp_path / "out")
+    loaded = AutoModel.from_pretrained(tmp_path / "out", add_pooling_layer=False)
+    assert loaded.state_dict().keys() == trainer.model.state_dict().keys()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    assert sorted(p.name for p in (tmp_path / "out/distillation").iterdir()) == ["config.json", "model.safetensors"]
+    assert not any("teacher" in str(path) for path in (tmp_path / "out").rglob("*"))
+
+
+def test_resume_restores_everything(tmp_path):
+    whole = build(tmp_path / "a", ["gssf", "mse"], max_steps=4, save_strategy="steps", save_steps=2)
+    whole.train()
+    resumed = build(tmp_path / "b", ["gssf", "mse"], max_steps=4)
+    with torch.no_grad():
+        for parameter in resumed.distiller.parameters():
+            parameter.mul_(1.5)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a/checkpoint-2"))
+    for name, value in whole.distiller.state_dict().items():
+        torch.testing.assert_close(resumed.distiller.state_dict()[name], value, msg=name)
+
+
+def test_the_best_model_comes_back_whole(tmp_path):
+    trainer = build(
+        tmp_path,
+        ["gssf", "mse"],
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        learning_rate=0.5,
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-4)
+
+
+def test_another_trainer_underneath_keeps_its_loss(tmp_path):
+    class TaskTrainer(Trainer):
+        calls = 0
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            TaskTrainer.calls += 1
+            outputs = model(**inputs)
+            loss = outputs.last_hidden_state.square().mean()
+            return (loss, outputs) if return_outputs else loss
+
+    student, teacher = quiet_bert(), quiet_bert(24, 4, seed=2)
+    distiller = Distiller(student, teacher, PAIR, "mse", task_weight=0.5)
+    made = distillation_trainer(TaskTrainer)
+    trainer = build(tmp_path, base=made, distiller=distiller, logging_steps=1, max_steps=2)
+    assert made.__name__ == "DistillationTaskTrainer"
+    trainer.train()
+    assert TaskTrainer.calls == 2
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(logged["encoder.layer.1"] + 0.5 * logged["task"], rel=1e-3)
+
+
+def test_refusals(tmp_path):
+    distiller = Distiller(quiet_bert(), quiet_bert(24, 4, seed=2), PAIR, "mse")
+    with pytest.raises(ArgumentError, match="`model` must be the distiller's student, but got another model"):
+        DistillationTrainer(model=quiet_bert(), args=arguments(tmp_path), train_dataset=dataset(), distiller=distiller)
+    with pytest.raises(ArgumentError, match="`distiller` must be planned where the Trainer gets no data"):
+        DistillationTrainer(model=distiller.student, args=arguments(tmp_path), distiller=distiller)
