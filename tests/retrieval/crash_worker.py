@@ -21,7 +21,7 @@ from retrieval import toy
 import gssf_plug.retrieval.weights as weights
 
 FORK = multiprocessing.get_context("fork")
-TRAIN_STEPS = 27
+TRAIN_STEPS = 27  # nine epochs of three; a checkpoint every five is mostly in the middle of one
 
 
 def die() -> None:
@@ -74,7 +74,7 @@ def attempt(folder: Path, sabotage, argument: int, workers: int) -> None:
     warnings.simplefilter("error")
     if sabotage is not None:
         sabotage(argument)
-    toy.trainer(folder, changes={"num_workers": workers}).train(resume=True)
+    toy.trainer(folder, changes={"num_workers": workers, "checkpoint_every": 5}).train(resume=True)
 
 
 def start(folder: Path, sabotage=None, argument: int = 0, workers: int = 0):
