@@ -9,10 +9,12 @@ from gssf_plug.retrieval.models import Tower as Tower
 from gssf_plug.retrieval.models import TwoTower as TwoTower
 from gssf_plug.retrieval.progress import NotFiniteError as NotFiniteError
 from gssf_plug.retrieval.progress import Progress as Progress
+from gssf_plug.retrieval.samplers import IdentityBatches as IdentityBatches
 from gssf_plug.retrieval.trainer import RetrievalTrainer as RetrievalTrainer
 
 __all__ = [
     "Embedding",
+    "IdentityBatches",
     "NotFiniteError",
     "OneTower",
     "Progress",
