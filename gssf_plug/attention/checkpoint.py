@@ -1,0 +1,92 @@
+"""The adapter alone on disk: one tensor per parameter, keyed by the path of its attention module.
+
+Promises: written whole or not at all; loaded strictly: the base model's type, every layer, its layout, its heads and
+every tensor must fit, and the first that does not is named before anything is attached. A base saved with or without
+a task head (`bert.encoder…`, `encoder…`) is the same base.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import HfApi, ModelCardData
+from torch import Tensor, nn
+
+from gssf_plug.attention.query import QueryMetric
+from gssf_plug.files import Format, write_folder
+
+__all__ = ["FORMAT", "layer_record", "push_adapter", "save_adapter"]
+
+FORMAT = Format("gssf-plug/attention", config="adapter_config.json", weights="adapter_model.safetensors")
+
+
+def save_adapter(
+    path: str | PathLike[str], model: nn.Module, queries: Mapping[str, QueryMetric], adapter_name: str
+) -> None:
+    """Write the metrics of `adapter_name` into the folder `path`."""
+    covered = {name: query for name, query in queries.items() if query.metric(adapter_name) is not None}
+    tensors: dict[str, Tensor] = {}
+    for name, query in covered.items():
+        metric = query.metric(adapter_name)
+        assert metric is not None
+        tensors |= {f"{name}|{key}": tensor for key, tensor in metric.state_dict().items()}
+    config = {
+        "base_model": getattr(model, "name_or_path", "") or None,
+        "base_model_type": getattr(getattr(model, "config", None), "model_type", None),
+        "base_model_class": type(model).__name__,
+        "layers": {name: layer_record(query, adapter_name) for name, query in covered.items()},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    write_folder(path, FORMAT, config, tensors, _card(config, tensors))
+
+
+def layer_record(query: QueryMetric, adapter_name: str) -> dict[str, Any]:
+    """What a file says about one layer: its layout, its heads and its metric."""
+    metric = query.metric(adapter_name)
+    assert metric is not None
+    return {
+        "layout": query.layout,
+        "query_norm": query.norm,
+        "heads": query.heads.query,
+        "head_size": query.heads.size,
+        "metric": metric.file_config(),
+    }
+
+
+def push_adapter(
+    save: Callable[[Path], None],
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    revision: str | None,
+    commit_message: str,
+) -> str:
+    """Upload what `save` writes into a folder; gives the commit's address."""
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
+        return str(
+            api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message)
+        )
+
+
+def _card(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    base = config["base_model"]
+    named = isinstance(base, str) and base.count("/") <= 1 and not base.startswith((".", "/"))
+    front = ModelCardData(
+        library_name="gssf-plug", base_model=base if named else None, tags=["gssf", "adapter", "attention"]
+    )
+    count = sum(tensor.numel() for tensor in tensors.values())
+    return (
+        f"---\n{front.to_yaml()}\n---\n\n# GSSF attention adapter\n\n"
+        f"A learned metric between the queries and keys (qᵀAk; GSSF, IEEE TIP 2024, arXiv 2410.15266) of "
+        f"{len(config['layers'])} attention layers of a {config['base_model_class']}: {count:,} parameters.\n\n"
+        "```python\nfrom gssf_plug.attention import load_attention\n\npatch = load_attention(model, path)\n"
+        "patch.merge()  # optional: a plain model\n```\n"
+    )

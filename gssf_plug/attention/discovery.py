@@ -1,0 +1,173 @@
+"""Find the attention modules of a model and prove how each keeps its query.
+
+The model runs on the user's `example_inputs`, or on inputs made from its configuration; parts that such a run does not
+reach (a vision tower without an image) are run alone. What could not be proven is returned with the reason.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from gssf_plug.attention.candidates import Candidate, fitting_layouts, input_width
+from gssf_plug.attention.probe import Proof, prove, undisturbed
+from gssf_plug.attention.query import CHILD
+from gssf_plug.attention.sites import WeightSite
+from gssf_plug.attention.stimuli import arguments_of, arguments_of_layer, parts_of
+from gssf_plug.errors import ArgumentError, near_matches
+
+__all__ = ["Discovery", "attention_modules", "discover", "select"]
+
+ATTEMPTS = 40  # inputs tried per part
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What was found.
+
+    Args:
+        proven: layout of each attention module by path.
+        refused: modules that look like attention but were not proven, and why.
+    """
+
+    proven: dict[str, Candidate]
+    refused: dict[str, str]
+
+
+def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules in which some layout finds its query and key, by path; unproven yet."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if f".{CHILD}." not in f".{name}." and fitting_layouts(module)
+    }
+
+
+def select(owners: Mapping[str, nn.Module], layers: Sequence[str | int] | None) -> dict[str, nn.Module]:
+    """The owners that `layers` names: a path, a part of one, a glob, or a layer's number.
+
+    Raises:
+        ArgumentError: an entry matches nothing; near matches are named.
+    """
+    if layers is None:
+        return dict(owners)
+    if isinstance(layers, str) or not layers:
+        raise ArgumentError(
+            "layers", "be a sequence of paths or numbers", repr(layers), "Pass a tuple, or None for all."
+        )
+    chosen: dict[str, nn.Module] = {}
+    for entry in layers:
+        found = {name: owner for name, owner in owners.items() if _matches(name, entry)}
+        if not found:
+            raise ArgumentError("layers", "name attention modules", repr(entry), near_matches(str(entry), owners))
+        chosen |= found
+    return {name: owner for name, owner in owners.items() if name in chosen}
+
+
+def discover(
+    model: nn.Module,
+    owners: Mapping[str, nn.Module],
+    *,
+    after_norm: bool,
+    example_inputs: Mapping[str, Any] | None = None,
+) -> Discovery:
+    """Prove the layout of each owner on the model; the model is as before afterwards."""
+    proofs = {name: Proof() for name in owners}
+    failures: list[str] = []
+    with undisturbed(model):
+        if example_inputs is not None:
+            _try("", model, dict(example_inputs), owners, proofs, after_norm)
+        else:
+            for path, part in parts_of(model):
+                _prove_part(path, part, arguments_of(part), owners, proofs, after_norm, failures)
+            for name, owner in owners.items():
+                alone = {name: owner} if not proofs[name].reached else {}
+                _prove_part(name, owner, arguments_of_layer(owner, input_width(owner)), alone, proofs, after_norm, [])
+    proven: dict[str, Candidate] = {}
+    refused: dict[str, str] = {}
+    for name, proof in proofs.items():
+        if proof.candidate is None:
+            refused[name] = _why_refused(proof, failures)
+        elif isinstance(proof.candidate.query, WeightSite) and proof.scope is not owners[name]:
+            refused[name] = "its weights are used by another module, which a hook on it cannot see"
+        else:
+            proven[name] = proof.candidate
+    return _without_shared(owners, Discovery(proven, refused))
+
+
+def _matches(name: str, entry: str | int) -> bool:
+    if isinstance(entry, int):
+        return (re.findall(r"(?:^|\.)(\d+)(?:\.|$)", name) or [None])[0] == str(entry)
+    return f".{entry}." in f".{name}." or fnmatchcase(name, entry)
+
+
+def _prove_part(
+    path: str,
+    part: nn.Module,
+    inputs: Iterator[dict[str, Any]],
+    owners: Mapping[str, nn.Module],
+    proofs: dict[str, Proof],
+    after_norm: bool,
+    failures: list[str],
+) -> None:
+    """Run `part` on made inputs until all owners in it were reached, or inputs run out."""
+    prefix = f"{path}." if path else ""
+    for attempt, arguments in enumerate(inputs):
+        waiting = {
+            name: owner
+            for name, owner in owners.items()
+            if f"{name}.".startswith(prefix) and not proofs[name].candidate
+        }
+        if not waiting or attempt >= ATTEMPTS:
+            return
+        _try(path, part, arguments, waiting, proofs, after_norm, failures)
+
+
+def _try(
+    path: str,
+    part: nn.Module,
+    arguments: dict[str, Any],
+    owners: Mapping[str, nn.Module],
+    proofs: dict[str, Proof],
+    after_norm: bool,
+    failures: list[str] | None = None,
+) -> None:
+    offset = len(path) + 1 if path else 0
+    inside = {name[offset:]: owner for name, owner in owners.items()}
+    try:
+        found = prove(part, inside, lambda: part(**arguments), after_norm=after_norm)
+    except Exception as error:
+        if failures is None:
+            raise ArgumentError(
+                "example_inputs", "run the model", f"{type(error).__name__}: {error}", "Check model(**example_inputs)."
+            ) from error
+        failures.append(f"{type(part).__name__}({', '.join(arguments)}): {type(error).__name__}: {error}"[:200])
+        return
+    for name, proof in found.items():
+        full = path + "." + name if path and name else path or name
+        if proof.candidate is not None or (proof.reached and not proofs[full].reached):
+            proofs[full] = proof
+
+
+def _why_refused(proof: Proof, failures: list[str]) -> str:
+    if proof.reached:
+        tried = "; ".join(dict.fromkeys(proof.tried)) or "no layout fits its widths and numbers of heads"
+        return f"no layout was proven (tried: {tried})"
+    because = f" (inputs tried: {failures[0]})" if failures else ""
+    return f"no example reached it{because}; pass example_inputs= that run it"
+
+
+def _without_shared(owners: Mapping[str, nn.Module], found: Discovery) -> Discovery:
+    """Refuse a module whose projection another attention module uses too: one hook would act for both."""
+    holders: dict[tuple[int, str], str] = {}
+    for name, candidate in list(found.proven.items()):
+        site = candidate.query
+        key = (id(site.module), ",".join(site.views) if isinstance(site, WeightSite) else "")
+        if key in holders:
+            found.refused[name] = f"its projection belongs to '{holders[key]}', which is patched"
+            del found.proven[name]
+        holders.setdefault(key, name)
+    return found

@@ -1,0 +1,313 @@
+"""AttentionPatch: the handle of a patched model.
+
+It owns nothing but what merging replaced: the metrics live in the model, below each attention layer as `gssf`. So a
+second handle, or one for a deep copy of the model, is made by `AttentionPatch(model)`.
+"""
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+from torch import nn
+
+from gssf_plug.attention.checkpoint import push_adapter, save_adapter
+from gssf_plug.attention.merge import EATEN, Fold, MergeReport, NotFoldable, plan_fold
+from gssf_plug.attention.query import CHILD, QueryMetric
+from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.metric import GSSFMetric
+
+__all__ = ["AttentionPatch", "PatchedLayer"]
+
+
+@dataclass
+class PatchedLayer:
+    """One patched attention module: where it is, its metrics, and the fold while it is merged."""
+
+    owner: nn.Module
+    query: QueryMetric
+    fold: Fold | None = None
+
+
+class AttentionPatch:
+    """Everything that can be done with a patched model.
+
+    Args:
+        model: a patched model, or a copy of one.
+        left_alone: attention modules that were not patched, and why; for the summary.
+
+    Raises:
+        ArgumentError: the model is not patched (a merged model is plain: keep the handle that merged it).
+    """
+
+    def __init__(self, model: nn.Module, left_alone: Mapping[str, str] | None = None) -> None:
+        self.model = model
+        self.left_alone = dict(left_alone or {})
+        self.layers = {
+            name: PatchedLayer(module, getattr(module, CHILD))
+            for name, module in model.named_modules()
+            if isinstance(getattr(module, CHILD, None), QueryMetric)
+        }
+        if not self.layers:
+            raise ArgumentError("model", "be patched", f"a plain {type(model).__name__}", "Call patch_attention first.")
+        self._trainable_before: dict[nn.Parameter, bool] = {}
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Names of all adapters, in the order in which they came."""
+        return tuple(dict.fromkeys(name for layer in self.layers.values() for name in layer.query.adapters))
+
+    @property
+    def active_adapter(self) -> str | None:
+        """The adapter that acts."""
+        return next(iter(self.layers.values())).query.active
+
+    @property
+    def enabled(self) -> bool:
+        """False inside `disabled()` and after `disable()`."""
+        return next(iter(self.layers.values())).query.enabled
+
+    @property
+    def merged(self) -> bool:
+        """True between `merge` and `unmerge`."""
+        return any(layer.fold is not None for layer in self.layers.values())
+
+    def named_parameters(self, adapter_name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters of an adapter, default the active one, with their path in the model."""
+        name = self._known(adapter_name)
+        for path, layer in self.layers.items():
+            metric = layer.query.metric(name)
+            if metric is not None:
+                prefix = f"{path}.{CHILD}.adapters.{name}".lstrip(".")
+                for key, parameter in metric.named_parameters():
+                    yield f"{prefix}.{key}", parameter
+
+    def parameters(self, adapter_name: str | None = None) -> Iterator[nn.Parameter]:
+        """Parameters of an adapter, default the active one: what an optimizer needs to train the metric alone."""
+        return (parameter for _, parameter in self.named_parameters(adapter_name))
+
+    def freeze_base(self) -> None:
+        """Train the metrics alone: everything else stops requiring gradients, until `remove`."""
+        own = {id(parameter) for layer in self.layers.values() for parameter in layer.query.parameters()}
+        for parameter in self.model.parameters():
+            if id(parameter) not in own:
+                self._trainable_before.setdefault(parameter, parameter.requires_grad)
+                parameter.requires_grad_(False)
+
+    def set_adapter(self, adapter_name: str) -> None:
+        """Let another adapter act; nothing is reloaded."""
+        self._check_unmerged("switched")
+        name = self._known(adapter_name)
+        for layer in self.layers.values():
+            layer.query.active = name
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Drop an adapter that is not active.
+
+        Raises:
+            ArgumentError: it is active, or unknown.
+        """
+        name = self._known(adapter_name)
+        if name == self.active_adapter:
+            raise ArgumentError(
+                "adapter_name", "not be active", repr(name), "Activate another first, or call remove()."
+            )
+        for layer in self.layers.values():
+            if name in layer.query.adapters:
+                del layer.query.adapters[name]
+
+    def enable(self) -> None:
+        """Let the active adapter act again."""
+        self._switch(dict.fromkeys(self.layers, True))
+
+    def disable(self) -> None:
+        """Let the model compute exactly as if it were not patched; `enable` undoes."""
+        self._switch(dict.fromkeys(self.layers, False))
+
+    @contextmanager
+    def disabled(self) -> Iterator["AttentionPatch"]:
+        """The untouched model, exactly, inside the context; afterwards as before, so contexts may nest.
+
+        Also while merged: the replaced weights come back for the time of the context. Flags of parameters and modules
+        (`requires_grad`, `training`) are not touched.
+        """
+        before = {name: layer.query.enabled for name, layer in self.layers.items()}
+        self._switch(dict.fromkeys(self.layers, False))
+        try:
+            yield self
+        finally:
+            self._switch(before)
+
+    def merge(self, *, partial: bool = False) -> MergeReport:
+        """Fold the active adapter into the weights: zero cost, and `model.save_pretrained` writes a plain checkpoint.
+
+        The metrics leave the model (this handle keeps them), the product is made in float32, and every layer is
+        planned and checked before any is changed.
+
+        Args:
+            partial: fold the layers that fold and leave the others patched; default refuse unless all fold.
+
+        Returns:
+            Per layer: the share of the learned change that the weights' dtype kept, and the largest change.
+
+        Raises:
+            ArgumentError: already merged, disabled, or a layer does not fold; the model is untouched.
+
+        Warns:
+            UserWarning: rounding to the weights' dtype ate more than a tenth of a layer's change.
+        """
+        self._check_unmerged("merged again")
+        if not self.enabled:
+            raise ArgumentError("patch", "be enabled to be merged", "a disabled one", "Call patch.enable() first.")
+        folds, refused = self._plan()
+        if refused and (not partial or not folds):
+            name, reason = next(iter(refused.items()))
+            raise ArgumentError(
+                "patch",
+                "fold into the weights at every layer",
+                f"'{name}' ({len(refused)} of {len(refused) + len(folds)} layers), where {reason}",
+                "The model is unchanged. partial=True merges the layers that fold and leaves the others patched.",
+            )
+        report = MergeReport([fold.measure(name) for name, fold in folds.items()], refused)
+        for name, fold in folds.items():
+            layer = self.layers[name]
+            layer.query.detach(layer.owner)
+            fold.write()
+            layer.fold = fold
+        if report.kept < EATEN:
+            worst = min(report.layers, key=lambda layer: layer.kept)
+            warnings.warn(
+                f"merging kept only {worst.kept:.0%} of the learned change at '{worst.name}': the weights' dtype "
+                "rounds it away; merge into a float32 copy of the model (model.float()) to keep it",
+                stacklevel=2,
+            )
+        return report
+
+    def unmerge(self) -> None:
+        """Undo `merge`: the replaced weights return bit for bit, and the metrics act again.
+
+        Raises:
+            ArgumentError: not merged.
+        """
+        if not self.merged:
+            raise ArgumentError("patch", "be merged to be unmerged", "an unmerged one", "Call patch.merge() first.")
+        for layer in self.layers.values():
+            if layer.fold is not None:
+                layer.fold.restore()
+                layer.query.attach(layer.owner)
+                layer.fold = None
+
+    def remove(self) -> None:
+        """Take everything out: the model as it was, with its state-dict keys and its `requires_grad` flags.
+
+        Raises:
+            ArgumentError: merged (a merged model holds nothing of the patch but its weights; to keep those, drop the
+                handle).
+        """
+        self._check_unmerged("removed")
+        for layer in self.layers.values():
+            layer.query.detach(layer.owner)
+        for parameter, flag in self._trainable_before.items():
+            parameter.requires_grad_(flag)
+        self.layers = {}
+
+    def summary(self) -> str:
+        """Per layer: site, heads, parameters, whether it merges; then what was left alone, and why."""
+        folds, refused = ({}, {}) if self.merged else self._plan(once_trained=True)
+        rows = [f"{'layer':<44} {'site':<30} {'heads':>9} {'parameters':>11}  mergeable"]
+        for name, layer in self.layers.items():
+            query, metric = layer.query, layer.query.metric()
+            site = f"after {query.norm}" if query.norm else query.layout
+            count = sum(parameter.numel() for parameter in metric.parameters()) if metric else 0
+            state = "merged" if layer.fold else "yes" if name in folds else refused.get(name, "not in this adapter")
+            rows.append(f"{name:<44} {site:<30} {query.heads.query:>4}×{query.heads.size:<4} {count:>11,}  {state}")
+        rows += [f"{name:<44} left alone: {reason}" for name, reason in self.left_alone.items()]
+        total = sum(parameter.numel() for parameter in self.parameters())
+        rows.append(f"{len(self.layers)} layers, {total:,} parameters in adapter '{self.active_adapter}'")
+        return "\n".join(rows)
+
+    def save_pretrained(self, path: str | PathLike[str], *, adapter_name: str | None = None) -> None:
+        """Write one adapter alone, default the active one: safetensors, JSON and a model card.
+
+        Raises:
+            CheckpointError: the disk refuses; what was there before is whole.
+        """
+        name = self._known(adapter_name)
+        save_adapter(path, self.model, {key: layer.query for key, layer in self.layers.items()}, name)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        adapter_name: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a GSSF attention adapter",
+    ) -> str:
+        """Save one adapter into a temporary folder and upload it; gives the commit's address."""
+        return push_adapter(
+            lambda folder: self.save_pretrained(folder, adapter_name=adapter_name),
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
+
+    def _plan(self, *, once_trained: bool = False) -> tuple[dict[str, Fold], dict[str, str]]:
+        """The folds, and why others are none; `once_trained` asks for any values, not for the present ones."""
+        users = Counter(parameter for module in self.model.modules() for parameter in module.parameters(recurse=False))
+        folds: dict[str, Fold] = {}
+        refused: dict[str, str] = {}
+        for name, layer in self.layers.items():
+            metric = layer.query.metric()
+            if metric is None:
+                continue
+            if once_trained:
+                metric = _moved(metric)
+            try:
+                folds[name] = plan_fold(layer.owner, layer.query, metric, users)
+            except NotFoldable as reason:
+                refused[name] = str(reason)
+        return folds, refused
+
+    def _switch(self, states: Mapping[str, bool]) -> None:
+        for name, enabled in states.items():
+            layer = self.layers[name]
+            if layer.fold is not None and layer.query.enabled != enabled:
+                _write_all(layer.fold, enabled)
+            layer.query.enabled = enabled
+
+    def _check_unmerged(self, action: str) -> None:
+        if self.merged:
+            raise ArgumentError("patch", f"be unmerged to be {action}", "a merged one", "Call patch.unmerge() first.")
+
+    def _known(self, adapter_name: str | None) -> str:
+        name = self.active_adapter if adapter_name is None else adapter_name
+        if name not in self.adapter_names:
+            raise ArgumentError(
+                "adapter_name", "name an adapter of this model", repr(name), near_matches(str(name), self.adapter_names)
+            )
+        assert name is not None
+        return name
+
+
+def _write_all(fold: Fold, merged: bool) -> None:
+    if merged:
+        fold.write()
+    else:
+        fold.restore()
+
+
+def _moved(metric: GSSFMetric) -> GSSFMetric:
+    """A copy with other values, no two of them alike."""
+    metric, generator = copy.deepcopy(metric), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in metric.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator).add(0.5))
+    return metric

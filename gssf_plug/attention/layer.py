@@ -1,0 +1,158 @@
+r"""GSSFAttention: multi-head attention whose score is a learned metric, for people's own models.
+
+    weights = softmax(q M kᵀ / √d)                   normalize=False, M = W ⊙ U per head, the identity at the start
+    weights = softmax(α q̂ M k̂ᵀ), α learned per head   normalize=True: cosine attention
+
+The metric is multiplied into the query, so the fused kernels of `scaled_dot_product_attention` go on working.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.metric import GSSFMetric
+from gssf_plug.metric.metric import Term, normalize_rows
+
+__all__ = ["GSSFAttention"]
+
+Mask = Bool[Tensor, "..."] | Float[Tensor, "..."]
+
+
+class GSSFAttention(nn.Module):
+    """Attention of queries over keys and values, also of another modality and width.
+
+    Args:
+        embed_dim: width E of the queries and of the output; a multiple of `num_heads`.
+        num_heads: number of heads.
+        terms: structures of each head's metric, as in `GSSFMetric`; "dense" is a full matrix per head.
+        block_size: side of a block; divides the head dimension E / num_heads.
+        kdim: width of the keys; default E.
+        vdim: width of the values; default E.
+        normalize: score directions, with a learned scale per head that starts at √d (else the product over √d).
+        bias: biases in the four projections.
+        dropout: of the attention weights while training, 0 ≤ p < 1.
+
+    Shape:
+        query (B, T, E), key (B, S, kdim), value (B, S, vdim) -> output (B, T, E), weights (B, H, T, S) or None.
+        Batch first, unlike `nn.MultiheadAttention`'s default.
+
+    Raises:
+        ArgumentError: widths that do not divide, dropout out of range, inputs of another width.
+
+    Example:
+        >>> layer = GSSFAttention(32, 4, block_size=4, kdim=16, vdim=16)
+        >>> words, patches = torch.randn(2, 7, 32), torch.randn(2, 9, 16)
+        >>> layer(words, patches)[0].shape
+        torch.Size([2, 7, 32])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        terms: Sequence[Term] = ("diagonal", "block_diagonal"),
+        block_size: int = 8,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        normalize: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ArgumentError("num_heads", f"divide embed_dim={embed_dim}", num_heads, "Use one of its divisors.")
+        if not 0.0 <= dropout < 1.0:
+            raise ArgumentError("dropout", "lie in [0, 1)", dropout, "Use 0.0 for none.")
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.normalize, self.dropout = normalize, dropout
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.k_proj = nn.Linear(embed_dim if kdim is None else kdim, embed_dim, bias=bias)
+        self.v_proj = nn.Linear(embed_dim if vdim is None else vdim, embed_dim, bias=bias)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.metric = self._metric(terms, block_size)
+        self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), 0.5).mul(torch.tensor(self.head_dim).log()))
+        self.log_scale.requires_grad_(normalize)
+
+    def forward(
+        self,
+        query: Float[Tensor, "batch t dim"],
+        key: Float[Tensor, "batch s kdim"] | None = None,
+        value: Float[Tensor, "batch s vdim"] | None = None,
+        *,
+        key_padding_mask: Bool[Tensor, "batch s"] | None = None,
+        attn_mask: Mask | None = None,
+        is_causal: bool = False,
+        need_weights: bool = False,
+    ) -> tuple[Float[Tensor, "batch t dim"], Float[Tensor, "batch heads t s"] | None]:
+        """Attend.
+
+        Args:
+            query: what asks.
+            key: what is compared with; default `query` (self-attention).
+            value: what is mixed; default `key`.
+            key_padding_mask: True where a key is padding, as in `nn.MultiheadAttention`.
+            attn_mask: broadcast to (B, H, T, S); boolean, True where attention is forbidden, or added to the score.
+            is_causal: forbid keys behind the query's position.
+            need_weights: also return the weights of each head, without dropout; leaves the fused kernel.
+        """
+        key = query if key is None else key
+        value = key if value is None else value
+        self._check_widths(query, key, value)
+        q, k, v = (self._heads(x) for x in (self.q_proj(query), self.k_proj(key), self.v_proj(value)))
+        if self.normalize:
+            q, k = normalize_rows(q), normalize_rows(k)
+        q = self.metric.fold(q.transpose(1, 2).flatten(-2)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        scale = 1.0 if self.normalize else self.head_dim**-0.5
+        q = q * self.log_scale.exp().to(q.dtype) if self.normalize else q
+        mask = _joined(key_padding_mask, attn_mask, is_causal, q, k)
+        if need_weights:
+            weights = (q @ k.mT * scale + (0.0 if mask is None else mask)).softmax(-1)
+            mixed = nn.functional.dropout(weights, self.dropout, self.training) @ v
+        else:
+            weights = None
+            dropout = self.dropout if self.training else 0.0
+            mixed = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return self.out_proj(mixed.transpose(1, 2).flatten(-2)), weights
+
+    def _metric(self, terms: Sequence[Term], block_size: int) -> GSSFMetric:
+        """One metric over all heads' channels; blocks divide a head, so it is one per head."""
+        if "dense" in terms:
+            terms, block_size = ["block_diagonal" if term == "dense" else term for term in terms], self.head_dim
+        if "block_diagonal" in terms and (block_size < 1 or self.head_dim % block_size):
+            raise ArgumentError(
+                "block_size", f"divide the head dimension {self.head_dim}", block_size, "Use one of its divisors."
+            )
+        return GSSFMetric(self.embed_dim, terms=terms, block_size=block_size, normalize=False)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def _check_widths(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        pairs = (("query", query, self.q_proj), ("key", key, self.k_proj), ("value", value, self.v_proj))
+        for name, x, projection in pairs:
+            if x.ndim != 3 or x.shape[-1] != projection.in_features:
+                raise ArgumentError(
+                    name,
+                    f"have the shape (batch, length, {projection.in_features})",
+                    tuple(x.shape),
+                    "Batch comes first; set kdim and vdim for other widths.",
+                )
+
+
+def _joined(
+    padding: Tensor | None, mask: Tensor | None, is_causal: bool, q: Tensor, k: Tensor
+) -> Float[Tensor, "..."] | None:
+    """All masks as one that is added to the score; None where nothing is masked."""
+    added: Tensor | None = None
+    lowest = torch.finfo(q.dtype).min
+    ahead = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1) if is_causal else None
+    for part in (None if padding is None else padding[:, None, None, :], mask, ahead):
+        if part is not None:
+            term = torch.zeros_like(part, dtype=q.dtype).masked_fill(part, lowest) if part.dtype == torch.bool else part
+            added = term if added is None else (added + term).clamp_min(lowest)
+    return None if added is None else added.to(q.dtype)

@@ -1,0 +1,138 @@
+"""load_attention: put a saved adapter onto a model, strictly."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gssf_plug.attention.checkpoint import FORMAT
+from gssf_plug.attention.discovery import attention_modules
+from gssf_plug.attention.handle import AttentionPatch
+from gssf_plug.attention.patch import attach, check_adapter_name, check_model, find_queries
+from gssf_plug.attention.query import QueryMetric
+from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
+from gssf_plug.files import locate, read_folder
+from gssf_plug.metric import GSSFMetric
+
+__all__ = ["load_attention"]
+
+REMEDY = "Load it onto the model that it was trained on."
+RECORD = {"layout", "query_norm", "heads", "head_size", "metric"}
+
+
+def load_attention(
+    model: nn.Module,
+    path: str | PathLike[str],
+    *,
+    adapter_name: str = "default",
+    dtype: torch.dtype | None = None,
+    example_inputs: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> AttentionPatch:
+    """Patch `model` with an adapter that `AttentionPatch.save_pretrained` wrote, and activate it.
+
+    Args:
+        model: the base model; on a patched one the adapter is added under a new name.
+        path: a folder, or a Hub id.
+        adapter_name: name on this model; need not be the one it was saved under.
+        dtype: of the metric's parameters; default as saved.
+        example_inputs: as in `patch_attention`; the layouts are proven here, too.
+        revision: branch, tag or commit on the Hub, like the three that follow.
+        token: access token.
+        cache_dir: where downloads are kept.
+        local_files_only: never ask the network.
+
+    Raises:
+        CheckpointError: missing, damaged, of another model; names the first mismatch; the model is untouched.
+        ArgumentError: the model cannot be patched, or holds an adapter of that name.
+    """
+    check_model(model)
+    check_adapter_name(adapter_name)
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    folder = locate(path, FORMAT, **hub)
+    config, tensors = read_folder(folder, FORMAT)
+    records = _records(config, folder)
+    names = _paths_in(model, records, config, folder)
+    norms = {record["query_norm"] for record in records.values()}
+    owners = {names[saved]: model.get_submodule(names[saved]) for saved in records}
+    queries, refused = find_queries(model, owners, "after" if norms - {None} else "before", example_inputs)
+    metrics = {}
+    for saved, record in records.items():
+        name = names[saved]
+        if name in refused:
+            raise CheckpointError(folder, f"needs the layer '{name}', where {refused[name]}", REMEDY)
+        _check_fits(folder, name, record, queries[name], adapter_name)
+        metrics[name] = _metric(folder, saved, record, tensors)
+    _check_all_used(folder, records, tensors)
+    saved_dtype = next(iter(metrics.values())).structures.parameters().__next__().dtype
+    return attach(model, queries, metrics, adapter_name, {}, dtype or saved_dtype)
+
+
+def _records(config: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    records = config.get("layers")
+    if not isinstance(records, dict) or not records:
+        raise CheckpointError(folder, "names no layers", "It is damaged; save it again.")
+    for name, record in records.items():
+        if not isinstance(record, dict) or record.keys() != RECORD:
+            raise CheckpointError(folder, f"has a damaged record of the layer '{name}'", "Save it again.")
+    return records
+
+
+def _paths_in(model: nn.Module, records: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Path in `model` of each saved layer; a task head adds or drops the base model's prefix."""
+    here = attention_modules(model)
+    prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
+    for rename in (str, lambda name: prefix + name, lambda name: name.removeprefix(prefix), _behind_first):
+        names = {saved: rename(saved) for saved in records}
+        if all(name in here for name in names.values()):
+            return names
+    missing = next(name for name in records if name not in here)
+    mine = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    raise CheckpointError(
+        folder,
+        f"was trained on a '{config.get('base_model_type')}' and needs the layer '{missing}', missing in this '{mine}'",
+        f"{REMEDY} {near_matches(missing, here) if here else ''}".strip(),
+    )
+
+
+def _behind_first(name: str) -> str:
+    return name.partition(".")[2]
+
+
+def _check_fits(folder: Path, name: str, record: Mapping[str, Any], query: QueryMetric, adapter_name: str) -> None:
+    pairs = (
+        ("layout", record["layout"], query.layout),
+        ("query_norm", record["query_norm"], query.norm),
+        ("number of heads", record["heads"], query.heads.query),
+        ("head size", record["head_size"], query.heads.size),
+    )
+    for what, saved, here in pairs:
+        if saved != here:
+            raise CheckpointError(folder, f"has {what} {saved!r} for '{name}' where the model has {here!r}", REMEDY)
+    if adapter_name in query.adapters:
+        raise ArgumentError(
+            "adapter_name", "be new on this model", repr(adapter_name), "Choose another name, or remove that patch."
+        )
+
+
+def _metric(folder: Path, name: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GSSFMetric:
+    own = {key.partition("|")[2]: tensor for key, tensor in tensors.items() if key.partition("|")[0] == name}
+    try:
+        metric = GSSFMetric.from_files(dict(record["metric"]), own, folder)
+    except CheckpointError as error:
+        raise CheckpointError(folder, f"does not hold together at '{name}': {error}", "Save it again.") from error
+    if metric.dim not in (record["head_size"], record["heads"] * record["head_size"]):
+        raise CheckpointError(folder, f"has a metric of {metric.dim} channels for '{name}'", REMEDY)
+    return metric
+
+
+def _check_all_used(folder: Path, records: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    for key in tensors:
+        if key.partition("|")[0] not in records:
+            raise CheckpointError(folder, f"has an unknown tensor '{key}'", "It is damaged; save it again.")

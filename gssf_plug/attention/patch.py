@@ -1,0 +1,217 @@
+"""patch_attention: the metric in the place of a pretrained model's attention scores, qᵀk becoming qᵀAk.
+
+The metric multiplies the query, before rotary embedding and cache, so every kernel, mask and cache goes on as it was.
+Nothing is touched before everything is checked: layouts proven, shapes fitting, names free. What is attached can be
+disabled, merged into plain weights, and removed without a trace.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from gssf_plug.attention.discovery import attention_modules, discover, select
+from gssf_plug.attention.handle import AttentionPatch
+from gssf_plug.attention.layouts import Heads
+from gssf_plug.attention.query import CHILD, QueryMetric
+from gssf_plug.errors import ArgumentError
+from gssf_plug.metric import GSSFMetric
+from gssf_plug.metric.metric import Term
+
+__all__ = ["AdapterOptions", "attach", "check_adapter_name", "check_model", "find_queries", "patch_attention"]
+
+logger = logging.getLogger(__name__)
+
+
+def patch_attention(
+    model: nn.Module,
+    *,
+    terms: Sequence[Term] = ("diagonal", "block_diagonal"),
+    block_size: int = 8,
+    layers: Sequence[str | int] | None = None,
+    per_head: bool = True,
+    query_norm: Literal["after", "before"] = "after",
+    dtype: torch.dtype | None = None,
+    adapter_name: str = "default",
+    example_inputs: Mapping[str, Any] | None = None,
+) -> AttentionPatch:
+    """Put a metric between the queries and the keys of `model`; its outputs stay the same, to the bit, until trained.
+
+    Args:
+        model: a pretrained model (Hugging Face, or any module whose attention a layout describes).
+        terms: structures of each metric, as in `GSSFMetric`; "dense" is one full matrix per head.
+        block_size: side of a block; divides the head dimension.
+        layers: which attention modules: paths, parts of paths, globs, layer numbers; default all.
+        per_head: a metric for each head (True), or one shared by the heads of a layer.
+        query_norm: in models that normalise the query after its projection, put the metric "after" the norm (the true
+            qᵀAk; only a diagonal shared by the heads can be merged) or "before" it (mergeable, then renormalised).
+        dtype: of the metric's parameters; default float32 (float64 for float64 models), also beside a half-precision
+            model, since a learned 1 + 1e-3 is 1 in bfloat16.
+        adapter_name: name of this set of metrics. On a patched model another name adds a further set and activates it.
+        example_inputs: keyword arguments for `model.forward` that the probe uses; default: made from the configuration.
+
+    Returns:
+        The handle: summary, parameters, disable, merge, save, remove.
+
+    Raises:
+        ArgumentError: names the first problem; the model is untouched.
+
+    References:
+        GSSF, IEEE TIP 2024, arXiv 2410.15266; its place in attention is our choice. The diagonal term alone equals
+        PEFT's IA3 on the query projection.
+    """
+    check_model(model)
+    _check_options(terms, block_size, query_norm, dtype, adapter_name)
+    queries, left_alone = _queries(model, layers, query_norm, example_inputs)
+    for name, query in queries.items():
+        _check_block(name, query.heads.size, terms, block_size)
+        if adapter_name in query.adapters:
+            raise ArgumentError(
+                "adapter_name",
+                "be new; the model is patched already",
+                repr(adapter_name),
+                "Remove that patch first, or choose another name to add a second adapter.",
+            )
+    options = AdapterOptions(tuple(terms), block_size, per_head)
+    metrics = {name: options.metric(query.heads) for name, query in queries.items()}
+    return attach(model, queries, metrics, adapter_name, left_alone, dtype)
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """What one adapter's metrics are made of; see `patch_attention`."""
+
+    terms: tuple[Term, ...]
+    block_size: int
+    per_head: bool
+
+    def metric(self, heads: Heads) -> GSSFMetric:
+        """A neutral metric for one layer. Blocks divide a head, so one metric over all heads is one for each head."""
+        width = heads.query * heads.size if self.per_head else heads.size
+        terms: tuple[Term, ...] = tuple("block_diagonal" if term == "dense" else term for term in self.terms)
+        block_size = heads.size if "dense" in self.terms else self.block_size
+        return GSSFMetric(width, terms=terms, block_size=block_size, normalize=False)
+
+
+def attach(
+    model: nn.Module,
+    queries: Mapping[str, QueryMetric],
+    metrics: Mapping[str, GSSFMetric],
+    adapter_name: str,
+    left_alone: Mapping[str, str],
+    dtype: torch.dtype | None,
+) -> AttentionPatch:
+    """Put checked metrics into checked places, and activate them."""
+    for name, query in queries.items():
+        owner = model.get_submodule(name)
+        base = next((p for p in owner.parameters() if p.is_floating_point()), torch.zeros(()))
+        metric = metrics[name].to(base.device, dtype or torch.promote_types(base.dtype, torch.float32))
+        query.adapters[adapter_name] = metric.train(owner.training)
+        if getattr(owner, CHILD, None) is not query:
+            query.to(base.device).train(owner.training)
+            query.attach(owner)
+    patch = AttentionPatch(model, left_alone)
+    patch.set_adapter(adapter_name)
+    return patch
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what cannot be patched as it is: no module, compiled, wrapped for data parallelism, on the meta device."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError("model", "be a torch.nn.Module", type(model).__name__, "Pass the model itself.")
+    kind = type(model).__name__
+    if kind in ("OptimizedModule", "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+        inner = "model._orig_mod" if kind == "OptimizedModule" else "model.module"
+        raise ArgumentError(
+            "model",
+            "be patched before it is compiled or wrapped",
+            f"a {kind}",
+            f"Patch {inner} (or the model you wrapped) first, then compile or wrap it.",
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ArgumentError(
+            "model", "have its weights in memory", "parameters on the meta device", "Load the weights first."
+        )
+
+
+def find_queries(
+    model: nn.Module,
+    owners: Mapping[str, nn.Module],
+    query_norm: str,
+    example_inputs: Mapping[str, Any] | None,
+) -> tuple[dict[str, QueryMetric], dict[str, str]]:
+    """For each owner the `QueryMetric` it has, or a new one for its proven layout; and who was refused, and why."""
+    queries = {name: getattr(owner, CHILD, None) for name, owner in owners.items()}
+    fresh = {name: owner for name, owner in owners.items() if queries[name] is None}
+    found = discover(model, fresh, after_norm=query_norm == "after", example_inputs=example_inputs)
+    for name, candidate in found.proven.items():
+        queries[name] = QueryMetric(candidate)
+    return {name: query for name, query in queries.items() if query is not None}, found.refused
+
+
+def _queries(
+    model: nn.Module,
+    layers: Sequence[str | int] | None,
+    query_norm: str,
+    example_inputs: Mapping[str, Any] | None,
+) -> tuple[dict[str, QueryMetric], dict[str, str]]:
+    owners = attention_modules(model)
+    if not owners:
+        raise ArgumentError(
+            "model",
+            "have attention with a query and a key that a layout describes",
+            f"a {type(model).__name__} without",
+            "If it has attention of its own kind, declare it with gssf_plug.attention.layouts.register(Layout(...)).",
+        )
+    chosen = select(owners, layers)
+    queries, refused = find_queries(model, chosen, query_norm, example_inputs)
+    if refused and (layers is not None or not queries):
+        raise _refusal(refused)
+    if refused:
+        logger.warning("patch_attention leaves %d attention modules as they are; see summary()", len(refused))
+    return queries, refused | {name: "not among `layers`" for name in owners.keys() - chosen.keys()}
+
+
+def _refusal(refused: Mapping[str, str]) -> ArgumentError:
+    name, reason = next(iter(refused.items()))
+    more = f" ({len(refused) - 1} more like it)" if len(refused) > 1 else ""
+    return ArgumentError(
+        "model",
+        "have attention whose layout can be proven",
+        f"'{name}'{more}, where {reason}",
+        "Declare its layout with gssf_plug.attention.layouts.register(Layout(...)), or leave it out with `layers`.",
+    )
+
+
+def _check_options(
+    terms: Sequence[Term], block_size: int, query_norm: str, dtype: torch.dtype | None, adapter_name: str
+) -> None:
+    GSSFMetric(block_size, terms=terms, block_size=block_size)  # its errors name terms and block_size
+    if "dense" in terms and "block_diagonal" in terms:
+        raise ArgumentError(
+            "terms", "not hold both 'dense' and 'block_diagonal'", repr(tuple(terms)), "Dense holds every block."
+        )
+    if query_norm not in ("after", "before"):
+        raise ArgumentError("query_norm", "be 'after' or 'before'", repr(query_norm), "See patch_attention.")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ArgumentError("dtype", "be a floating-point dtype", dtype, "Use torch.float32, or leave it out.")
+    check_adapter_name(adapter_name)
+
+
+def check_adapter_name(adapter_name: str) -> None:
+    """A name that can stand in a path of parameters."""
+    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
+        raise ArgumentError(
+            "adapter_name", "be a plain name without dots", repr(adapter_name), "Use letters, digits and _."
+        )
+
+
+def _check_block(name: str, size: int, terms: Sequence[Term], block_size: int) -> None:
+    if "block_diagonal" in terms and size % block_size:
+        fitting = [divisor for divisor in range(1, size + 1) if size % divisor == 0]
+        raise ArgumentError(
+            "block_size", f"divide the head dimension {size} of '{name}'", block_size, f"Use one of {fitting}."
+        )

@@ -1,0 +1,291 @@
+"""Proof that a layout is true, on the real module: with the query at zero, the keys must not matter.
+
+If `query` and `key` of a candidate meet in a dot product, then setting the query to zero removes the key from the
+score, whatever else the score holds (rotary embeddings, position biases, masks, softcaps, sinks). So, with S every
+other group of heads:
+
+    query zero in S,  key changed in S                      the layer's output must stay the same
+    query not zero,   key changed in S                      the layer's output must change    (the layer is alive)
+    query zero in S,  key changed outside S                 the layer's output must change    (heads are where we think)
+
+No attention weights are needed. All layers are proven at once: while the whole model runs on one example, every
+candidate is changed, and each attention layer's output is noted and then replaced by the natural one, so that what a
+layer receives is the same in every run. Random state, training flags, buffers and hooks are as before afterwards.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gssf_plug.attention.candidates import Candidate, candidates, watched
+from gssf_plug.attention.layouts import resolve
+from gssf_plug.attention.sites import shadow, unshadow
+
+__all__ = ["Proof", "prove", "undisturbed"]
+
+MOST_CANDIDATES = 48  # per module; beyond that nothing likely is left
+Run = Callable[[], None]
+
+
+@dataclass
+class Proof:
+    """What the probe found for one attention module.
+
+    Args:
+        candidate: the proven one, or None.
+        scope: the module whose output proved it: the attention module, or the parent that computes the attention.
+        reached: did the example run through it.
+        tried: candidates that failed, and how.
+    """
+
+    candidate: Candidate | None = None
+    scope: nn.Module | None = None
+    reached: bool = False
+    tried: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Case:
+    """One module under trial: where its output is read, and the candidates still to try."""
+
+    owner: nn.Module
+    scope: nn.Module
+    pending: Iterator[Candidate]
+    current: Candidate | None = None
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One run of the probe: is the query zero in S, and which key values are used inside and outside S."""
+
+    zero_query: bool
+    key_inside: int = 1
+    key_outside: int = 1
+
+
+_SETTINGS = {
+    "silent": _Setting(True),
+    "silent, keys moved": _Setting(True, key_inside=2),
+    "alive": _Setting(False),
+    "alive, keys moved": _Setting(False, key_inside=2),
+    "silent, other keys moved": _Setting(True, key_outside=3),
+}
+
+
+def prove(model: nn.Module, owners: Mapping[str, nn.Module], run: Run, *, after_norm: bool) -> dict[str, Proof]:
+    """Find the true layout of each of `owners`.
+
+    Args:
+        model: whose parts they are.
+        owners: attention modules by path.
+        run: runs the model, or the part that holds the owners, once on an example of at least two tokens.
+        after_norm: where a query norm follows the projection, look for the query after it.
+    """
+    proofs = {name: Proof() for name in owners}
+    for depth in range(3):  # the attention may be computed by the parent of the projections, or by its parent
+        left = {name: owner for name, owner in owners.items() if proofs[name].candidate is None}
+        above = {name: _ancestor(model, name, depth) for name in left}
+        scopes = {name: scope for name, scope in above.items() if scope is not None}
+        if scopes:
+            _prove_in(scopes, left, run, proofs, after_norm)
+    return proofs
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; flags, buffers and every random state are restored on the way out."""
+    training = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - some models draw from the global state
+    model.eval()
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        for module, flag in training.items():
+            module.training = flag
+        for buffer, before in buffers:
+            if buffer.shape == before.shape and not torch.equal(buffer, before):
+                buffer.copy_(before)
+
+
+def _ancestor(model: nn.Module, name: str, depth: int) -> nn.Module | None:
+    parts = name.split(".")
+    return (
+        model.get_submodule(".".join(parts[: len(parts) - depth]))
+        if name and len(parts) > depth
+        else (model if depth == 0 else None)
+    )
+
+
+def _prove_in(
+    scopes: Mapping[str, nn.Module],
+    owners: Mapping[str, nn.Module],
+    run: Run,
+    proofs: dict[str, Proof],
+    after_norm: bool,
+) -> None:
+    shapes: dict[nn.Module, torch.Size] = {}
+    natural = _outputs(run, scopes, {}, shapes, [module for owner in owners.values() for module in watched(owner)])
+    cases = {}
+    for name, scope in scopes.items():
+        if natural.get(name):
+            proofs[name].reached = True
+            tries = candidates(owners[name], shapes, after_norm=after_norm)
+            cases[name] = _Case(owners[name], scope, islice(tries, MOST_CANDIDATES))
+    while cases:
+        for name, case in list(cases.items()):
+            case.current = next(case.pending, None)
+            if case.current is None:
+                del cases[name]
+        if cases:
+            noted = {title: _under(setting, cases, natural, run) for title, setting in _SETTINGS.items()}
+            for name, case in list(cases.items()):
+                assert case.current is not None
+                verdict = _verdict({title: outputs.get(name, []) for title, outputs in noted.items()}, case.current)
+                if verdict is None:
+                    proofs[name].candidate, proofs[name].scope = case.current, case.scope
+                    del cases[name]
+                else:
+                    proofs[name].tried.append(f"{case.current}: {verdict}")
+
+
+def _under(
+    setting: _Setting, cases: Mapping[str, _Case], natural: dict[str, list[Tensor]], run: Run
+) -> dict[str, list[Tensor]]:
+    with ExitStack() as changes:
+        for case in cases.values():
+            assert case.current is not None
+            _enter(changes, case.owner, case.current, setting)
+        return _outputs(run, {name: case.scope for name, case in cases.items()}, natural, {}, [])
+
+
+def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: _Setting) -> None:
+    groups = candidate.heads.key
+    inside = torch.arange(groups) % 2 == 0
+    queries_per_group = candidate.heads.query // groups
+
+    def query(rows: Tensor) -> Tensor:
+        fresh = _noise(rows, 7).unflatten(-1, (candidate.heads.query, -1))
+        off = inside.repeat_interleave(queries_per_group)[:, None].to(rows.device) & setting.zero_query
+        return fresh.masked_fill(off, 0.0).flatten(-2)
+
+    def key(rows: Tensor) -> Tensor:
+        new = _noise(rows, setting.key_inside).unflatten(-1, (groups, -1))
+        rest = _noise(rows, setting.key_outside).unflatten(-1, (groups, -1))
+        return torch.where(inside[:, None].to(rows.device), new, rest).flatten(-2)
+
+    silenced: set[int] = set()
+    for path in candidate.layout.besides:
+        if resolve(owner, path) is not None and path not in (candidate.layout.query, candidate.layout.key):
+            _silence(changes, owner, path, silenced)
+    if candidate.key is not None:
+        changes.enter_context(candidate.key.changed(key))
+    changes.enter_context(candidate.query.changed(query))
+
+
+def _noise(rows: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows.shape, generator=generator).to(rows)
+
+
+def _silence(changes: ExitStack, owner: nn.Module, path: str, silenced: set[int]) -> None:
+    found = resolve(owner, path)
+    if isinstance(found, nn.Module):
+        changes.callback(found.register_forward_hook(lambda module, arguments, output: output * 0).remove)
+    elif isinstance(found, Tensor) and "." not in path:
+        shadow(owner, path, torch.zeros_like(found))
+        changes.callback(unshadow, owner, path)
+
+
+def _outputs(
+    run: Run,
+    scopes: Mapping[str, nn.Module],
+    natural: Mapping[str, list[Tensor]],
+    shapes: dict[nn.Module, torch.Size],
+    shaped: Sequence[nn.Module],
+) -> dict[str, list[Tensor]]:
+    """What the scopes put out in one run, call by call; with `natural` given, the model goes on with that instead."""
+    noted: dict[str, list[Tensor]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, object, object], object]:
+        def hook(module: nn.Module, arguments: object, output: object) -> object:
+            found = _first_tensor(output)
+            if found is None:
+                return output
+            calls = noted.setdefault(name, [])
+            calls.append(found.detach().clone())
+            before = natural.get(name, [])
+            return _with_first(output, found, before[len(calls) - 1].clone()) if len(calls) <= len(before) else output
+
+        return hook
+
+    def remember(module: nn.Module, arguments: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            shapes.setdefault(module, output.shape)
+
+    handles = [scope.register_forward_hook(note(name)) for name, scope in scopes.items()]
+    handles += [module.register_forward_hook(remember) for module in dict.fromkeys(shaped)]
+    try:
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        random.seed(0)
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return noted
+
+
+def _first_tensor(output: object) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return next((part for part in parts if isinstance(part, Tensor) and part.is_floating_point()), None)
+
+
+def _with_first(output: object, old: Tensor, new: Tensor) -> object:
+    if output is old:
+        return new
+    if isinstance(output, Mapping):
+        for key, part in output.items():
+            if part is old:
+                output[key] = new  # type: ignore[index]
+        return output
+    assert isinstance(output, (tuple, list))
+    return type(output)([new if part is old else part for part in output])
+
+
+def _verdict(noted: Mapping[str, list[Tensor]], candidate: Candidate) -> str | None:
+    """None where the candidate is proven, else how it failed."""
+    if any(len(outputs) != len(noted["silent"]) or not outputs for outputs in noted.values()):
+        return "the layer did not run in the same way each time"
+    alive = _difference(noted["alive"], noted["alive, keys moved"])
+    floor = max(16 * torch.finfo(output.dtype).eps * float(_finite(output).abs().max()) for output in noted["alive"])
+    if alive <= floor:
+        return "the output does not depend on this key"
+    if _difference(noted["silent"], noted["silent, keys moved"]) > 1e-3 * alive:
+        return "with the query at zero the output still depends on the key"
+    if candidate.heads.key > 1:
+        others = _difference(noted["silent"], noted["silent, other keys moved"])
+        if others <= floor:
+            return "the heads do not lie where this layout says"
+    return None
+
+
+def _difference(one: list[Tensor], other: list[Tensor]) -> float:
+    if any(a.shape != b.shape for a, b in zip(one, other, strict=True)):
+        return float("inf")
+    return max(float((_finite(a) - _finite(b)).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def _finite(output: Tensor) -> Tensor:
+    return output.float().nan_to_num(0.0, 0.0, 0.0)
