@@ -47,7 +47,6 @@ def main() -> None:
     metrics = {
         "GSSF Diag": trained(dim, terms=("diagonal",)),
         "GSSF both, block 16": trained(dim),
-        "GSSF both, block 64": trained(dim, block_size=64),
     }
     candidates = {"plain normalised matmul": lambda: plain(queries, gallery)}
     candidates |= {name: (lambda metric=metric: metric(queries, gallery)) for name, metric in metrics.items()}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+M_MMAP_THRESHOLD = -3  # malloc.h
+
 __all__ = ["Ratio", "interleave", "machine", "peak_megabytes", "ratio"]
 
 
@@ -50,9 +52,15 @@ def ratio(ours: list[float], theirs: list[float], draws: int = 2000) -> Ratio:
 
 
 def peak_megabytes(candidate: Callable[[], object]) -> float:
-    """Extra resident memory at its highest during one call, in MB (10⁶ bytes); Linux only."""
+    """Extra resident memory at its highest during one call, in MB (10⁶ bytes); Linux with glibc only.
+
+    Large blocks are taken from and given back to the kernel at once, so the peak is what was live together; and what
+    earlier calls freed does not hide what this one takes.
+    """
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier calls freed must not hide what this one takes
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(M_MMAP_THRESHOLD, 2**20)
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     result = candidate()
