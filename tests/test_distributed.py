@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from gssf_plug.distributed import gather, gather_detached, process_count
@@ -29,6 +30,7 @@ def test_one_process_is_the_identity():
     assert not gather_detached(rows).requires_grad
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradient_of_the_whole_batch():
     counts = ["4,4", "5,3", "8,0"]
     said = launch(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(WORKER), *counts)

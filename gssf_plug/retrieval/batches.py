@@ -7,7 +7,6 @@ is seeded by seed, epoch, batch and rank: it does not depend on the number of wo
 and the generators of the training process are left as they were.
 """
 
-import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,15 @@ from torch.utils.data import DataLoader, Dataset
 from gssf_plug.errors import ArgumentError
 from gssf_plug.retrieval.data.images import UNREADABLE, Rows, UnreadableError
 
-__all__ = ["BatchReader", "BatchSampler", "RandomBatches", "ReadBatch", "load_batches", "ordered_batches"]
-
-logger = logging.getLogger(__name__)
+__all__ = [
+    "BatchReader",
+    "BatchSampler",
+    "RandomBatches",
+    "ReadBatch",
+    "check_batches",
+    "load_batches",
+    "ordered_batches",
+]
 
 
 class BatchSampler(Protocol):
@@ -72,6 +77,19 @@ class RandomBatches:
         order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(_mix(self.seed, self.epoch))).tolist()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield order[start : start + self.batch_size]
+
+
+def check_batches(batches: BatchSampler) -> None:
+    """Raise `ArgumentError` where a sampler has no `set_epoch` or nothing to give."""
+    if not hasattr(batches, "set_epoch"):
+        raise ArgumentError(
+            "batches",
+            "have a method set_epoch(epoch), or a resumed run could not find its place",
+            type(batches).__name__,
+            "Give it one; RandomBatches in gssf_plug.retrieval shows how.",
+        )
+    if len(batches) == 0:
+        raise ArgumentError("batches", "hold at least one batch", 0, "Make the batches smaller.")
 
 
 def ordered_batches(rows: int, batch_size: int, processes: int) -> list[list[int]]:

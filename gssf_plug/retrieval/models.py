@@ -128,6 +128,7 @@ class TwoTower(RetrievalModel):
         "text_ids" (M,): a text belongs to the images of the same id; N and M may differ.
 
     Example:
+        >>> import torch
         >>> model = TwoTower(nn.Linear(6, 4), None, GSSFMetric(4, block_size=2))
         >>> model.score(model.encode_image(torch.randn(3, 6)), model.encode_text(torch.randn(5, 4))).shape
         torch.Size([3, 5])

@@ -48,3 +48,14 @@ class Progress:
     loss_sum: float = 0.0
     loss_count: int = 0
     seconds: float = 0.0
+
+    def next_step(self) -> str:
+        """The step to come, counted from 1 as people do."""
+        return f"step {self.step + 1} (epoch {self.epoch + 1}, batch {self.batch + 1})"
+
+    def advance(self, batches: int, batches_of_epoch: int) -> None:
+        """One step of `batches` batches is done."""
+        self.step += 1
+        self.batch += batches
+        if self.batch == batches_of_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0

@@ -32,6 +32,7 @@ from gssf_plug.retrieval.batches import (
     BatchSampler,
     RandomBatches,
     ReadBatch,
+    check_batches,
     load_batches,
     ordered_batches,
 )
@@ -77,14 +78,24 @@ class RetrievalTrainer:
         ArgumentError: parts that do not fit together.
 
     Example:
-        >>> rows = [{"image": torch.randn(4), "text": torch.randn(4), "id": torch.tensor(i)} for i in range(8)]
+        >>> import tempfile, torch; from gssf_plug import GSSFMetric
+        >>> from gssf_plug.losses import InfoNCE
+        >>> from gssf_plug.retrieval import TwoTower
+        >>> rows = [{"image": x, "text": x.roll(1), "id": torch.tensor(i)} for i, x in enumerate(torch.randn(64, 8))]
         >>> def collate(rows):
         ...     image, text, ids = (torch.stack([row[key] for row in rows]) for key in ("image", "text", "id"))
         ...     return {"images": image, "image_ids": ids, "texts": text, "text_ids": ids}
-        >>> trainer = RetrievalTrainer(  # doctest: +SKIP
-        ...     model=TwoTower(None, None, GSSFMetric(4, block_size=2)), loss=InfoNCE(),
-        ...     config=RetrievalConfig(output_dir="run"), train_data=rows, eval_data=rows, collate=collate)
-        >>> trainer.train(resume=True)  # doctest: +SKIP
+        >>> trainer = RetrievalTrainer(
+        ...     model=TwoTower(None, None, GSSFMetric(8, block_size=8)),  # features as they are, a metric to learn
+        ...     loss=InfoNCE(),
+        ...     config=RetrievalConfig(output_dir=tempfile.mkdtemp(), batch_size=16, metric_learning_rate=0.1),
+        ...     train_data=rows,
+        ...     eval_data=rows,
+        ...     collate=collate,
+        ... )
+        >>> before = trainer.evaluate()["rsum"]
+        >>> trainer.train(resume=True).best_score > before + 100
+        True
     """
 
     def __init__(
@@ -109,7 +120,7 @@ class RetrievalTrainer:
         self.accelerator = accelerator or make_accelerator(config)
         check_accelerator(self.accelerator, config)
         self.batches = batches or RandomBatches(len(train_data), config.batch_size, seed=config.seed)
-        _check_batches(self.batches)
+        check_batches(self.batches)
         self.steps = config.epochs * math.ceil(len(self.batches) / config.accumulation)
         objective = Objective(model, loss)
         self.objective, self.optimizer = self.accelerator.prepare(objective, build_optimizer(objective, config))
@@ -263,19 +274,14 @@ class RetrievalTrainer:
         else:
             progress.loss_sum += sum(outcome.losses)
             progress.loss_count += len(outcome.losses)
-        progress.step += 1
-        progress.batch += len(group)
-        if progress.batch == len(self.batches):
-            progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.advance(len(group), len(self.batches))
 
     def _pass_over(self, failure: str) -> None:
         """Stop or go on, as the recipe says."""
-        progress = self.progress
-        where = f"{failure} in step {progress.step + 1} (epoch {progress.epoch + 1}, batch {progress.batch + 1})"
         if self.config.on_nan == "stop":
-            raise NotFiniteError(where)
-        logger.warning("%s; the step is skipped", where)
-        progress.skipped_steps += 1
+            raise NotFiniteError(f"{failure} in {self.progress.next_step()}")
+        logger.warning("%s in %s; the step is skipped", failure, self.progress.next_step())
+        self.progress.skipped_steps += 1
 
     def _record(self) -> None:
         """Log and evaluate where they are due."""
@@ -321,8 +327,9 @@ class RetrievalTrainer:
         self._tick()
         progress, seconds = self.progress, round(self.progress.seconds, 2)
         self.journal.write({"step": progress.step, "epoch": progress.epoch, "kind": kind, "seconds": seconds, **values})
-        numbers = {f"{kind}/{name}": value for name, value in values.items() if value is not None}
-        self.accelerator.log(numbers, step=progress.step)
+        self.accelerator.log(
+            {f"{kind}/{name}": value for name, value in values.items() if value is not None}, progress.step
+        )
 
     def _bar(self) -> Any:
         hidden = not self._shows_progress()
@@ -341,15 +348,3 @@ class RetrievalTrainer:
 def _warn_of(unreadable: list[str]) -> None:
     for text in unreadable:
         logger.warning("skipped: %s", text)
-
-
-def _check_batches(batches: BatchSampler) -> None:
-    if not hasattr(batches, "set_epoch"):
-        raise ArgumentError(
-            "batches",
-            "have a method set_epoch(epoch), or a resumed run could not find its place",
-            type(batches).__name__,
-            "Give it one; RandomBatches in gssf_plug.retrieval shows how.",
-        )
-    if len(batches) == 0:
-        raise ArgumentError("batches", "hold at least one batch", 0, "Make the batches smaller.")

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "image_text_retrieval.py"
 
 
@@ -17,6 +19,7 @@ def run(folder, *options):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_quick(tmp_path):
     printed = run(tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
