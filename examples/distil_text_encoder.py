@@ -1,0 +1,299 @@
+"""Distil a sentence encoder into one a hundred times smaller, and compare objectives: classic ones and those of GSSF.
+
+    python examples/distil_text_encoder.py                                    # the packaged MiniLM, no network
+    python examples/distil_text_encoder.py --teacher sentence-transformers/all-mpnet-base-v2
+    python examples/distil_text_encoder.py --quick                            # a smoke test
+
+Teacher: MiniLM, 6 layers, 384 wide. Student: 2 layers, 128 wide, from scratch, with those of the teacher's word pieces
+that occur in training. Texts: what functions of the installed Python, torch and numpy say they do (10,000 sentences);
+held-out texts come from other files. The teacher runs over the texts once (`precompute`); every run then reads its
+features from disk. Equal steps, batches and student for all.
+
+Measured on held-out texts, twice: `plain`, the student's own cosine, and `own`, with what the method trained beside the
+student (its metric, or its projector):
+  rho     Spearman correlation of a text's similarities to all other texts with the teacher's, mean over texts
+  NN@10   how many of a text's ten nearest texts are among the teacher's ten nearest
+  mAP     finding what a function does from its name: a task that neither side was trained for
+Runs are kept in runs.jsonl of --out: a killed table goes on where it stopped. Recipe (learning rate, weights) chosen on
+validation files with `--split validation`.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from data.docstrings import PACKAGES, load_docstrings
+from pretrained import PACKAGED, load_text_encoder
+from runs import append, difference, finished, render
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+from transformers import BertConfig, BertModel
+
+from gssf_plug import GSSFMetric
+from gssf_plug.distillation import Distiller, Tap, precompute
+from gssf_plug.distillation.losses import (
+    CRD,
+    MSE,
+    PKT,
+    RKD,
+    SP,
+    Contrastive,
+    Cosine,
+    FeatureLoss,
+    Regression,
+    Relation,
+)
+from gssf_plug.features import mean_pool
+from gssf_plug.losses import InfoNCE
+
+WIDTH, POOLED = 128, Tap("", pooling=mean_pool)
+MEASURES = ("rho", "NN@10", "mAP")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Name, losses and weights, and whether it is one of ours."""
+
+    name: str
+    losses: Callable[[int, int], list[FeatureLoss]]  # from the widths of student and teacher
+    weights: tuple[float, ...] = (1.0,)
+    ours: bool = False
+
+
+def methods() -> list[Method]:
+    """Rows of the table, classic ones first. `relation, cosine` is ours without the metric: what it must beat."""
+    neutral = lambda s: GSSFMetric(s).requires_grad_(False)  # noqa: E731
+    metric = lambda s: GSSFMetric(s, constraint="symmetric")  # noqa: E731
+    return [
+        Method("FitNets", lambda s, t: [MSE()], (100.0,)),
+        Method("cosine", lambda s, t: [Cosine()]),
+        Method("SP", lambda s, t: [SP()], (100.0,)),
+        Method("RKD", lambda s, t: [RKD()]),
+        Method("PKT", lambda s, t: [PKT()], (1000.0,)),
+        Method("CRD", lambda s, t: [CRD()]),
+        Method("relation, cosine", lambda s, t: [Relation(neutral(s))], (10.0,)),
+        Method("relation + cosine, no metric", lambda s, t: [Relation(neutral(s)), Cosine()], (10.0, 1.0)),
+        Method("GSSF SP", lambda s, t: [SP(metric(s))], (100.0,), True),
+        Method("GSSF PKT", lambda s, t: [PKT(metric(s))], (1000.0,), True),
+        Method("GSSF relation", lambda s, t: [Relation(metric(s))], (10.0,), True),
+        Method("GSSF relation, psd", lambda s, t: [Relation(GSSFMetric(s, constraint="psd"))], (10.0,), True),
+        Method("GSSF relation + cosine", lambda s, t: [Relation(metric(s)), Cosine()], (10.0, 1.0), True),
+        Method("GSSF contrastive", lambda s, t: [Contrastive(GSSFMetric(t))], (1.0,), True),
+        Method(
+            "GSSF regression",
+            lambda s, t: [Regression(GSSFMetric(t, constraint="psd", normalize=False))],
+            (1.0,),
+            True,
+        ),
+    ]
+
+
+class Data:
+    """Train and held-out texts, the cache, and batches."""
+
+    def __init__(self, teacher: str, folder: Path, split: str, limit: int | None = None) -> None:
+        self.tokenizer, model = load_text_encoder(teacher)
+        self.width = model.config.hidden_size
+        packages = PACKAGES if limit is None else ()
+        train, held = (load_docstrings(part, packages)[:limit] for part in ("train", split))
+        known = {entry.sentence for entry in train}
+        held = [entry for entry in held if entry.sentence not in known]
+        texts = sorted({text for entry in [*train, *held] for text in (entry.sentence, entry.name)})
+        place = {text: row for row, text in enumerate(texts)}
+        rows = [{"text": text} for text in texts]
+        self.cache = precompute(model, [POOLED], rows, folder / f"teacher-{split}", collate=self.collate)
+        self.train, self.held = (
+            torch.tensor([place[entry.sentence] for entry in entries]) for entries in (train, held)
+        )
+        self.pairs = torch.tensor([[place[entry.name], place[entry.sentence]] for entry in train])
+        self.tokens, self.vocabulary = self.compact(texts)
+        self.queries = torch.tensor(sorted({place[entry.name] for entry in held}))
+        self.relevant = self.queries[:, None] == torch.tensor([place[entry.name] for entry in held])
+        self.cache.watch({"0": POOLED})
+        self.teacher = self.cache.features({"teacher_row": torch.arange(len(texts))}, torch.device("cpu"))["0"].tensor
+
+    def compact(self, texts: list[str]) -> tuple[list[list[int]], int]:
+        """Student's ids, and how many: padding 0, unknown 1, then the word pieces of the training texts."""
+        pieces = self.tokenizer(texts, truncation=True, max_length=24)["input_ids"]
+        seen = {piece for row in self.pairs.flatten().tolist() for piece in pieces[row]}
+        known = {piece: 2 + rank for rank, piece in enumerate(sorted(seen))}
+        return [[known.get(piece, 1) for piece in row] for row in pieces], 2 + len(known)
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Texts -> the teacher's batch."""
+        texts = [row["text"] for row in rows]
+        return dict(self.tokenizer(texts, padding=True, truncation=True, max_length=24, return_tensors="pt"))
+
+    def batch(self, rows: Tensor) -> dict[str, Tensor]:
+        """The student's batch, with the rows of the teacher's features."""
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(self.tokens[row]) for row in rows], batch_first=True)
+        return {"input_ids": ids, "attention_mask": (ids > 0).long(), "teacher_row": rows}
+
+
+def small_student(vocabulary: int) -> BertModel:
+    """2 layers, 128 wide, 0.4 M parameters beside the word vectors, from scratch."""
+    return BertModel(
+        BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=4 * WIDTH,
+            max_position_embeddings=32,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        add_pooling_layer=False,
+    )
+
+
+def distil(method: Method | None, data: Data, seed: int, steps: int, rate: float) -> dict[str, Any]:
+    """Train one student; None trains without a teacher, on pairs of name and sentence."""
+    torch.manual_seed(seed)
+    student = small_student(data.vocabulary)
+    if method is None:
+        loss = InfoNCE()
+        optimise([*student.parameters(), *loss.parameters()], lambda: pair_loss(student, loss, data), steps, rate)
+        return measure(student, nn.Identity(), None, data)
+    distiller = Distiller(
+        student, data.cache, [(POOLED, POOLED)], method.losses(WIDTH, data.width), weight=list(method.weights)
+    )
+    distiller.plan(data.batch(data.train[:8]))
+    order = torch.randperm(len(data.train) * (64 * steps // len(data.train) + 1)) % len(data.train)
+    batches = iter(order.split(64))
+    optimise(
+        list(distiller.parameters()), lambda: distiller(data.batch(data.train[next(batches)]))["loss"], steps, rate
+    )
+    return measure(student, *own_side(distiller), data)
+
+
+def pair_loss(student: BertModel, loss: InfoNCE, data: Data) -> Tensor:
+    """A name must find its sentence among 32 of the batch: 64 texts, as in the other rows."""
+    name, other = data.pairs[torch.randint(len(data.pairs), (32,))].T
+    left, right = (normalize(encode(student, data.batch(rows)), dim=-1) for rows in (name, other))
+    return loss(left @ right.T, name[:, None] == name[None, :])
+
+
+def optimise(parameters: list[nn.Parameter], loss: Callable[[], Tensor], steps: int, rate: float) -> None:
+    """AdamW with a warm-up of a tenth and a linear decay; metrics and scales are never decayed towards zero."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+    warm = max(steps // 10, 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
+    )
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def own_side(distiller: Distiller) -> tuple[nn.Module, GSSFMetric | None]:
+    """What the method trained beside the student: its metric on the student's features, else its projector."""
+    for loss in distiller.losses:
+        metric = getattr(loss, "metric", None)
+        if metric is not None and not loss.same_width and any(p.requires_grad for p in metric.parameters()):
+            return nn.Identity(), metric
+    return next((p for p in distiller.projectors if not isinstance(p, nn.Identity)), nn.Identity()), None
+
+
+def encode(student: BertModel, batch: dict[str, Tensor]) -> Tensor:
+    """Mean-pooled features."""
+    mask = batch["attention_mask"]
+    return mean_pool(student(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state, mask)
+
+
+@torch.no_grad()
+def measure(student: BertModel, projector: nn.Module, metric: GSSFMetric | None, data: Data) -> dict[str, Any]:
+    """The three measures, plain and own; values per text or name are kept for the paired test."""
+    student.eval()
+    rows = torch.cat([data.held, data.queries]).unique()
+    features = torch.empty(len(data.tokens), WIDTH)
+    for part in rows.split(512):
+        features[part] = encode(student, data.batch(part))
+    cosine = lambda x, y: normalize(x, dim=-1) @ normalize(y, dim=-1).T  # noqa: E731
+    target = cosine(data.teacher[data.held], data.teacher[data.held])
+    result = {}
+    for kind, score in (("plain", cosine), ("own", metric or (lambda x, y: cosine(projector(x), projector(y))))):
+        ours = score(features[data.held], features[data.held])
+        found = score(features[data.queries], features[data.held])
+        result[f"rho {kind}"] = row_correlations(ours, target)
+        result[f"NN@10 {kind}"] = shared_neighbours(ours, target)
+        result[f"mAP {kind}"] = average_precisions(found, data.relevant)
+    return {key: [round(value, 4) for value in (100 * values).tolist()] for key, values in result.items()}
+
+
+def row_correlations(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Spearman correlation of each row with the teacher's, the diagonal left out."""
+    off = ~torch.eye(len(ours), dtype=torch.bool)
+    ranks = [s[off].view(len(s), -1).argsort(1).argsort(1).double() for s in (ours, theirs)]
+    a, b = (rank - rank.mean(1, keepdim=True) for rank in ranks)
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+
+
+def shared_neighbours(ours: Tensor, theirs: Tensor, k: int = 10) -> Tensor:
+    """Share of the k nearest, itself left out, that both sides agree on."""
+    itself = torch.eye(len(ours), dtype=torch.bool)
+    near = [s.masked_fill(itself, float("-inf")).topk(k).indices for s in (ours, theirs)]
+    return (near[0][:, :, None] == near[1][:, None, :]).any(2).double().mean(1)
+
+
+def average_precisions(scores: Tensor, relevant: Tensor) -> Tensor:
+    """Average precision of each query."""
+    right = relevant.gather(1, scores.argsort(1, descending=True)).double()
+    precision = right.cumsum(1) / torch.arange(1, right.shape[1] + 1)
+    return (precision * right).sum(1) / right.sum(1)
+
+
+def main() -> None:
+    """Cache, train what is missing, print the table."""
+    options = parse_options()
+    data = Data(options.teacher, options.out, options.split, limit=100 if options.quick else None)
+    print(
+        f"{len(data.train)} sentences to train on, {len(data.held)} held out, {len(data.queries)} names to find them by"
+    )
+    chosen = [m for m in methods() if not options.only or m.name in options.only]
+    rows: list[Method | None] = [None, *chosen] if not options.only or "none" in options.only else list(chosen)
+    log = options.out / "runs.jsonl"
+    kept = finished(log)
+    todo = [(m, seed) for seed in range(options.seeds) for m in rows if (name_of(m), seed) not in kept]
+    for method, seed in tqdm(todo, desc="students"):
+        append(log, name_of(method), seed, distil(method, data, seed, options.steps, options.rate))
+    kept = finished(log)
+    columns = [f"{measure} {kind}" for measure in MEASURES for kind in ("plain", "own")]
+    print("\n" + render(kept, columns, [name_of(None), *(m.name for m in methods())]))
+    ours = {m.name for m in methods() if m.ours}
+    for column in columns:
+        print(difference(kept, column, ours))
+
+
+def name_of(method: Method | None) -> str:
+    """The row's name."""
+    return "none (name-sentence pairs)" if method is None else method.name
+
+
+def parse_options() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default=PACKAGED, help="Hub id or folder of a text encoder")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--only", nargs="*", default=[], help="names of rows")
+    parser.add_argument("--out", type=Path, default=Path("outputs/distil_text_encoder"))
+    parser.add_argument("--quick", action="store_true", help="one seed, five steps")
+    options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.steps, options.split = 1, 5, "validation"
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The example runs to its table, resumes from its log, and its measures and paired test are what they say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distil_text_encoder import average_precisions, row_correlations, shared_neighbours
+from runs import append, difference, finished, render
+from scipy.stats import spearmanr
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_quick_run_and_resume(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "examples/distil_text_encoder.py"), "--quick", "--out", str(tmp_path)]
+    run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = [line.split("|")[1].strip() for line in run.stdout.splitlines() if line.startswith("| ")][1:]
+    assert rows[:3] == ["none (name-sentence pairs)", "FitNets", "cosine"]
+    assert len(rows) == 16
+    assert run.stdout.count("over seeds, p = ") == 6
+    log = tmp_path / "runs.jsonl"
+    before = log.read_text()
+    assert [json.loads(line)["name"] for line in before.splitlines()] == rows
+    log.write_text("\n".join(before.splitlines()[:-1]) + "\n" + before.splitlines()[-1][:50] + "\n")
+    again = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert again.returncode == 0, again.stderr[-2000:]
+    kept = log.read_text().splitlines()
+    assert kept[: len(rows) - 1] == before.splitlines()[:-1]
+    assert len(kept) == len(rows) + 1
+
+
+def test_measures_against_scipy_and_loops() -> None:
+    ours, theirs = torch.randn(12, 12), torch.randn(12, 12)
+    expected = []
+    for row in range(12):
+        rest = [column for column in range(12) if column != row]
+        expected.append(spearmanr(ours[row, rest], theirs[row, rest]).statistic)
+    torch.testing.assert_close(row_correlations(ours, theirs), torch.tensor(expected, dtype=torch.float64))
+    shared = []
+    for row in range(12):
+        near = [sorted({*range(12)} - {row}, key=lambda c, s=s: -s[row, c].item())[:3] for s in (ours, theirs)]
+        shared.append(len({*near[0]} & {*near[1]}) / 3)
+    torch.testing.assert_close(shared_neighbours(ours, theirs, 3), torch.tensor(shared, dtype=torch.float64))
+    scores, relevant = torch.tensor([[0.9, 0.8, 0.7, 0.6]]), torch.tensor([[False, True, False, True]])
+    assert average_precisions(scores, relevant).item() == pytest.approx((1 / 2 + 2 / 4) / 2)
+
+
+def test_runs_render_and_compare(tmp_path: Path) -> None:
+    log, items = tmp_path / "deep" / "runs.jsonl", torch.arange(40.0)
+    for seed in range(2):
+        append(log, "classic", seed, {"m": (items + seed).tolist()})
+        append(log, "ours", seed, {"m": (items + 3 + 2 * seed).tolist()})
+        append(log, "noise", seed, {"m": (items + 40 * torch.rand(40) - 30).tolist()})
+    with log.open("a") as file:
+        file.write('{"name": "cut')
+    runs = finished(log)
+    assert len(runs) == 6
+    table = render(runs, ["m"], ["ours", "classic", "absent"])
+    assert "| ours | 23.5 ± 1.4 |" in table
+    assert "absent" not in table
+    said = difference(runs, "m", {"ours"})
+    assert said.startswith("m: ours − classic = 3.5 ± 0.7 over seeds, p = 0.0001")
+    close = {key: run for key, run in runs.items() if key[0] != "classic"}
+    assert (
+        float(
+            difference(
+                {**close, **{("noise", s): {"m": (items + 3.5 + torch.randn(40) * 9).tolist()} for s in range(2)}},
+                "m",
+                {"ours"},
+            )
+            .split("p = ")[1]
+            .split()[0]
+        )
+        > 0.01
+    )
