@@ -68,8 +68,9 @@ def row(name: str, loss: nn.Module, miner: nn.Module, features: Tensor, labels: 
     seconds = interleave(candidates, 7)
     middle = [1000 * sorted(times)[3] for times in seconds.values()]
     peaks = [peak_megabytes(candidate) for candidate in candidates.values()]
+    paired = ratio(seconds["ours"], seconds["PML"])
     return (
-        f"| {name} | {len(features):,} | {ratio(seconds['ours'], seconds['PML'])} | {middle[0]:.1f} | {middle[1]:.1f} | "
+        f"| {name} | {len(features):,} | {paired} | {middle[0]:.1f} | {middle[1]:.1f} | "
         f"{peaks[0]:,.0f} | {peaks[1]:,.0f} |"
     )
 
