@@ -208,8 +208,8 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         are new ones, so an optimizer made before must be made again. What `diagonal` learned is kept.
 
         Args:
-            threshold: blocks with ‖B_k - start‖_F up to this are dropped, at least 0. With `constraint="psd"` B_k is a
-                block of L.
+            threshold: blocks with ‖B_k - start‖_F up to this are dropped, at least 0; these distances are
+                `metric.structures["block_diagonal"].distances()`. With `constraint="psd"` B_k is a block of L.
 
         Raises:
             ArgumentError: a negative threshold, or a metric without blocks.
@@ -219,7 +219,12 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
             rule, remedy = "hold 'block_diagonal' or 'dense' where blocks are pruned", "There is nothing to drop."
             raise ArgumentError("terms", rule, repr(self.terms), remedy)
         if not threshold >= 0:
-            raise ArgumentError("threshold", "be at least 0", threshold, "Read block distances off `penalty()`.")
+            raise ArgumentError(
+                "threshold",
+                "be at least 0",
+                threshold,
+                "Choose it from metric.structures['block_diagonal'].distances().",
+            )
         before = _count_parameters(self)
         dropped = {cast(Term, name): part.drop(threshold).tolist() for name, part in blocked.items()}
         blocks = {cast(Term, name): self.dim // part.block_size for name, part in blocked.items()}

@@ -177,3 +177,28 @@ class TestBadInput:
         write_folder(tmp_path, GSSFMetric.file_format, metric.file_config(), tensors)
         with pytest.raises(CheckpointError, match=r"in shape \(3, 4, 4\) where \(2, 4, 4\) is needed"):
             GSSFMetric.from_pretrained(tmp_path)
+
+
+def test_training_with_the_penalty_leaves_only_the_blocks_that_are_needed():
+    """Pairs differ by a rotation inside blocks 0 and 3 alone; the penalty draws the other blocks to neutral."""
+    rotations = torch.eye(24)
+    for block in (0, 3):
+        part = slice(4 * block, 4 * block + 4)
+        rotations[part, part] = torch.linalg.qr(torch.randn(4, 4))[0]
+    x = torch.randn(512, 24)
+    y = x @ rotations + 0.5 * torch.randn(512, 24)
+    metric = GSSFMetric(24, block_size=4, terms=("block_diagonal",))
+    optimizer = torch.optim.Adam(metric.parameters(), lr=0.02)
+    for _ in range(150):
+        loss = torch.nn.functional.cross_entropy(10 * metric(x[:256], y[:256]), torch.arange(256))
+        optimizer.zero_grad()
+        (loss + 0.2 * metric.penalty()).backward()
+        optimizer.step()
+
+    def accuracy():
+        return (metric(x[256:], y[256:]).argmax(1) == torch.arange(256)).double().mean().item()
+
+    before, cosine = accuracy(), (x[256:] @ y[256:].T).argmax(1).eq(torch.arange(256)).double().mean().item()
+    assert before > cosine + 0.3
+    assert metric.prune(0.1).dropped["block_diagonal"] == [1, 2, 4, 5]
+    assert accuracy() >= before - 0.02
