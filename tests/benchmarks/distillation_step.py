@@ -1,0 +1,132 @@
+"""Claims: what distillation adds to the student's own training step, and what a cached teacher saves.
+
+python tests/benchmarks/distillation_step.py            # BERT-base student, batch 32; some minutes
+python tests/benchmarks/distillation_step.py --small    # a quarter of the layers and the width
+
+1. Taps + projector + GSSF loss cost at most 5% of the student's own forward and backward (teacher features given).
+2. Their memory is the tapped tensors', not that of all hidden states.
+3. With a teacher of twice the student's layers, cached features give at least 1.5 times the online throughput.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measure import interleave, machine, ratio
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from gssf_plug import GSSFMetric
+from gssf_plug.distillation import Distiller, FeatureTaps, Tap, precompute
+from gssf_plug.distillation.losses import Contrastive, FeatureLoss, Regression, Relation
+
+
+def encoder(width: int, layers: int) -> BertModel:
+    config = BertConfig(
+        vocab_size=1000,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return BertModel(config, add_pooling_layer=False)
+
+
+def texts(count: int, length: int) -> list[dict[str, Tensor]]:
+    return [{"input_ids": torch.randint(1, 1000, (length,))} for _ in range(count)]
+
+
+def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    ids = torch.stack([row["input_ids"] for row in rows])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def objectives(student: int, teacher: int) -> dict[str, Callable[[], FeatureLoss]]:
+    """Each is given tokens: Regression on all of them, the relational ones on their mean."""
+    return {
+        "GSSF relation": lambda: Relation(GSSFMetric(student, constraint="symmetric")),
+        "GSSF contrastive (with projector)": lambda: Contrastive(GSSFMetric(teacher)),
+        "GSSF regression of all tokens (with projector)": lambda: Regression(
+            GSSFMetric(teacher, constraint="psd", normalize=False)
+        ),
+    }
+
+
+def step(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    def run() -> None:
+        module.zero_grad()
+        loss().backward()
+
+    return run
+
+
+def overhead(options: argparse.Namespace, width: int, layers: int) -> None:
+    """The student alone has a loss on its output too: a mean, which costs nothing."""
+    student = encoder(width, layers).train()
+    data = texts(32, options.length)
+    with tempfile.TemporaryDirectory() as folder:
+        teacher_width = width // 2
+        cache = precompute(encoder(teacher_width, 2), [Tap("")], data, folder, collate=collate)
+        batch = {**collate(data), "teacher_row": torch.arange(32)}
+        inputs = collate(data)
+        candidates: dict[str, Callable[[], object]] = {
+            "student alone": step(student, lambda: student(**inputs).last_hidden_state.square().mean())
+        }
+        for name, loss in objectives(width, teacher_width).items():
+            distiller = Distiller(student, cache, [(f"encoder.layer.{layers - 1}", Tap(""))], loss())
+            distiller.plan(batch)
+            candidates[name] = step(distiller, lambda d=distiller: d(batch)["loss"])
+        seconds = interleave(candidates, options.rounds, warmup=1)
+    print(f"Width {width}, {layers} layers, batch 32 × {options.length} tokens; {machine()}\n")
+    print("| step | ÷ student alone, median [95%] | seconds |\n|---|---:|---:|")
+    for name, times in seconds.items():
+        print(f"| {name} | {ratio(times, seconds['student alone'])} | {sorted(times)[len(times) // 2]:.3f} |")
+
+
+def memory(options: argparse.Namespace, width: int, layers: int) -> None:
+    """Bytes that are held after a teacher's forward without gradients: counted, not sampled."""
+    model = encoder(width, layers).eval()
+    batch = collate(texts(32, options.length))
+    with torch.no_grad(), FeatureTaps(model, [f"encoder.layer.{layers - 1}"]) as taps:
+        every = model(**batch, output_hidden_states=True).hidden_states
+        model(**batch)
+        held = [feature.tensor for feature in taps.features.values()]
+    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors) / 1e6  # noqa: E731
+    print(f"\nHeld by one tap: {size(held):.2f} MB; by output_hidden_states: {size(every):.2f} MB\n")
+    assert size(held) * (layers + 1) <= size(every) * 1.001
+
+
+def throughput(options: argparse.Namespace, width: int, layers: int) -> None:
+    student, teacher, data = encoder(width, layers).train(), encoder(width, 2 * layers), texts(32, options.length)
+    with tempfile.TemporaryDirectory() as folder:
+        cache = precompute(teacher, [Tap("")], data, folder, collate=collate)
+        batch: dict[str, Any] = {**collate(data), "teacher_row": torch.arange(32)}
+        candidates = {}
+        for name, source in (("online teacher", teacher), ("cached teacher", cache)):
+            distiller = Distiller(student, source, [("", Tap(""))], "gssf")
+            distiller.plan(batch)
+            candidates[name] = step(distiller, lambda d=distiller: d(batch)["loss"])
+        seconds = interleave(candidates, options.rounds, warmup=1)
+    online, cached = seconds["online teacher"], seconds["cached teacher"]
+    print(f"Cached ÷ online throughput, teacher twice the student: {ratio(online, cached)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--length", type=int, default=64)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    width, layers = (192, 3) if options.small else (768, 12)
+    overhead(options, width, layers)
+    memory(options, width, layers)
+    throughput(options, width, layers)
+
+
+if __name__ == "__main__":
+    main()
