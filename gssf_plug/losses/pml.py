@@ -7,10 +7,13 @@ r"""The metric inside pytorch-metric-learning: its pair losses, miners and teste
     knn = CustomKNN(distance)                                       # for AccuracyCalculator(knn_func=knn) and testers
 
 Needs the extra `pml`. A known trap of theirs is a loss whose parameters no optimizer has: give the optimizer
-`loss.parameters()` too, or use `MetricLearningLoss` with RetrievalTrainer, which does. Losses that demand one distance
-of their own (ArcFace, CosFace, SphereFace, AngularLoss, SignalToNoiseRatio, …) refuse any other by an assertion. Their
-kNN evaluation drops the first neighbour as the item itself, which a learned metric does not promise; for numbers use
-`gssf_plug.evaluation`, which masks by index.
+`loss.parameters()` too, or use `MetricLearningLoss` with RetrievalTrainer, which does.
+
+Every loss and miner of release 2.9 that leaves the distance open takes it. Those that are only defined for angles
+(CosineSimilarity: ArcFace, Circle, CosFace, Instance, PNP, SmoothAP, SphereFace, TupletMargin, …), for LpDistance
+(Angular, DynamicSoftMargin, FastAP, DistanceWeightedMiner) or for SNRDistance refuse it by their own assertion, and
+rightly: a learned score has no fixed range. Their kNN evaluation drops the first neighbour as the item itself, which a
+learned metric does not promise; for numbers use `gssf_plug.evaluation`, which masks by index.
 """
 
 from typing import Any, cast

@@ -43,6 +43,10 @@ LOSSES = {
     "SupCon": lambda d: losses.SupConLoss(distance=d),
     "lifted structure": lambda d: losses.GeneralizedLiftedStructureLoss(distance=d),
     "intra-pair variance": lambda d: losses.IntraPairVarianceLoss(distance=d),
+    "lifted structure of pairs": lambda d: losses.LiftedStructureLoss(neg_margin=1.5, pos_margin=-1.5, distance=d),
+    "margin": lambda d: losses.MarginLoss(distance=d),
+    "N pairs": lambda d: losses.NPairsLoss(distance=d),
+    "soft triple": lambda d: losses.SoftTripleLoss(6, 8, distance=d),
     "NCA": lambda d: losses.NCALoss(distance=d),
     "normalised softmax": lambda d: losses.NormalizedSoftmaxLoss(6, 8, distance=d),
     "cross-batch memory": lambda d: losses.CrossBatchMemory(losses.ContrastiveLoss(1.5, -0.5, distance=d), 8),
@@ -76,6 +80,11 @@ def test_every_loss_trains_the_metric(make):
     optimizer.step()
     for old, new in zip(before, metric.parameters(), strict=True):
         assert not torch.equal(old, new)
+
+
+def test_losses_of_angles_refuse_a_score_without_a_range():
+    with pytest.raises(AssertionError, match="requires the distance metric to be CosineSimilarity"):
+        losses.CircleLoss(distance=GSSFDistance(perturbed()))
 
 
 @pytest.mark.parametrize("make", MINERS.values(), ids=MINERS)
