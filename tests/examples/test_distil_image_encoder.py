@@ -1,0 +1,29 @@
+"""The example runs to its table: across modalities, in an Accelerate loop."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distil_image_encoder import SmallCNN
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_quick_run(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "examples/distil_image_encoder.py"), "--quick", "--out", str(tmp_path)]
+    run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = [line.split("|")[1].strip() for line in run.stdout.splitlines() if line.startswith("| ")][1:]
+    assert rows[0] == "none (classification)"
+    assert len(rows) == 16
+    assert run.stdout.count("over seeds, p = ") == 6
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 16
+
+
+def test_the_student_is_small() -> None:
+    student = SmallCNN()
+    assert student(torch.randn(2, 3, 32, 32)).shape == (2, 128)
+    assert sum(parameter.numel() for parameter in student.parameters()) < 350_000
