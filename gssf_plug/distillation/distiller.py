@@ -43,8 +43,7 @@ class Distiller(nn.Module):
         teacher: a model, or a `TeacherCache`: then no teacher is loaded.
         pairs: {student path: teacher path}, a list of such pairs (paths or `Tap`s), or a rule: "last", "uniform".
         loss: a short name, a loss object, or a list of them: every pair gets every one. A loss object with parameters
-            serves the first pair itself; further pairs need one of their own (give a list of distillers' losses by
-            name, or one Distiller per pair).
+            serves one pair; by name each pair gets its own.
         weight: of the loss, or one per loss of the list; default 1.
         projector: "auto" (a Linear where a loss needs equal widths and they differ), None (never), or a module from the
             student's width to the teacher's, for a single term.
