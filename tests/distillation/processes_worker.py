@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from datasets import Dataset
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from distillation.models import bert, text
 
 from gssf_plug import GSSFMetric
-from gssf_plug.distillation import DistillationTrainer, Distiller
+from gssf_plug.distillation import DistillationTrainer, Distiller, FeatureTaps
 from gssf_plug.distillation.losses import Contrastive
 from gssf_plug.distributed import process_count
 
@@ -96,6 +97,26 @@ def with_trainer(folder):
             torch.testing.assert_close(moved, parameter.grad, atol=2e-6, rtol=2e-4)
 
 
+def with_fsdp():
+    """Taps on a fully sharded student: the same features and, gathered, the same gradients."""
+    plain = bert(seed=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    sharded = copy.deepcopy(plain)
+    for layer in sharded.encoder.layer:
+        fully_shard(layer)
+    fully_shard(sharded)
+    features, gradients = [], []
+    for model in (plain, sharded):
+        with FeatureTaps(model, ["encoder.layer.0"]) as taps:
+            model(**text(8))
+            features.append(taps["encoder.layer.0"].tensor)
+            features[-1].square().mean().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(features[1], features[0])
+    assert gradients[0].keys() <= gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name].full_tensor(), gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
 def main(folder):
     dist.init_process_group("gloo")
     assert process_count() == 2
@@ -111,6 +132,7 @@ def main(folder):
         distiller, alone = by_hand(Contrastive(GSSFMetric(24, block_size=8)), own[rank])
         whole_batch(alone)
         compare("contrastive", distiller, alone)
+    with_fsdp()
     with_trainer(folder)
     dist.barrier()
     if rank == 0:
