@@ -212,7 +212,9 @@ class Distiller(nn.Module):
         self, batch: Any, run: Callable[[nn.Module, Any], Any] | None
     ) -> tuple[dict[str, Feature], dict[str, Feature], Any]:
         theirs = self._teacher.features(batch, next(self.student.parameters()).device)
+        before = self._taps.forwards
         outputs = run(self.student, batch) if run else call(self.student, select_inputs(self.student, batch))
+        _check_one_forward(self._taps.forwards - before)
         ours = self._taps.features
         self._taps.clear()
         return ours, theirs, outputs
@@ -298,6 +300,16 @@ def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
             "share no weights with the student",
             f"'{shared[0]}' in both ({len(shared)} shared)",
             "Use copy.deepcopy(student) as the teacher, or load it a second time.",
+        )
+
+
+def _check_one_forward(count: int) -> None:
+    if count != 1:
+        raise ArgumentError(
+            "run",
+            "run the student once a step, or the teacher's features meet those of another forward",
+            f"{count} forwards",
+            "Distil in a Trainer whose own loss runs the student once, or set task_weight=0.",
         )
 
 

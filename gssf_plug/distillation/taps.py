@@ -123,6 +123,7 @@ class FeatureTaps:
     ) -> None:
         self.taps = _resolve(model, taps)
         self.mask_argument = mask_argument
+        self.forwards = 0  # of the model, since the taps were attached
         self._record: dict[str, Feature] = {}
         self._mask: Tensor | None = None
         self._running = self._with_gradients = False
@@ -182,6 +183,7 @@ class FeatureTaps:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.clear()
+        self.forwards += 1
         self._running = True
         self._with_gradients = torch.is_grad_enabled()
         given = {**dict(zip(self._parameters, args, strict=False)), **kwargs}

@@ -15,7 +15,7 @@ from gssf_plug.distillation.paths import layer_paths, unwrap
 from gssf_plug.distillation.taps import Feature, FeatureTaps, Tap
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["PREFIX", "ROW", "Teacher", "TeacherInputs", "TeacherModel", "call", "select_inputs"]
+__all__ = ["PREFIX", "ROW", "Teacher", "TeacherInputs", "TeacherModel", "argument_names", "call", "select_inputs"]
 
 PREFIX = "teacher_"  # columns of a batch that are the teacher's own: teacher_input_ids, teacher_pixel_values, …
 ROW, EXAMPLE = PREFIX + "row", PREFIX + "example_id"  # where a cache keeps an example; which example it is

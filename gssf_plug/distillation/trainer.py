@@ -26,7 +26,7 @@ from transformers import Trainer
 
 from gssf_plug.distillation.distiller import Distiller
 from gssf_plug.distillation.paths import unwrap
-from gssf_plug.distillation.teacher import select_inputs
+from gssf_plug.distillation.teacher import argument_names
 from gssf_plug.errors import ArgumentError
 
 __all__ = ["DistillationMixin", "DistillationTrainer", "distillation_trainer"]
@@ -117,7 +117,9 @@ class DistillationMixin(Above):
 
     def _run_with_task_loss(self, student: nn.Module, batch: Any) -> dict[str, Any]:
         """The Trainer underneath computes the student's own loss."""
-        loss, outputs = super().compute_loss(student, select_inputs(student, batch), return_outputs=True)
+        theirs = set(self.distiller.teacher.columns(batch)) - argument_names(student)
+        inputs = {name: value for name, value in batch.items() if name not in theirs}
+        loss, outputs = super().compute_loss(student, inputs, return_outputs=True)
         named = dict(outputs) if isinstance(outputs, Mapping) else {}
         return {**named, "loss": loss}
 

@@ -202,6 +202,18 @@ def test_another_trainer_underneath_keeps_its_loss(tmp_path):
     assert logged["loss"] == pytest.approx(logged["encoder.layer.1"] + 0.5 * logged["task"], rel=1e-3)
 
 
+def test_a_loss_that_runs_the_student_twice_is_refused(tmp_path):
+    class Twice(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = model(**inputs).last_hidden_state.mean() + model(**inputs).last_hidden_state.mean()
+            return (loss, {}) if return_outputs else loss
+
+    distiller = Distiller(quiet_bert(), quiet_bert(24, 4, seed=2), PAIR, "mse", task_weight=0.5)
+    trainer = build(tmp_path, base=distillation_trainer(Twice), distiller=distiller)
+    with pytest.raises(ArgumentError, match="`run` must run the student once a step.* but got 2 forwards"):
+        trainer.train()
+
+
 def test_refusals(tmp_path):
     distiller = Distiller(quiet_bert(), quiet_bert(24, 4, seed=2), PAIR, "mse")
     with pytest.raises(ArgumentError, match="`model` must be the distiller's student, but got another model"):

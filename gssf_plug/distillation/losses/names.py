@@ -1,8 +1,8 @@
 """The short names of losses: what `Distiller(..., loss="gssf")` builds once it has seen the widths.
 
 "gssf" is `Relation`. In every trial so far the metric raised the agreement of relations with the teacher there:
-Spearman 0.52 to 0.62 in the project's first trial, 0.44 to 0.48 in the last, one seed each. On other measures it did not
-help (docs/benchmarks_distillation.md). The last trial:
+Spearman 0.52 to 0.62 in the project's first trial, 0.44 to 0.48 in the last, one seed each. On other measures it did
+not help (docs/benchmarks_distillation.md). The last trial:
 
     python examples/distil_text_encoder.py --split validation --limit 2500 --steps 300 --seeds 1
 """
