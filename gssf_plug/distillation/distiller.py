@@ -93,7 +93,7 @@ class Distiller(nn.Module):
         self.pairs = resolve_pairs(student, pairs, source.layers, find)
         self.task_weight = task_weight
         self._losses, self._weights = _listed(loss, weight)
-        self._projector = projector
+        self._projector = _checked_projector(projector, len(self.pairs) * len(self._losses))
         self._taps = FeatureTaps(student, {str(i): ours for i, (ours, _) in enumerate(self.pairs)})
         source.watch({str(i): theirs for i, (_, theirs) in enumerate(self.pairs)})
         self.projectors, self.losses = nn.ModuleList(), nn.ModuleList()
@@ -144,15 +144,17 @@ class Distiller(nn.Module):
                 ours, theirs, _ = self._read(batch, None)
             finally:
                 self.train(was_training)
-        rows = []
-        for term, (pair, loss) in enumerate(self._terms()):
-            student, teacher = ours[str(pair)], theirs[str(pair)]
-            if not self.planned:
-                self._build(loss, student.tensor, _channels(student.tensor), _channels(teacher.tensor))
-            rows.append(self._row(term, pair, student, teacher))
-        self._plan = Plan(tuple(rows), sum(p.numel() for p in self.student.parameters()))
+        if not self.planned:
+            self.projectors, self.losses = nn.ModuleList(), nn.ModuleList()  # also after a plan that failed half-way
+            for pair, loss in self._terms():
+                student, teacher = ours[str(pair)].tensor, theirs[str(pair)].tensor
+                self._build(loss, student, _channels(student), _channels(teacher))
         with torch.no_grad():
             self._compare(ours, theirs)
+        rows = [
+            self._row(term, pair, ours[str(pair)], theirs[str(pair)]) for term, (pair, _) in enumerate(self._terms())
+        ]
+        self._plan = Plan(tuple(rows), sum(p.numel() for p in self.student.parameters()))
         return self._plan
 
     def check(self, batch: Any) -> Check:
@@ -289,6 +291,16 @@ def _listed(loss: Loss | Sequence[Loss], weight: float | Sequence[float]) -> tup
             "weight", f"be a number of at least 0, or one for each of {len(losses)} losses", repr(weight), "Count them."
         )
     return losses, weights
+
+
+def _checked_projector(projector: str | nn.Module | None, terms: int) -> str | nn.Module | None:
+    if projector is not None and projector != "auto" and not isinstance(projector, nn.Module):
+        raise ArgumentError("projector", "be 'auto', None or a module", repr(projector), "Use 'auto'.")
+    if isinstance(projector, nn.Module) and terms > 1:
+        raise ArgumentError(
+            "projector", "be a module for a single term only", f"one module for {terms} terms", "Use 'auto'."
+        )
+    return projector
 
 
 def _check_apart(student: nn.Module, teacher: nn.Module) -> None:

@@ -228,8 +228,15 @@ def test_projectors_given_and_forbidden():
     distiller = Distiller(student, teacher, PAIR, "mse", projector=mine)
     assert distiller.plan(text()).rows[0].projector == "Sequential"
     assert distiller.projectors[0] is mine
-    with pytest.raises(ArgumentError, match="`student` must have the teacher's width 24 for MSE, but got 16"):
-        Distiller(student, teacher, PAIR, "mse", projector=None).plan(text())
+    forbidden = Distiller(student, teacher, PAIR, ["gssf", "mse"], projector=None)
+    for _ in range(2):  # a plan that failed leaves nothing half-built
+        with pytest.raises(ArgumentError, match="`student` must have the teacher's width 24 for MSE, but got 16"):
+            forbidden.plan(text())
+        assert not forbidden.planned
+    with pytest.raises(ArgumentError, match="`projector` must be a module for a single term only, but got one module"):
+        Distiller(student, teacher, "uniform", "mse", projector=mine)
+    with pytest.raises(ArgumentError, match="`projector` must be 'auto', None or a module, but got 'linear'"):
+        Distiller(student, teacher, PAIR, "mse", projector="linear")
 
 
 def test_plan_prints_and_builds_once():

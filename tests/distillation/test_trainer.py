@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModel, Trainer, TrainingArguments
 
-from gssf_plug.distillation import DistillationTrainer, Distiller, distillation_trainer
+from gssf_plug.distillation import DistillationTrainer, Distiller, Tap, distillation_trainer, precompute
 from gssf_plug.errors import ArgumentError
 
 from .models import bert, text
@@ -200,6 +200,25 @@ def test_another_trainer_underneath_keeps_its_loss(tmp_path):
     assert TaskTrainer.calls == 2
     logged = trainer.state.log_history[0]
     assert logged["loss"] == pytest.approx(logged["encoder.layer.1"] + 0.5 * logged["task"], rel=1e-3)
+
+
+def test_trains_from_a_cache_without_a_teacher(tmp_path):
+    """The same student as with the teacher online; the rows find their features in any order."""
+    weights = []
+    for cached in (False, True):
+        teacher, data = quiet_bert(24, 4, seed=2), dataset()
+        if cached:
+            stack = lambda rows: {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}  # noqa: E731
+            source = precompute(teacher, [Tap("encoder.layer.3")], data, tmp_path / "cache", collate=stack)
+            data = source.attach(data)
+        else:
+            source = teacher
+        trainer = build(tmp_path, distiller=Distiller(quiet_bert(), source, PAIR, "gssf"), data=data)
+        trainer.eval_dataset = None
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_a_loss_that_runs_the_student_twice_is_refused(tmp_path):
