@@ -11,28 +11,34 @@ are synchronised, and relational losses see the batch of all processes.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gssf_plug.distillation.alignment import align, as_vector
+from gssf_plug.distillation.arguments import (
+    Loss,
+    check_apart,
+    check_one_forward,
+    checked_projector,
+    listed,
+    task_loss,
+)
 from gssf_plug.distillation.checking import check_distiller
 from gssf_plug.distillation.losses.feature_loss import FeatureLoss
-from gssf_plug.distillation.losses.names import LOSSES, loss_by_name
+from gssf_plug.distillation.losses.names import loss_by_name
 from gssf_plug.distillation.pairs import Pairs, resolve_pairs
 from gssf_plug.distillation.parts import load_parts, save_parts
-from gssf_plug.distillation.paths import find_modules, unwrap
+from gssf_plug.distillation.paths import find_modules
 from gssf_plug.distillation.plan import Check, Plan, PlanRow
 from gssf_plug.distillation.taps import Feature, FeatureTaps
 from gssf_plug.distillation.teacher import Teacher, TeacherInputs, TeacherModel, call, select_inputs
-from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 
 __all__ = ["Distiller"]
-
-Loss = str | FeatureLoss
 
 
 class Distiller(nn.Module):
@@ -83,7 +89,7 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(teacher, nn.Module):
-            _check_apart(student, teacher)
+            check_apart(student, teacher)
             source: Teacher = TeacherModel(teacher, inputs=teacher_inputs, dtype=teacher_dtype, device=teacher_device)
             find: Callable[[str], list[str]] = lambda path: find_modules(teacher, path, argument="pairs (teacher)")  # noqa: E731
         else:
@@ -92,8 +98,8 @@ class Distiller(nn.Module):
         self._teacher = source
         self.pairs = resolve_pairs(student, pairs, source.layers, find)
         self.task_weight = task_weight
-        self._losses, self._weights = _listed(loss, weight)
-        self._projector = _checked_projector(projector, len(self.pairs) * len(self._losses))
+        self._losses, self._weights = listed(loss, weight)
+        self._projector = checked_projector(projector, len(self.pairs) * len(self._losses))
         self._taps = FeatureTaps(student, {str(i): ours for i, (ours, _) in enumerate(self.pairs)})
         source.watch({str(i): theirs for i, (_, theirs) in enumerate(self.pairs)})
         self.projectors, self.losses = nn.ModuleList(), nn.ModuleList()
@@ -188,7 +194,7 @@ class Distiller(nn.Module):
         weights = [weight for _ in self.pairs for weight in self._weights]
         total = torch.stack([w * value for w, value in zip(weights, losses.values(), strict=True)]).sum()
         if self.task_weight:
-            losses["task"] = _task_loss(outputs)
+            losses["task"] = task_loss(outputs)
             total = total + self.task_weight * losses["task"]
         losses = {"loss": total, **losses}
         return (losses, outputs) if return_outputs else losses
@@ -216,7 +222,7 @@ class Distiller(nn.Module):
         theirs = self._teacher.features(batch, next(self.student.parameters()).device)
         before = self._taps.forwards
         outputs = run(self.student, batch) if run else call(self.student, select_inputs(self.student, batch))
-        _check_one_forward(self._taps.forwards - before)
+        check_one_forward(self._taps.forwards - before)
         ours = self._taps.features
         self._taps.clear()
         return ours, theirs, outputs
@@ -276,65 +282,6 @@ class Distiller(nn.Module):
                 "an unplanned distiller",
                 "Call plan(batch) once before the optimizer is made, or its projectors and metrics would not train.",
             )
-
-
-def _listed(loss: Loss | Sequence[Loss], weight: float | Sequence[float]) -> tuple[list[Loss], list[float]]:
-    losses = [loss] if isinstance(loss, str | FeatureLoss) else list(loss)
-    for one in losses:
-        if isinstance(one, str) and one not in LOSSES:
-            raise ArgumentError("loss", "be a loss object or a short name", repr(one), near_matches(one, LOSSES))
-        if not isinstance(one, str | FeatureLoss):
-            raise ArgumentError("loss", "be a loss object or a short name", type(one).__name__, f"Names: {[*LOSSES]}.")
-    weights = [float(weight)] * len(losses) if isinstance(weight, int | float) else [float(w) for w in weight]
-    if not losses or len(weights) != len(losses) or min(weights) < 0:
-        raise ArgumentError(
-            "weight", f"be a number of at least 0, or one for each of {len(losses)} losses", repr(weight), "Count them."
-        )
-    return losses, weights
-
-
-def _checked_projector(projector: str | nn.Module | None, terms: int) -> str | nn.Module | None:
-    if projector is not None and projector != "auto" and not isinstance(projector, nn.Module):
-        raise ArgumentError("projector", "be 'auto', None or a module", repr(projector), "Use 'auto'.")
-    if isinstance(projector, nn.Module) and terms > 1:
-        raise ArgumentError(
-            "projector", "be a module for a single term only", f"one module for {terms} terms", "Use 'auto'."
-        )
-    return projector
-
-
-def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
-    theirs = {p.data_ptr() for p in teacher.parameters() if p.numel()}
-    shared = [name for name, p in unwrap(student).named_parameters() if p.numel() and p.data_ptr() in theirs]
-    if shared:
-        raise ArgumentError(
-            "teacher",
-            "share no weights with the student",
-            f"'{shared[0]}' in both ({len(shared)} shared)",
-            "Use copy.deepcopy(student) as the teacher, or load it a second time.",
-        )
-
-
-def _check_one_forward(count: int) -> None:
-    if count != 1:
-        raise ArgumentError(
-            "run",
-            "run the student once a step, or the teacher's features meet those of another forward",
-            f"{count} forwards",
-            "Distil in a Trainer whose own loss runs the student once, or set task_weight=0.",
-        )
-
-
-def _task_loss(outputs: Any) -> Tensor:
-    found = outputs.get("loss") if isinstance(outputs, Mapping) else None
-    if found is None:
-        raise ArgumentError(
-            "task_weight",
-            "be 0 where the student returns no loss",
-            "outputs without 'loss'",
-            "Add labels to the batch.",
-        )
-    return found
 
 
 def _channels(tensor: Tensor) -> int:

@@ -1,0 +1,79 @@
+"""What a Distiller is given, checked: losses and weights, projector, two models apart, one forward of the student."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from gssf_plug.distillation.losses.feature_loss import FeatureLoss
+from gssf_plug.distillation.losses.names import LOSSES
+from gssf_plug.distillation.paths import unwrap
+from gssf_plug.errors import ArgumentError, near_matches
+
+__all__ = ["Loss", "check_apart", "check_one_forward", "checked_projector", "listed", "task_loss"]
+
+Loss = str | FeatureLoss
+
+
+def listed(loss: Loss | Sequence[Loss], weight: float | Sequence[float]) -> tuple[list[Loss], list[float]]:
+    """Losses and their weights as lists of one length, names known."""
+    losses = [loss] if isinstance(loss, str | FeatureLoss) else list(loss)
+    for one in losses:
+        if isinstance(one, str) and one not in LOSSES:
+            raise ArgumentError("loss", "be a loss object or a short name", repr(one), near_matches(one, LOSSES))
+        if not isinstance(one, str | FeatureLoss):
+            raise ArgumentError("loss", "be a loss object or a short name", type(one).__name__, f"Names: {[*LOSSES]}.")
+    weights = [float(weight)] * len(losses) if isinstance(weight, int | float) else [float(w) for w in weight]
+    if not losses or len(weights) != len(losses) or min(weights) < 0:
+        raise ArgumentError(
+            "weight", f"be a number of at least 0, or one for each of {len(losses)} losses", repr(weight), "Count them."
+        )
+    return losses, weights
+
+
+def checked_projector(projector: str | nn.Module | None, terms: int) -> str | nn.Module | None:
+    """A module that serves one term, None, or "auto"; nothing else."""
+    if projector is not None and projector != "auto" and not isinstance(projector, nn.Module):
+        raise ArgumentError("projector", "be 'auto', None or a module", repr(projector), "Use 'auto'.")
+    if isinstance(projector, nn.Module) and terms > 1:
+        raise ArgumentError(
+            "projector", "be a module for a single term only", f"one module for {terms} terms", "Use 'auto'."
+        )
+    return projector
+
+
+def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """No parameter of the teacher lies in the student."""
+    theirs = {p.data_ptr() for p in teacher.parameters() if p.numel()}
+    shared = [name for name, p in unwrap(student).named_parameters() if p.numel() and p.data_ptr() in theirs]
+    if shared:
+        raise ArgumentError(
+            "teacher",
+            "share no weights with the student",
+            f"'{shared[0]}' in both ({len(shared)} shared)",
+            "Use copy.deepcopy(student) as the teacher, or load it a second time.",
+        )
+
+
+def check_one_forward(count: int) -> None:
+    """The student ran once, or its features are not those of the batch."""
+    if count != 1:
+        raise ArgumentError(
+            "run",
+            "run the student once a step, or the teacher's features meet those of another forward",
+            f"{count} forwards",
+            "Distil in a Trainer whose own loss runs the student once, or set task_weight=0.",
+        )
+
+
+def task_loss(outputs: Any) -> Tensor:
+    """The student's own loss in its outputs."""
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else None
+    if found is None:
+        raise ArgumentError(
+            "task_weight",
+            "be 0 where the student returns no loss",
+            "outputs without 'loss'",
+            "Add labels to the batch.",
+        )
+    return found
