@@ -12,6 +12,7 @@ are synchronised, and relational losses see the batch of all processes.
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ class Distiller(nn.Module):
         projector: "auto" (a Linear where a loss needs equal widths and they differ), None (never), or a module from the
             student's width to the teacher's, for a single term.
         task_weight: of the student's own loss (`outputs.loss`, the batch must hold labels); default 0.
+        student_inputs: a function from a batch to the student's inputs; default the columns that its forward takes.
         teacher_inputs: the teacher's inputs out of a batch, see `TeacherModel`. Default: the columns "teacher_*" where
             there are any (another tokenizer, another image size, another modality), else the same as the student's.
         teacher_dtype: such as torch.bfloat16; default as it is.
@@ -83,6 +85,7 @@ class Distiller(nn.Module):
         projector: str | nn.Module | None = "auto",
         *,
         task_weight: float = 0.0,
+        student_inputs: Callable[[Any], Any] | None = None,
         teacher_inputs: TeacherInputs = None,
         teacher_dtype: torch.dtype | None = None,
         teacher_device: torch.device | str | None = None,
@@ -98,6 +101,7 @@ class Distiller(nn.Module):
         self._teacher = source
         self.pairs = resolve_pairs(student, pairs, source.layers, find)
         self.task_weight = task_weight
+        self._student_inputs = student_inputs or partial(select_inputs, student)
         self._losses, self._weights = listed(loss, weight)
         self._projector = checked_projector(projector, len(self.pairs) * len(self._losses))
         self._taps = FeatureTaps(student, {str(i): ours for i, (ours, _) in enumerate(self.pairs)})
@@ -221,7 +225,7 @@ class Distiller(nn.Module):
     ) -> tuple[dict[str, Feature], dict[str, Feature], Any]:
         theirs = self._teacher.features(batch, next(self.student.parameters()).device)
         before = self._taps.forwards
-        outputs = run(self.student, batch) if run else call(self.student, select_inputs(self.student, batch))
+        outputs = run(self.student, batch) if run else call(self.student, self._student_inputs(batch))
         check_one_forward(self._taps.forwards - before)
         ours = self._taps.features
         self._taps.clear()

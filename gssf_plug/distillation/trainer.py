@@ -197,7 +197,7 @@ class DistillationTrainer(DistillationMixin, Trainer):
 
 
 def distillation_trainer(base: type[Trainer]) -> type[Trainer]:
-    """The same over another Trainer class, such as TRL's SFTTrainer or SentenceTransformerTrainer.
+    """The same over another Trainer class, such as TRL's SFTTrainer.
 
     The class keeps its name, data handling and (with `task_weight`) its own loss, which must run the student once a
     step.

@@ -135,6 +135,27 @@ def test_across_modalities():
         Distiller(bert(), TinyCNN(), {"": ""}, "gssf", teacher_inputs={"pixel_values": "pixels"}).plan(batch)
 
 
+def test_a_student_that_takes_one_dictionary():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = bert()
+
+        def forward(self, input):
+            return {"sentence_embedding": mean_pool(self.inner(**input).last_hidden_state, input["attention_mask"])}
+
+    sentence = Tap("", output="sentence_embedding")
+    distiller = Distiller(
+        Wrapped(),
+        bert(24, 4, seed=2),
+        [(sentence, Tap("", pooling=mean_pool))],
+        "gssf",
+        student_inputs=lambda batch: {"input": batch},
+    )
+    assert distiller.plan(text()).rows[0].student_shape == (6, 16)
+    assert distiller.check(text()).rows[0].gradient > 0
+
+
 def test_the_teacher_is_always_in_evaluation_mode_and_without_gradients():
     student, teacher = pair_of_berts(hidden_dropout_prob=0.9)
     distiller, batch = Distiller(student, teacher, PAIR, "mse"), text()
