@@ -115,11 +115,14 @@ def _head_guesses(owner: nn.Module, layout: Layout, shapes: Shapes) -> Iterator[
     if width is None:
         return
     sizes = head_counts(owner, QUERY_SIZES)
+    own = [size for name in QUERY_SIZES if type(size := getattr(owner, name, None)) is int]
     key_sizes = head_counts(owner, KEY_SIZES) if "v" in layout.key_packing.order and layout.key != layout.query else []
     seen = set()
-    named = [*head_counts(owner, QUERY_HEADS), *(width // size for size in sizes if width % size == 0)]
-    for query_heads in named or [1]:
-        for size in _sizes(width, query_heads, layout, sizes):
+    named = head_counts(owner, QUERY_HEADS)
+    gated = "g" in layout.query_packing.order
+    derived = [] if gated else [width // size for size in sizes if width % size == 0]
+    for query_heads in [*named, *derived] or [1]:
+        for size in _sizes(width, query_heads, layout, own if layout.query_packing.order == "q" else sizes):
             for key_heads in _key_heads(owner, layout, query_heads, size, shapes):
                 for key_size in [*key_sizes, size]:
                     heads = Heads(query_heads, key_heads, size, key_size)
@@ -130,7 +133,11 @@ def _head_guesses(owner: nn.Module, layout: Layout, shapes: Shapes) -> Iterator[
 
 def _sizes(width: int, query_heads: int, layout: Layout, named: list[int]) -> list[int]:
     if layout.query_packing.order == "q":
-        return [width // query_heads] if query_heads and width % query_heads == 0 and width >= query_heads else []
+        size = width // query_heads
+        fits = width % query_heads == 0 and size > 0 and (not named or size in named)
+        return [size] if fits else []
+    if "g" in layout.query_packing.order:
+        return named
     thirds = [width // (3 * query_heads)] if width % (3 * query_heads) == 0 else []
     return list(dict.fromkeys([*thirds, *named]))
 

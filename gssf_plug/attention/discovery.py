@@ -84,7 +84,7 @@ def discover(
             for path, part in parts_of(model):
                 _prove_part(path, part, arguments_of(part), owners, proofs, after_norm, failures)
             for name, owner in owners.items():
-                alone = {name: owner} if not proofs[name].reached else {}
+                alone = {name: owner} if proofs[name].candidate is None else {}
                 _prove_part(name, owner, arguments_of_layer(owner, input_width(owner)), alone, proofs, after_norm, [])
     proven: dict[str, Candidate] = {}
     refused: dict[str, str] = {}

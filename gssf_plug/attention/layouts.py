@@ -40,11 +40,12 @@ class Packing:
 
     The channels are cut into `groups` equal groups, and each group holds its share of every part in `order`.
     "qkv" in 1 group is [Q | K | V] (GPT-2, ViT, Phi-3); in one group per key head it is q|k|v head by head (BLOOM,
-    GPT-NeoX, Falcon); "q" alone is a projection of its own.
+    GPT-NeoX, Falcon); "q" alone is a projection of its own; "qg" in one group per query head puts a gate behind each
+    query (Qwen3-Next).
 
     Args:
-        order: parts as letters, in the order in which they lie.
-        groups: a number, or "key_heads" for one group per key head.
+        order: parts as letters, in the order in which they lie: q, k, v, and g for a gate of any width.
+        groups: a number, or "key_heads" or "query_heads" for one group per head.
     """
 
     order: str
@@ -52,7 +53,8 @@ class Packing:
 
     def channels(self, part: str, width: int, heads: Heads) -> Int[Tensor, "heads size"] | None:
         """Indices of the channels of `part` ("q" or "k"), head by head; None where this packing cannot have `width`."""
-        groups = heads.key if self.groups == "key_heads" else int(self.groups)
+        named = {"key_heads": heads.key, "query_heads": heads.query}
+        groups = named[self.groups] if isinstance(self.groups, str) else self.groups
         sizes = self._sizes(width, heads)
         if sizes is None or any(size % groups or size <= 0 for size in sizes):
             return None
@@ -66,8 +68,13 @@ class Packing:
         """Width of each part; values are as wide as keys, except beside keys that are kept apart from a rotary part."""
         fixed = {"q": heads.query * heads.size, "k": heads.key * heads.key_size}
         rest = width - sum(fixed[part] for part in self.order if part in fixed)
-        value_fits = rest == fixed["k"] or (heads.key_size != heads.size and rest > 0)
-        if value_fits if "v" in self.order else rest == 0:
+        if "g" in self.order:
+            right = rest > 0
+        elif "v" in self.order:
+            right = rest == fixed["k"] or (heads.key_size != heads.size and rest > 0)
+        else:
+            right = rest == 0
+        if right:
             return [fixed.get(part, rest) for part in self.order]
         return None
 
@@ -174,6 +181,13 @@ _BESIDES = (
 )  # fmt: skip
 
 
+def _gated() -> Iterator[Layout]:
+    """A gate of the output behind each head's query; tried first, since its width could pass for twice the heads."""
+    gated = Packing("qg", "query_heads")
+    yield Layout("q_proj, gated", "q_proj", "k_proj", gated)
+    yield Layout("q_gate_proj, gated", "q_gate_proj", "kv_b_proj", gated, _KV[1])
+
+
 def _separate() -> Iterator[Layout]:
     pairs = (
         "q_proj k_proj", "query key", "q k", "q_lin k_lin", "to_q to_k", "Wq Wk", "wq wk", "query_proj key_proj",
@@ -221,6 +235,7 @@ def _through_norms() -> Iterator[Layout]:
 
 
 _BUILT_IN = (
+    *_gated(),
     *_separate(),
     *_compressed(),
     *_fused(),

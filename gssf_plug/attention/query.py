@@ -103,7 +103,7 @@ class QueryMetric(nn.Module):
             for name in self.weights:
                 weight, view = site._parameters[name], self.view(name)
                 assert weight is not None
-                shadow(site, name, view.put(weight, self.fold(metric, view.take(weight))))
+                shadow(site, name, view.put(weight, self.fold(metric, view.take(weight))).contiguous())
 
     def restore_weights(self, owner: nn.Module, arguments: object, output: object) -> None:
         """Forward hook, also called after an error."""

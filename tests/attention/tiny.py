@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
+from transformers.pytorch_utils import Conv1D
 
 HIDDEN, HEADS, HEAD, LAYERS, VOCABULARY, IMAGE = 64, 4, 16, 2, 160, 32
 
@@ -33,8 +35,19 @@ def tiny_model(model_type: str) -> PreTrainedModel:
         classes = getattr(modeling_auto, mapping, {})
         if type(config) in classes:
             found = classes[type(config)]
-            return (found[0] if isinstance(found, tuple) else found)._from_config(config).eval()
-    raise LookupError("no auto class builds it")
+            model = (found[0] if isinstance(found, tuple) else found)._from_config(config).eval()
+            _enliven(model)
+            return model
+    raise LookupError("no auto class builds it: a part of other models")
+
+
+def _enliven(model: PreTrainedModel) -> None:
+    """Weights that keep the scale of what passes through; the usual start makes attention over few channels flat."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, Conv1D)):
+            weight = module.weight
+            fan_in = weight.shape[0] if isinstance(module, Conv1D) else weight[0].numel()
+            nn.init.normal_(weight, std=fan_in**-0.5)
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
@@ -61,7 +74,8 @@ def shrink(config: PreTrainedConfig) -> dict[str, Any]:
     if "qk_rope_head_dim" in values:
         values |= {name: size for name, size in (("head_dim", 8), ("qk_head_dim", 24)) if name in values}
     if isinstance(values.get("patch_size"), int) and isinstance(values.get("image_size"), int):
-        values["image_size"] = max(IMAGE, (32 if "window_size" in values else 4) * values["patch_size"])
+        staged = any(isinstance(values.get(name), (list, tuple)) for name in STAGES)
+        values["image_size"] = max(4 * IMAGE if staged else IMAGE, 4 * values["patch_size"])
     return values
 
 
