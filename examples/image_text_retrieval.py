@@ -4,10 +4,11 @@
     python examples/image_text_retrieval.py --quick     # half a minute: shows that it runs, learns next to nothing
 
 A small CNN is trained from scratch on 32×32 pixels; texts are embedded once by a frozen MiniLM and projected. Loss is
-the hinge with hardest negatives (margin 0.2) of the paper's family. Everything but the metric is the same in each row:
-data, order of batches, start of the encoders, recipe. A margin rewards whoever can scale its scores, so the baseline to
-look at is cosine with a learned scale. The epoch is chosen on validation emoji; test emoji were never trained on and
-are measured once. Measures are means over the vendors, each a gallery of its own.
+the hinge of the paper's family, margin 0.2: summed over all negatives for half of the steps, since hardest negatives at
+once collapse a network that starts from scratch, then the hardest alone. Everything but the metric is the same in each
+row: data, order of batches, start of the encoders, recipe. A margin rewards whoever can scale its scores, so the
+baseline to look at is cosine with a learned scale. The epoch is chosen on validation emoji; test emoji were never
+trained on and are measured once. Measures are means over the vendors, each a gallery of its own.
 
 Writes into --output: one folder per run (log, checkpoints, best weights), results.json, retrieved.png, learned.png.
 With --resume it goes on where it was stopped.
@@ -53,7 +54,6 @@ def variants() -> list[Variant]:
         Variant("cosine", lambda: None),
         Variant("cosine + scale", lambda: None, learned_scale=True),
         Variant("GSSF Diag", lambda: GSSFMetric(WIDTH, terms=("diagonal",))),
-        Variant("GSSF B-Diag 16", lambda: GSSFMetric(WIDTH, terms=("block_diagonal",), block_size=16)),
         Variant(SHOWN, lambda: GSSFMetric(WIDTH, block_size=16)),
         Variant("GSSF B-Diag 64", lambda: GSSFMetric(WIDTH, terms=("block_diagonal",), block_size=64)),
     ]
@@ -65,9 +65,10 @@ def build_model(metric: GSSFMetric | None, text_width: int, seed: int) -> TwoTow
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, 32), (32, 64), (64, 128), (128, 256)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-    image = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256 * (SIZE // 16) ** 2, WIDTH))
+    image = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(256 * (SIZE // 16) ** 2, WIDTH))
     image = image.to(memory_format=torch.channels_last)  # a fifth faster on CPUs
-    return TwoTower(image, nn.Linear(text_width, WIDTH), metric)
+    text = nn.Sequential(nn.Dropout(0.3), nn.Linear(text_width, WIDTH))
+    return TwoTower(image, text, metric)
 
 
 def make_trainer(
@@ -87,13 +88,10 @@ def make_trainer(
         seed=seed,
         keep_checkpoints=1,
     )
-    batches = len(data["train"]) // config.batch_size
-    warm = (
-        round(0.7 * options.epochs) * batches
-    )  # hardest negatives at once collapse a network that starts from scratch
+    half = options.epochs * (len(data["train"]) // config.batch_size) // 2
     return RetrievalTrainer(
         model=build_model(variant.metric(), data["train"].texts.shape[-1], seed),
-        loss=Hinge(margin=0.2, warmup_steps=warm, learned_scale=variant.learned_scale),
+        loss=Hinge(margin=0.2, warmup_steps=half, learned_scale=variant.learned_scale),
         config=config,
         train_data=data["train"],
         collate=train_batch,
@@ -185,14 +183,14 @@ def parse_options() -> argparse.Namespace:
     """Command line; --quick shortens what is not given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="an eighth of the emoji, one epoch, one seed: for CI")
-    parser.add_argument("--epochs", type=int, help="default 10")
+    parser.add_argument("--epochs", type=int, help="default 12")
     parser.add_argument("--seeds", type=int, help="default 3")
     parser.add_argument("--model", default=PACKAGED, help="Hub id or folder of the text encoder; default: MiniLM")
     parser.add_argument("--output", type=Path, default=Path("outputs/image_text_retrieval"), help="folder to write to")
     parser.add_argument("--resume", action="store_true", help="go on with what is in --output")
     options = parser.parse_args()
     options.every = 8 if options.quick else 1
-    options.epochs = options.epochs or (1 if options.quick else 10)
+    options.epochs = options.epochs or (1 if options.quick else 12)
     options.seeds = options.seeds or (1 if options.quick else 3)
     return options
 
