@@ -8,12 +8,10 @@ it, with one product per query, and with the one product for all pairs that late
 faster.
 """
 
-import argparse
-
 import numpy as np
 import torch
 from ranking_reidentification import installed
-from ranking_table import compare
+from ranking_table import compare, parse_options
 from torch.nn.functional import normalize
 
 from gssf_plug.evaluation import image_text_recall
@@ -102,9 +100,8 @@ def ours(images: torch.Tensor, texts: torch.Tensor, owners: torch.Tensor) -> dic
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true")
-    data = coco(1000 if parser.parse_args().small else 5000)
+    options = parse_options(__doc__ or "")
+    data = coco(1000 if options.small else 5000)
     peers = {
         "VSE++ numpy protocol, no folds": lambda: vsepp(*data),
         "the same, one product for all pairs": lambda: vsepp_one_product(*data),
@@ -112,7 +109,8 @@ def main() -> None:
         "sentence-transformers, R@1, 5, 10": installed("sentence_transformers", lambda: sentence_transformers(*data)),
     }
     title = f"rSum and 5-fold rSum, {len(data[0]):,} images × {len(data[1]):,} captions × 1,024, float32"
-    compare(title, lambda: ours(*data), peers, {name: 0.5 for name in list(peers)[:2]} | {"MB": 300})
+    chosen = {name: peer for name, peer in peers.items() if options.only in name}
+    compare(title, lambda: ours(*data), chosen, {name: 0.5 for name in list(peers)[:2]} | {"MB": 300})
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ Peers outside the test extra (sentence-transformers, torchmetrics) are timed whe
 camera filter rank more items than the protocol allows: their values differ, the cost is what is compared.
 """
 
-import argparse
-
 import numpy as np
 import torch
-from ranking_table import compare, optional
+from ranking_table import compare, optional, parse_options
 from torch.nn.functional import normalize
 
 from gssf_plug.evaluation import reid_ranking
@@ -108,10 +106,8 @@ def installed(module: str, peer: object) -> object:
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true")
-    small = parser.parse_args().small
-    data = market(337, 1591) if small else market(3368, 15913)
+    options = parse_options(__doc__ or "")
+    data = market(337, 1591) if options.small else market(3368, 15913)
     peers = {
         "plain per-query protocol": lambda: plain_protocol(data),
         "pytorch-metric-learning, k=None": installed("pytorch_metric_learning", lambda: pml(data, None)),
@@ -121,7 +117,8 @@ def main() -> None:
     }
     limits = {"plain per-query protocol": 0.02, "pytorch-metric-learning, k=None": 0.15, "MB": 200}
     title = f"mAP, CMC, mINP of {len(data['query']):,} × {len(data['gallery']):,} × 512, cameras, float32"
-    compare(title, lambda: reid_ranking(**data, ranks=RANKS), peers, limits)
+    chosen = {name: peer for name, peer in peers.items() if options.only in name}
+    compare(title, lambda: reid_ranking(**data, ranks=RANKS), chosen, limits)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,10 @@ python tests/benchmarks/ranking_reranking.py            # 3,368 × 15,913 × 512
 python tests/benchmarks/ranking_reranking.py --small    # a tenth of it
 """
 
-import argparse
-
 import numpy as np
 import torch
 from ranking_reidentification import market
-from ranking_table import compare
+from ranking_table import compare, parse_options
 from torch.nn.functional import normalize
 
 from gssf_plug.evaluation import KReciprocal, reid_ranking
@@ -56,9 +54,8 @@ def dense(query: torch.Tensor, gallery: torch.Tensor, k1: int = 20, k2: int = 6,
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true")
-    data = market(337, 1591) if parser.parse_args().small else market(3368, 15913)
+    options = parse_options(__doc__ or "")
+    data = market(337, 1591) if options.small else market(3368, 15913)
     labels = {name: data[name] for name in ("query_ids", "gallery_ids", "query_cams", "gallery_cams")}
     scores: dict[str, torch.Tensor] = {}
 

@@ -1,15 +1,29 @@
-"""Ours beside peers of very different cost: ours runs before and after each peer, so that drift hits both alike."""
+"""Ours beside peers of very different cost: ours runs before and after each peer, so that drift hits both alike.
 
+Seconds are wall time. CPU seconds, of all threads together, hardly move when other jobs share the machine; a peer that
+uses one of two cores looks better by them than by the clock.
+"""
+
+import argparse
 import logging
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
+from typing import NamedTuple
 
 from measure import machine, peak_megabytes
 
-__all__ = ["compare", "optional"]
+__all__ = ["compare", "optional", "parse_options"]
 
 Candidate = Callable[[], Mapping[str, float]]
+
+
+def parse_options(description: str) -> argparse.Namespace:
+    """--small, and --only for some of the peers."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--only", default="", help="time only peers whose name holds this")
+    return parser.parse_args()
 
 
 def compare(title: str, ours: Candidate, peers: Mapping[str, Candidate | None], limits: Mapping[str, float]) -> None:
@@ -21,43 +35,51 @@ def compare(title: str, ours: Candidate, peers: Mapping[str, Candidate | None], 
         peers: likewise, under the same names where the measure is the same; None where a package is not installed.
         limits: per peer the ratio claimed, ours ÷ peer, and under "MB" the memory claimed.
     """
-    print(f"{title}; {machine()}\n\n| | seconds | ours ÷ it | claimed | peak MB beyond the inputs | values |")
-    print("|---|---:|---:|---:|---:|---|")
+    print(f"{title}; {machine()}\n\n| | seconds | CPU s | ours ÷ it | by CPU s | claimed | peak MB | values |")
+    print("|---|---:|---:|---:|---:|---:|---:|---|")
     ours()
-    own_seconds, own_peaks, value = [], [], ours()
+    own: list[Measured] = []
     for name, peer in peers.items():
         if peer is None:
-            print(f"| {name} | not installed | | | | |")
+            print(f"| {name} | not installed | | | | | | |")
             continue
-        before, peak, value = measured(ours)
-        seconds, peer_peak, theirs = measured(peer)
-        after, _, _ = measured(ours)
-        own_seconds += [before, after]
-        own_peaks.append(peak)
+        before, theirs, after = measured(ours), measured(peer), measured(ours)
+        own += [before, after]
+        wall = (before.seconds + after.seconds) / 2 / theirs.seconds
+        cpu = (before.cpu + after.cpu) / 2 / theirs.cpu
         claimed = f"{limits[name]:g}" if name in limits else ""
-        shown = f"{(before + after) / 2 / seconds:.4f}"
-        print(
-            f"| {name} | {seconds:.2f} | {shown} | {claimed} | {peer_peak:,.0f} | {_agreement(value, theirs)} |",
-            flush=True,
-        )
-    values = ", ".join(f"{name} {number:.2f}" for name, number in value.items())
+        agreement = _agreement(before.values, theirs.values)
+        cells = f"{theirs.seconds:.2f} | {theirs.cpu:.2f} | {wall:.4f} | {cpu:.4f} | {claimed} | {theirs.peak:,.0f}"
+        print(f"| {name} | {cells} | {agreement} |", flush=True)
+    seconds, cpu_seconds = ([getattr(run, field) for run in own] for field in ("seconds", "cpu"))
+    values = ", ".join(f"{name} {number:.2f}" for name, number in own[0].values.items())
+    spread = f"{median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f})"
+    peak = max(run.peak for run in own)
     print(
-        f"| **gssf_plug** | {median(own_seconds):.2f} ({min(own_seconds):.2f}–{max(own_seconds):.2f}) | | "
-        f"{limits['MB']:g} MB | {max(own_peaks):,.0f} | {values} |\n"
+        f"| **gssf_plug** | {spread} | {median(cpu_seconds):.2f} | | | {limits['MB']:g} MB | {peak:,.0f} | {values} |\n"
     )
 
 
-def measured(candidate: Candidate) -> tuple[float, float, Mapping[str, float]]:
-    """Seconds, peak MB and result of one call."""
-    kept: dict[str, object] = {}
+class Measured(NamedTuple):
+    """One call: wall and CPU seconds, peak MB beyond the inputs, result."""
+
+    seconds: float
+    cpu: float
+    peak: float
+    values: Mapping[str, float]
+
+
+def measured(candidate: Candidate) -> Measured:
+    """Call it once."""
+    kept: list[Measured] = []
 
     def call() -> None:
-        began = time.perf_counter()
-        kept["result"] = candidate()
-        kept["seconds"] = time.perf_counter() - began
+        began, cpu = time.perf_counter(), time.process_time()
+        values = candidate()
+        kept.append(Measured(time.perf_counter() - began, time.process_time() - cpu, 0.0, values))
 
     peak = peak_megabytes(call)
-    return kept["seconds"], peak, kept["result"]
+    return kept[0]._replace(peak=peak)
 
 
 def optional(load: Callable[[], Candidate]) -> Candidate | None:
