@@ -48,7 +48,7 @@ class Distiller(nn.Module):
     Args:
         student: the model to train; any module.
         teacher: a model, or a `TeacherCache`: then no teacher is loaded.
-        pairs: {student path: teacher path}, a list of such pairs (of paths or `Tap` objects), or a rule: "last", "uniform".
+        pairs: {student path: teacher path}, a list of pairs of paths or `Tap` objects, or a rule: "last", "uniform".
         loss: a short name, a loss object, or a list of them: every pair gets every one. A loss object with parameters
             serves one pair; by name each pair gets its own.
         weight: of the loss, or one per loss of the list; default 1.
