@@ -27,7 +27,7 @@ from gssf_plug.attention.discovery import attention_modules
 from gssf_plug.attention.stimuli import arguments_of, arguments_of_layer, parts_of
 from gssf_plug.errors import GSSFError
 
-SECONDS, GIGABYTES = 120, 40
+SECONDS, GIGABYTES = 40, 40
 
 
 def tensors(output: object) -> list[Tensor]:
@@ -162,6 +162,7 @@ def checks(model: nn.Module, patch: Any, keys: set[str]) -> dict[str, Any]:
 
 def _child(model_type: str, queue: Any) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES * 2**30,) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     try:
@@ -183,13 +184,13 @@ def isolated(model_type: str) -> dict[str, Any]:
     queue = context.SimpleQueue()
     process = context.Process(target=_child, args=(model_type, queue))
     process.start()
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + 5 * SECONDS  # of the clock; SECONDS are the processor's
     while process.is_alive() and queue.empty() and time.monotonic() < deadline:
         time.sleep(0.02)
     record = (
         queue.get()
         if not queue.empty()
-        else {"type": model_type, "status": "crashed", "reason": f"no answer in {SECONDS} s"}
+        else {"type": model_type, "status": "crashed", "reason": f"no answer within {SECONDS} s of processor time"}
     )
     process.kill()
     process.join()

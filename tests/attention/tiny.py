@@ -17,6 +17,7 @@ SIZES: dict[str, int] = {
     for name in names
 }
 STAGES = ("depths", "num_heads", "num_attention_heads", "embed_dims", "hidden_sizes")
+STAGE_NAMES = ("stage_names", "out_features", "out_indices")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 RATIOS_STAY = {"num_key_value_heads", "num_kv_heads", "n_kv_heads"}
 
@@ -65,7 +66,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
 
 def shrink(config: PreTrainedConfig) -> dict[str, Any]:
     """The constructor arguments of a smaller configuration of the same kind."""
-    dropped = ("model_type", "transformers_version", "architectures", "dtype")
+    dropped = ("model_type", "transformers_version", "architectures", "dtype", *STAGE_NAMES)
     values = {name: value for name, value in config.to_dict().items() if name not in dropped}
     original = dict(values)
     for name, value in original.items():

@@ -169,6 +169,7 @@ def main() -> None:
     """All cases and variants, as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="numbers of cases; default all")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     lines = [
@@ -177,7 +178,7 @@ def main() -> None:
         f"`python tests/benchmarks/attention_patch.py --rounds {options.rounds}` on {machine()}. Time of a variant ÷ "
         "time of another in the same round: median [95% bootstrap interval]. “bare again” is the noise of the method.",
     ]
-    for title, build, query, workload in CASES:
+    for title, build, query, workload in (CASES[number] for number in options.cases):
         lines += measured(title, build, query, workload, options.rounds)
     if options.output:
         options.output.write_text("\n".join(lines) + "\n")
