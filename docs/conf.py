@@ -1,4 +1,4 @@
-"""Sphinx configuration: MyST pages, Furo theme, API from docstrings. `sphinx-build -W -b html docs docs/_build/html`."""
+"""Sphinx: MyST pages, Furo, API from docstrings. `sphinx-build -W -b html docs docs/_build/html` builds it."""
 
 import gssf_plug
 
