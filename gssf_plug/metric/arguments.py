@@ -35,15 +35,15 @@ def canonical_terms(terms: Sequence[str]) -> tuple[Term, ...]:
     return tuple(term for term in known if term in terms)
 
 
-def check_positive(name: str, value: int) -> None:
+def check_positive(name: str, value: int, remedy: str) -> None:
     """A whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(name, "be a whole number of at least 1", repr(value), "Give the width of the features.")
+        raise ArgumentError(name, "be a whole number of at least 1", repr(value), remedy)
 
 
 def checked_block_size(block_size: int, dim: int) -> int:
     """A divisor of `dim`."""
-    check_positive("block_size", block_size)
+    check_positive("block_size", block_size, f"Use a divisor of dim={dim}.")
     if dim % block_size:
         divisors = [size for size in range(1, dim + 1) if dim % size == 0]
         raise ArgumentError("block_size", f"divide dim={dim}", block_size, f"Use one of {divisors}.")

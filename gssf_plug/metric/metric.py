@@ -110,7 +110,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         adjacency: Bool[Tensor, "dim dim"] | None = None,
     ) -> None:
         super().__init__()
-        check_positive("dim", dim)
+        check_positive("dim", dim, "Give the width of the features.")
         check_constraint(constraint)
         if adjacency is None:
             self.terms: tuple[Term, ...] = canonical_terms(terms)

@@ -5,8 +5,6 @@ import pytest
 from gssf_plug.errors import ArgumentError
 from gssf_plug.retrieval.plots import plot_curves
 
-pytest.importorskip("matplotlib")
-
 
 def test_every_curve_is_drawn_from_rank_one():
     figure = plot_curves({"cosine": [40.0, 60.0], "ours": [50.0, 70.0, 80.0]}, title="CMC")
