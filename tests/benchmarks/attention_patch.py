@@ -118,7 +118,7 @@ def decode(length: int) -> Callable[[nn.Module], Callable[[], object]]:
         def step() -> None:
             with torch.no_grad():
                 model(input_ids=token, past_key_values=cache, use_cache=True)
-            cache.crop(length)
+            cache.crop(-1)
 
         return step
 
@@ -129,6 +129,7 @@ CASES = [
     ("BERT-base, 128 tokens, forward", bert, "query", forward(128)),
     ("BERT-base, 512 tokens, forward", bert, "query", forward(512)),
     ("BERT-base, 128 tokens, training step", bert, "query", training(128)),
+    ("BERT-base, 512 tokens, training step", bert, "query", training(512)),
     ("small Llama, prefill of 256", llama, "q_proj", forward(256)),
     ("small Llama, decode after 256", llama, "q_proj", decode(256)),
 ]
