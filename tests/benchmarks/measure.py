@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-M_MMAP_THRESHOLD = -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 __all__ = ["Ratio", "interleave", "machine", "peak_megabytes", "ratio"]
 
@@ -66,6 +66,8 @@ def peak_megabytes(candidate: Callable[[], object]) -> float:
     result = candidate()
     high = _status("VmHWM")
     del result
+    libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # what glibc grows to by itself; else later timings pay for fresh pages
+    libc.mallopt(M_TRIM_THRESHOLD, 2**26)
     return (high - before) * 1024 / 1e6
 
 
