@@ -1,0 +1,117 @@
+"""The metric as a module of a sentence-transformers model: `encode_query` folds, `encode_document` does not.
+
+    model = SentenceTransformer(modules=[*encoder, MetricModule(GSSFMetric(384))], similarity_fn_name="dot")
+
+Trained by SentenceTransformerTrainer, saved and loaded by the library itself (with `trust_remote_code=True`, which it
+asks for every class that is not its own). `merged_modules` gives the same model as modules of sentence-transformers
+alone: one Dense layer for the queries, which anybody loads without this package.
+
+Needs the extra `sentence-transformers`.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.metric import GSSFMetric
+
+try:
+    from sentence_transformers.base.modules import Dense, Module, Normalize, Router
+except ImportError as error:
+    raise ImportError(
+        "gssf_plug.retrieval.sentence_transformers needs sentence-transformers 6.2 or later; "
+        "run: pip install gssf-plug[sentence-transformers]"
+    ) from error
+
+__all__ = ["MetricModule", "merged_modules"]
+
+TASKS = ("query", "document")
+
+
+class MetricModule(Module):
+    r"""Last module of a SentenceTransformer: folds query embeddings, only normalises documents.
+
+        query     e ← ê (W⊙U)
+        document  e ← ê                so that e_q · e_d = ê_q (W⊙U) ê_dᵀ
+
+    Args:
+        metric: its width is that of the embeddings, (batch, dim).
+
+    The model's similarity must be "dot": with "cos" the order of one query's documents is the same, but scores of
+    different queries can no longer be compared. `encode` without a task means "document".
+
+    In training each column of the data must say which it is, in `SentenceTransformerTrainingArguments`:
+    `router_mapping={"anchor": "query", "positive": "document"}`; without, nothing would reach the metric, so it raises.
+    """
+
+    forward_kwargs = {"task"}
+
+    def __init__(self, metric: GSSFMetric) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def forward(self, features: dict[str, Any], task: str | None = None, **unused: Any) -> dict[str, Any]:
+        """Replace "sentence_embedding", (batch, dim), by the fold or by the normalised embedding.
+
+        Raises:
+            ArgumentError: a task of another name; none while training.
+        """
+        task = task or features.get("task")
+        if task is None and self.training and torch.is_grad_enabled():
+            raise ArgumentError(
+                "task",
+                "be given while training",
+                "None",
+                'Set router_mapping={"your query column": "query", "your other column": "document"} in the arguments.',
+            )
+        if task not in (*TASKS, None):
+            raise ArgumentError("task", "be 'query' or 'document'", repr(task), "Name each column's side so.")
+        side = self.metric.fold if task == "query" else self.metric.gallery
+        features["sentence_embedding"] = side(features["sentence_embedding"])
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        """Width of the embeddings."""
+        return self.metric.dim
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **unused: Any) -> None:
+        """Write the metric's own files; always safetensors."""
+        self.metric.save_pretrained(output_path)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        init_defaults: dict[str, Any] | None = None,
+        **unused: Any,
+    ) -> Self:
+        """Read what `save` wrote, from a folder or the Hub; the arguments are the library's own.
+
+        Raises:
+            CheckpointError: missing, damaged or of another kind.
+        """
+        folder = cls.load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
+        return cls(GSSFMetric.from_pretrained(folder or subfolder))
+
+
+def merged_modules(metric: GSSFMetric) -> list[nn.Module]:
+    """The trained metric as modules of sentence-transformers alone, to put after the encoder's own.
+
+    Args:
+        metric: D×D once folded; its values are copied.
+
+    Returns:
+        A router: for queries what normalises (unless `normalize=False`) and one Dense layer without bias or activation,
+        for documents what normalises alone. Equal to `MetricModule` up to rounding.
+    """
+    matrix: Tensor = metric.matrix().detach().T.contiguous()
+    fold = Dense(metric.dim, metric.dim, bias=False, activation_function=None, init_weight=matrix)
+    norm: list[Module] = [Normalize()] if metric.normalize else []
+    return [Router({"query": [*norm, fold], "document": norm}, default_route="document")]
