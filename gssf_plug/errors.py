@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from os import PathLike
 
-__all__ = ["ArgumentError", "CheckpointError", "GSSFError", "near_matches"]
+__all__ = ["ArgumentError", "CheckpointError", "DataError", "GSSFError", "near_matches"]
 
 
 class GSSFError(Exception):
@@ -29,8 +29,8 @@ class ArgumentError(GSSFError, ValueError):
         super().__init__(f"`{argument}` must {rule}, but got {got}. {remedy}")
 
 
-class CheckpointError(GSSFError, ValueError):
-    """A file or folder that we should read or write is missing, damaged, foreign, too new, or cannot be written.
+class _PathError(GSSFError, ValueError):
+    """What is wrong with a file or folder.
 
     Args:
         path: the file or folder.
@@ -41,6 +41,28 @@ class CheckpointError(GSSFError, ValueError):
     def __init__(self, path: str | PathLike[str], problem: str, remedy: str) -> None:
         self.path = str(path)
         super().__init__(f"'{path}' {problem}. {remedy}")
+
+
+class CheckpointError(_PathError):
+    """A file or folder that we should read or write is missing, damaged, foreign, too new, or cannot be written.
+
+    Args:
+        path: the file or folder.
+        problem: what is wrong with it; completes the sentence "`path` ...".
+        remedy: what to do, one sentence.
+    """
+
+
+class DataError(_PathError):
+    """A part of a data set is missing, damaged, or not in the layout that was expected there.
+
+    Not a `CheckpointError`, so that a program may offer a download for the one and a restart for the other.
+
+    Args:
+        path: the file or folder.
+        problem: what is wrong with it; completes the sentence "`path` ...".
+        remedy: what to do, one sentence.
+    """
 
 
 def near_matches(name: str, choices: Iterable[str], most: int = 3) -> str:

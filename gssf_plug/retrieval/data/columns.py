@@ -1,0 +1,110 @@
+"""Any set of the `datasets` library, local or from the hub, by the names of its columns."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gssf_plug.errors import ArgumentError, DataError, near_matches
+from gssf_plug.retrieval.data.layout import StrPath, column, decode_columns, existing_folder, numbered
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["columns_of"]
+
+READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
+
+
+def columns_of(
+    source: "Dataset | StrPath",
+    split: str = "train",
+    *,
+    image: str | None = None,
+    features: str | None = None,
+    captions: str | None = None,
+    label: str | None = None,
+    camera: str | None = None,
+) -> "Dataset":
+    """A set with its columns renamed to ours; what is not named is left out.
+
+    Args:
+        source: a `datasets.Dataset`; a folder of `save_to_disk`; a .parquet, .json, .jsonl, .csv or .arrow file; or
+            anything that `datasets.load_dataset` takes, such as a hub id or a folder of such files.
+        split: of the set; a `Dataset` or a single saved one has none.
+        image: column of images: a `datasets.Image`, encoded bytes or paths.
+        features: column of regions × width numbers.
+        captions: column of texts, or of lists of texts.
+        label: column of whole numbers or names (numbered in sorted order); default each row is its own label.
+        camera: likewise, for cameras; default none.
+
+    Returns:
+        Those of the columns image, features, captions, label and camera that there are. Images are decoded when their
+        row is read.
+
+    Raises:
+        ArgumentError: no image and no features named, or a column that the set does not have.
+        DataError: a local folder that does not exist or has no such split.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> rows = Dataset.from_dict({"vec": [[[0.0, 1.0]], [[2.0, 3.0]]], "text": ["a", "b"], "who": ["x", "y"]})
+        >>> columns_of(rows, features="vec", captions="text", label="who")[1]["label"]
+        1
+    """
+    if (image is None) == (features is None):
+        got = "both" if image is not None else "neither"
+        raise ArgumentError("image", "be named, or else features", got, "Name the column that is to be encoded.")
+    rows = _load(source, split)
+    named = {"image": image, "features": features, "captions": captions, "label": label, "camera": camera}
+    wanted = {ours: theirs for ours, theirs in named.items() if theirs is not None}
+    for ours, theirs in wanted.items():
+        if theirs not in rows.column_names:
+            raise ArgumentError(
+                ours,
+                f"be a column of the set, {rows.column_names}",
+                repr(theirs),
+                near_matches(theirs, rows.column_names),
+            )
+    return _renamed(rows, wanted)
+
+
+def _renamed(rows: "Dataset", wanted: dict[str, str]) -> "Dataset":
+    from datasets import Image
+
+    rows = rows.with_format(None).select_columns(sorted(set(wanted.values())))
+    if "image" in wanted and isinstance(rows.features[wanted["image"]], Image):
+        rows = rows.cast_column(wanted["image"], Image(decode=False))  # we decode, so that a damaged one is named
+    numbers = {name: _numbers(column(rows, wanted[name])) for name in ("label", "camera") if name in wanted}
+    numbers.setdefault("label", list(range(len(rows))))
+    kept = {theirs: ours for ours, theirs in wanted.items() if ours not in numbers}
+    rows = rows.select_columns(list(kept)).rename_columns(
+        {theirs: ours for theirs, ours in kept.items() if theirs != ours}
+    )
+    for name, values in numbers.items():
+        rows = rows.add_column(name, values)
+    rows.set_transform(decode_columns)
+    return rows
+
+
+def _numbers(values: list[Any]) -> list[int]:
+    return values if all(isinstance(value, int) for value in values) else numbered([str(value) for value in values])
+
+
+def _load(source: "Dataset | StrPath", split: str) -> "Dataset":
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+    if isinstance(source, Dataset):
+        return source
+    path = Path(source).expanduser()
+    if path.suffix in READERS and path.is_file():
+        return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        saved = load_from_disk(str(path))
+        if not isinstance(saved, DatasetDict):
+            return saved
+        if split not in saved:
+            raise DataError(path, f"has no split '{split}'", near_matches(split, saved))
+        return saved[split]
+    if path.is_absolute() or path.suffix in READERS or os.fspath(source).startswith((".", "~")):
+        existing_folder(path)
+    return load_dataset(os.fspath(source), split=split)

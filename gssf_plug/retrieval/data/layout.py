@@ -1,0 +1,172 @@
+"""A data set's parts on disk: found, or named with what was expected where.
+
+Every loader of this folder goes through here, so that each gives an ordinary `datasets.Dataset` of the same columns:
+`image` (an RGB PIL image, decoded when its row is read) or `features` (float32, regions × width), `captions` (list of
+str), `label` (int), `camera` (int). Files are listed when a set is opened, never read.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gssf_plug.errors import ArgumentError, DataError, near_matches
+from gssf_plug.retrieval.data.images import open_image
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = [
+    "IMAGE_ENDINGS", "StrPath", "check_split", "column", "compare_count", "decode_columns", "existing_folder",
+    "find_part", "image_files", "numbered", "read_lines", "require_files", "table",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+StrPath = str | os.PathLike[str]
+
+
+def existing_folder(root: StrPath) -> Path:
+    """The folder of a data set; `~` is the home folder.
+
+    Raises:
+        DataError: there is none; offers near names beside it.
+    """
+    folder = Path(root).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise DataError(folder, "is a file, not a folder", "Give the folder that the archive was unpacked to.")
+    raise DataError(folder, "does not exist", _near_names(folder) or "Give the folder that the data set is in.")
+
+
+def find_part(root: Path, *places: str, what: str) -> Path:
+    """The first of several places, relative to `root`, that exists.
+
+    Raises:
+        DataError: none does; names them all.
+    """
+    for place in places:
+        if (root / place).exists():
+            return root / place
+    expected = " or ".join(f"'{place}'" for place in places)
+    problem = f"lacks {what}, expected in it as {expected}"
+    raise DataError(
+        root, problem, _near_names(root / places[0]) or "Unpack the archive that holds it, or correct the path."
+    )
+
+
+def require_files(folder: Path, names: Sequence[str], *, listed_in: str) -> list[str]:
+    """Paths of `names`, relative to `folder`; each subfolder is listed once, no file is opened.
+
+    Raises:
+        DataError: some are missing; says how many, and names the first.
+    """
+    held: dict[str, set[str]] = {}
+    missing = []
+    for name in names:
+        parent, file = os.path.split(name)
+        if parent not in held:
+            inside = folder / parent
+            held[parent] = set(os.listdir(inside)) if inside.is_dir() else set()
+        if file not in held[parent]:
+            missing.append(name)
+    if missing:
+        problem = f"lacks {len(missing):,} of the {len(names):,} files that {listed_in} names, first '{missing[0]}'"
+        raise DataError(folder, problem, "Unpack the images again, all of them.")
+    return [os.path.join(folder, name) for name in names]
+
+
+def image_files(folder: Path) -> list[str]:
+    """Names of the image files in a folder, sorted; subfolders and other files (`Thumbs.db`) are left out.
+
+    Raises:
+        DataError: there are none.
+    """
+    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(IMAGE_ENDINGS))
+    if not names:
+        raise DataError(folder, "holds no image", f"Images end in one of {', '.join(IMAGE_ENDINGS)}.")
+    return names
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, stripped, without empty ones at its end.
+
+    Raises:
+        DataError: it is not UTF-8 text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip().split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(path, f"is not UTF-8 text ({error})", "Download it again.") from error
+    return [line.strip() for line in lines]
+
+
+def check_split(split: str, splits: Iterable[str]) -> None:
+    """Raise `ArgumentError` for a split that the set does not have."""
+    splits = tuple(splits)
+    if split not in splits:
+        raise ArgumentError("split", f"be one of {splits}", repr(split), near_matches(str(split), splits))
+
+
+def compare_count(name: str, split: str, count: int, official: Mapping[str, int]) -> None:
+    """Warn where a split has another number of images than the official one: a download that was cut, or a copy."""
+    if split in official and count != official[split]:
+        logger.warning(
+            "%s, split '%s': %s images; the official set has %s", name, split, f"{count:,}", f"{official[split]:,}"
+        )
+
+
+def numbered(names: Sequence[Any]) -> list[int]:
+    """Names to numbers 0 … C-1, in their sorted order: what a classifier needs."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return [numbers[name] for name in names]
+
+
+def table(columns: Mapping[str, Any], decode: Any = None) -> "Dataset":
+    """A `datasets.Dataset` of columns, whose rows are decoded when they are read.
+
+    Args:
+        columns: as in the module; `image` holds paths.
+        decode: batch of raw columns to batch of values; default `decode_columns`.
+    """
+    from datasets import Dataset
+
+    rows = Dataset.from_dict(dict(columns))
+    rows.set_transform(decode or decode_columns)
+    return rows
+
+
+def decode_columns(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Images opened, one caption as a list of one, features as arrays; other columns as they are.
+
+    Raises:
+        UnreadableError: an image that cannot be read, by its file.
+    """
+    decoded = dict(batch)
+    if "image" in batch:
+        decoded["image"] = [open_image(source) for source in batch["image"]]
+    if "captions" in batch:
+        decoded["captions"] = [[text] if isinstance(text, str) else list(text) for text in batch["captions"]]
+    if "features" in batch:
+        decoded["features"] = [np.asarray(features, dtype=np.float32) for features in batch["features"]]
+    return decoded
+
+
+def column(rows: Any, name: str) -> list[Any]:
+    """A whole column of a `datasets.Dataset` without decoding its images."""
+    return list(rows.with_format(None)[name])
+
+
+def _near_names(path: Path) -> str:
+    """A sentence that offers names beside `path` like its own; empty where there are none."""
+    parent = path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        path, parent = parent, parent.parent
+    near = get_close_matches(path.name, os.listdir(parent), n=3, cutoff=0.6)
+    return f"Did you mean {' or '.join(repr(str(parent / name)) for name in near)}?" if near else ""

@@ -1,0 +1,133 @@
+"""Folders of images, and sets of the `datasets` library by the names of their columns."""
+
+import io
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict, Image
+from PIL import Image as Pillow
+from retrieval.data import miniature
+
+from gssf_plug.errors import ArgumentError, DataError
+from gssf_plug.retrieval.data import column, columns_of, image_folder
+from gssf_plug.retrieval.data.images import ImageRows, UnreadableError
+
+
+def test_image_folder(tmp_path):
+    root = miniature.image_folder(tmp_path)
+    for rows in (image_folder(root, "train"), image_folder(root / "test")):
+        assert column(rows, "label") == [0] * 4 + [1] * 4 + [2] * 4
+        assert rows[5]["image"].size == miniature.SIZE
+    miniature.draw(root / "train" / "class_0" / "deeper" / "4.JPG", 1)
+    (root / "train" / "class_0" / "notes.txt").write_text("no image")
+    assert len(image_folder(root, "train")) == 13
+
+
+def test_image_folder_without_classes_or_images(tmp_path):
+    root = miniature.image_folder(tmp_path)
+    with pytest.raises(DataError, match=r"lacks the split 'tests', expected.*Did you mean '.*/test'\?"):
+        image_folder(root, "tests")
+    with pytest.raises(DataError, match="has no subfolder"):
+        image_folder(root / "train" / "class_0")
+    (root / "train" / "class_9").mkdir()
+    with pytest.raises(DataError, match=r"class_9' holds no image"):
+        image_folder(root, "train")
+
+
+def png(colour):
+    buffer = io.BytesIO()
+    Pillow.new("RGB", (4, 4), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photos():
+    columns = {
+        "img": [{"bytes": png(colour), "path": None} for colour in ("red", "green", "blue")],
+        "text": ["one", "two", "three"],
+        "who": ["zoe", "amy", "zoe"],
+        "cam": [4, 2, 4],
+        "unread": [0, 0, 0],
+    }
+    return Dataset.from_dict(columns).cast_column("img", Image())
+
+
+def check(rows):
+    assert set(rows.column_names) == {"image", "captions", "label", "camera"}
+    row = rows[1]
+    assert row["image"].getpixel((0, 0)) == (0, 128, 0)
+    assert (row["captions"], row["label"], row["camera"]) == (["two"], 0, 2)
+    assert column(rows, "label") == [1, 0, 1]
+
+
+NAMES = {"image": "img", "captions": "text", "label": "who", "camera": "cam"}
+
+
+def test_a_data_set_in_memory(photos):
+    check(columns_of(photos, **NAMES))
+    assert photos.column_names == ["img", "text", "who", "cam", "unread"]
+
+
+@pytest.mark.parametrize("kind", ["saved", "saved splits", "parquet", "folder of parquet"])
+def test_local_sets(photos, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    place, split = tmp_path / "set", "train"
+    if kind == "saved":
+        photos.save_to_disk(place)
+    elif kind == "saved splits":
+        split = "test"
+        DatasetDict({"train": photos.select([0]), "test": photos}).save_to_disk(place)
+    else:
+        place.mkdir()
+        photos.to_parquet(place / "train.parquet")
+        place = place / "train.parquet" if kind == "parquet" else place
+    check(columns_of(place, split, **NAMES))
+
+
+def test_several_captions_features_and_rows_as_labels(photos):
+    rows = Dataset.from_dict({"vec": [[[0.0, 1.0]], [[2.0, 3.0]]], "texts": [["a", "b"], ["c"]]})
+    ours = columns_of(rows, features="vec", captions="texts")
+    assert ours[1]["captions"] == ["c"]
+    assert ours[0]["captions"] == ["a", "b"]
+    assert np.array_equal(ours[1]["features"], np.float32([[2, 3]]))
+    assert column(ours, "label") == [0, 1]
+
+
+def test_names_may_be_ours_already():
+    rows = Dataset.from_dict({"features": [[[0.0]], [[1.0]]], "label": [7, 8], "captions": ["a", "b"]})
+    ours = columns_of(rows, features="features", captions="captions", label="label")
+    assert ours[1]["label"] == 8
+    assert ours[1]["features"].shape == (1, 1)
+
+
+def test_names_may_be_exchanged():
+    rows = Dataset.from_dict({"captions": [[[0.0]], [[1.0]]], "features": ["a", "b"]})
+    assert columns_of(rows, features="captions", captions="features")[1]["captions"] == ["b"]
+
+
+def test_a_damaged_image_is_named_and_other_rows_are_read(photos, tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(png("red")[:20])
+    rows = columns_of(Dataset.from_dict({"file": [str(path)], "who": [3]}), image="file", label="who")
+    with pytest.raises(UnreadableError, match=r"broken\.png' cannot be read"):
+        rows[0]
+    assert column(rows, "label") == [3]
+
+
+def test_image_rows_over_a_set(photos):
+    rows = ImageRows(columns_of(photos, image="img"))
+    assert rows[0]["image"].shape == (3, 4, 4)
+
+
+def test_wrong_names(photos, tmp_path):
+    with pytest.raises(
+        ArgumentError, match=r"`captions` must be a column of the set, .* but got 'txt'\. Did you mean 'text'\?"
+    ):
+        columns_of(photos, image="img", captions="txt")
+    with pytest.raises(ArgumentError, match=r"`image` must be named, or else features, but got neither"):
+        columns_of(photos, captions="text")
+    with pytest.raises(DataError, match="photo' does not exist"):
+        columns_of(tmp_path / "photo", image="img")
+    DatasetDict({"train": photos, "test": photos}).save_to_disk(tmp_path / "photos")
+    with pytest.raises(DataError, match=r"photos' has no split 'tets'\. Did you mean 'test'\?"):
+        columns_of(tmp_path / "photos", "tets", image="img")
