@@ -23,9 +23,13 @@ class RetrievalConfig:
         learning_rate: of everything that has no rate of its own.
         metric_learning_rate: of the metric's parameters. They start neutral and need a higher rate; 2e-2 ruins them.
         encoder_learning_rate: of the encoders, where they are pretrained; None means `learning_rate`.
+        loss_learning_rate: of the loss's parameters, such as proxies or a classifier; None means `learning_rate`.
         weight_decay: AdamW's; never on metric, loss, biases, normalisation layers or other vectors and scalars.
         warmup: share of the steps in which the rates rise linearly from 0, 0 … 1.
-        schedule: how the rates go on: "cosine" or "linear" to 0, "step" to a tenth after 60 % of the steps, "constant".
+        schedule: how the rates go on: "cosine" or "linear" to 0, "step" down at `decay_at`, "constant".
+        decay_at: shares of the steps at which "step" multiplies the rates by `decay_factor`; default 0.6, VSE∞'s 15 of
+            25 epochs.
+        decay_factor: of each such step, above 0.
         max_gradient_norm: clip the norm of all gradients to this; None does not clip.
         mixed_precision: "no", "bf16" or "fp16", Accelerate's.
         seed: of initial shuffling, augmentation and dropout.
@@ -52,9 +56,12 @@ class RetrievalConfig:
     learning_rate: float = 5e-4
     metric_learning_rate: float = 2e-3
     encoder_learning_rate: float | None = None
+    loss_learning_rate: float | None = None
     weight_decay: float = 1e-4
     warmup: float = 0.05
     schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    decay_at: tuple[float, ...] = (0.6,)
+    decay_factor: float = 0.1
     max_gradient_norm: float | None = 2.0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
@@ -79,13 +86,18 @@ class RetrievalConfig:
         for name in _AT_LEAST_ZERO:
             _check_range(name, getattr(self, name), 0, math.inf)
         _check_range("warmup", self.warmup, 0, 1)
+        for share in self.decay_at:
+            _check_range("decay_at", share, 0, 1)
+        if self.decay_factor == 0:
+            raise ArgumentError("decay_factor", "be above 0", 0, "With 0 nothing would train afterwards.")
         if self.max_gradient_norm == 0:
             raise ArgumentError("max_gradient_norm", "be above 0, or None", 0, "With 0 nothing would train.")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "output_dir": os.fspath(self.output_dir), "trackers": list(self.trackers)}
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+        return {**values, "output_dir": os.fspath(self.output_dir), **lists}
 
     def changes_results(self) -> dict[str, Any]:
         """Those fields that a resumed run must share with the one it continues."""
@@ -97,8 +109,8 @@ _AT_LEAST_ONE = (
     "log_every",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
-    "learning_rate", "metric_learning_rate", "encoder_learning_rate", "weight_decay", "max_gradient_norm", "seed",
-    "num_workers",
+    "learning_rate", "metric_learning_rate", "encoder_learning_rate", "loss_learning_rate", "weight_decay",
+    "decay_factor", "max_gradient_norm", "seed", "num_workers",
 )  # fmt: skip
 _FREE_ON_RESUME = {
     "output_dir", "eval_batch_size", "checkpoint_every", "keep_checkpoints", "on_nan", "num_workers", "trackers",
@@ -114,17 +126,21 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
                 name, f"be one of {get_args(hint)}", repr(value), near_matches(str(value), hint.__args__)
             )
         return
-    allowed = tuple(get_origin(part) or part for part in get_args(hint) or (hint,)) if hint != tuple[str, ...] else ()
-    if hint == tuple[str, ...]:
-        right = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
-    elif isinstance(value, bool):
-        right = bool in allowed
+    if get_origin(hint) is tuple:
+        right = isinstance(value, tuple) and all(_is_of(item, (get_args(hint)[0],)) for item in value)
     else:
-        right = isinstance(value, (*allowed, int) if float in allowed else allowed)
+        right = _is_of(value, tuple(get_origin(part) or part for part in get_args(hint) or (hint,)))
     if not right:
         wanted = getattr(hint, "__name__", None) if not get_args(hint) else str(hint)
         remedy = "In YAML write 0.0005, or 5.0e-4: '5e-4' is read as text." if isinstance(value, str) else "Convert it."
         raise ArgumentError(name, f"be of type {wanted}", f"{value!r} of type {type(value).__name__}", remedy)
+
+
+def _is_of(value: Any, types: tuple[type, ...]) -> bool:
+    """A number is no truth value; a whole number will do for a float."""
+    if isinstance(value, bool):
+        return bool in types
+    return isinstance(value, (*types, int) if float in types else types)
 
 
 def _check_range(name: str, value: float | None, lowest: float, highest: float) -> None:

@@ -5,7 +5,6 @@ The rates carry no state, so nothing of them has to be saved: a resumed run comp
 
 import math
 from collections.abc import Iterable
-from typing import Literal
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -15,9 +14,6 @@ from gssf_plug.retrieval.config import RetrievalConfig
 from gssf_plug.retrieval.objective import Objective
 
 __all__ = ["build_optimizer", "rate_factor", "set_rates"]
-
-Schedule = Literal["cosine", "linear", "step", "constant"]
-STEP_AT = 0.6  # VSE∞: a tenth after 15 of 25 epochs
 
 
 def build_optimizer(objective: Objective, config: RetrievalConfig) -> AdamW:
@@ -41,6 +37,8 @@ def build_optimizer(objective: Objective, config: RetrievalConfig) -> AdamW:
             name, rate = "metric", config.metric_learning_rate
         elif id(parameter) in encoders:
             name, rate = "encoders", encoder_rate
+        elif id(parameter) in loss and config.loss_learning_rate is not None:
+            name, rate = "loss", config.loss_learning_rate
         else:
             name, rate = "rest", config.learning_rate
         plain = name == "metric" or id(parameter) in loss or parameter.ndim <= 1
@@ -67,21 +65,22 @@ def set_rates(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
-def rate_factor(step: int, steps: int, *, warmup: float, schedule: Schedule) -> float:
+def rate_factor(step: int, steps: int, config: RetrievalConfig) -> float:
     """Factor on the learning rates in optimizer step `step`, 0 … steps-1.
 
     Args:
         step: number of steps done before this one.
         steps: steps of the whole run.
-        warmup: share of the steps in which the factor rises linearly to 1.
-        schedule: "cosine" or "linear" from 1 to 0 over the rest, "step" to 0.1 after 60 % of all, "constant".
+        config: its `warmup` is the share of the steps in which the factor rises linearly to 1; then by `schedule`:
+            "cosine" or "linear" from 1 to 0 over the rest, "step" by `decay_factor` at each share of `decay_at`,
+            "constant".
     """
-    rising = math.ceil(warmup * steps)
+    rising = math.ceil(config.warmup * steps)
     if step < rising:
         return (step + 1) / rising
-    if schedule == "constant":
+    if config.schedule == "constant":
         return 1.0
-    if schedule == "step":
-        return 0.1 if step >= STEP_AT * steps else 1.0
+    if config.schedule == "step":
+        return config.decay_factor ** sum(step >= share * steps for share in config.decay_at)
     done = (step - rising) / max(steps - rising, 1)
-    return 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2

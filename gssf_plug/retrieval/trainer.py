@@ -263,7 +263,7 @@ class RetrievalTrainer:
         for read in group:
             _warn_of(read.unreadable)
             progress.unreadable_rows += len(read.unreadable)
-        factor = rate_factor(progress.step, self.steps, warmup=config.warmup, schedule=config.schedule)
+        factor = rate_factor(progress.step, self.steps, config)
         set_rates(self.optimizer, factor)
         batches = [read.batch for read in group]
         outcome = take_step(

@@ -51,15 +51,27 @@ def test_frozen_parameters_stay_out_and_nothing_to_train_is_named(tmp_path):
     assert {group["name"] for group in build_optimizer(objective, toy.recipe(tmp_path)).param_groups} == {"metric"}
 
 
+def test_the_loss_may_have_its_own_rate(tmp_path):
+    objective = Objective(TwoTower(nn.Linear(4, 8), None, toy.model().metric), Hinge(learned_scale=True))
+    config = toy.recipe(tmp_path, learning_rate=1e-3, loss_learning_rate=0.1, weight_decay=0.1)
+    assert names_by_group(objective, build_optimizer(objective, config))["loss", 0.1, 0.0] == ["loss.scale.log_scale"]
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "step", "constant"])
-def test_rates_rise_and_follow_the_schedule(schedule):
-    factors = [rate_factor(step, 100, warmup=0.1, schedule=schedule) for step in range(100)]
+def test_rates_rise_and_follow_the_schedule(schedule, tmp_path):
+    config = toy.recipe(tmp_path, warmup=0.1, schedule=schedule)
+    factors = [rate_factor(step, 100, config) for step in range(100)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     after = {"cosine": (0.5, 3e-4), "linear": (0.5, 0.0111), "step": (1.0, 0.1), "constant": (1.0, 1.0)}[schedule]
     assert factors[10] == 1
     assert (factors[55], factors[99]) == pytest.approx(after, abs=2e-4)
     assert all(early >= late for early, late in zip(factors[10:], factors[11:], strict=False))
-    assert rate_factor(0, 1, warmup=0.0, schedule=schedule) == 1
+    assert rate_factor(0, 1, toy.recipe(tmp_path, warmup=0.0, schedule=schedule)) == 1
+
+
+def test_rates_fall_in_several_steps(tmp_path):
+    config = toy.recipe(tmp_path, warmup=0.0, schedule="step", decay_at=(0.25, 0.5), decay_factor=0.5)
+    assert [rate_factor(step, 8, config) for step in range(8)] == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
 
 
 def test_set_rates():
