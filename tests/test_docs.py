@@ -13,7 +13,7 @@ import gssf_plug
 
 ROOT = Path(__file__).resolve().parent.parent
 SKETCHES = {"design.md"}  # shows names, not programs
-PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in SKETCHES]
+PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in SKETCHES]
 ROOMS = [name for _, name, package in pkgutil.iter_modules(gssf_plug.__path__, "gssf_plug.") if package]
 
 
