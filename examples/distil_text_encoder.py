@@ -100,17 +100,17 @@ class Data:
         self.tokenizer, model = load_text_encoder(teacher)
         self.width = model.config.hidden_size
         packages = PACKAGES if limit is None else ()
-        train, held = (load_docstrings(part, packages)[:limit] for part in ("train", split))
-        known = {entry.sentence for entry in train}
-        held = [entry for entry in held if entry.sentence not in known]
-        texts = sorted({text for entry in [*train, *held] for text in (entry.sentence, entry.name)})
+        entries = {part: load_docstrings(part, packages)[:limit] for part in ("train", "validation", "test")}
+        texts = sorted({text for part in entries.values() for entry in part for text in (entry.sentence, entry.name)})
         place = {text: row for row, text in enumerate(texts)}
         rows = [{"text": text} for text in texts]
-        self.cache = precompute(model, [POOLED], rows, folder / f"teacher-{split}", collate=self.collate)
+        self.cache = precompute(model, [POOLED], rows, folder / "teacher", collate=self.collate)
+        known = {entry.sentence for entry in entries["train"]}
+        held = [entry for entry in entries[split] if entry.sentence not in known]
         self.train, self.held = (
-            torch.tensor([place[entry.sentence] for entry in entries]) for entries in (train, held)
+            torch.tensor([place[entry.sentence] for entry in part]) for part in (entries["train"], held)
         )
-        self.pairs = torch.tensor([[place[entry.name], place[entry.sentence]] for entry in train])
+        self.pairs = torch.tensor([[place[entry.name], place[entry.sentence]] for entry in entries["train"]])
         self.tokens, self.vocabulary = self.compact(texts)
         self.queries = torch.tensor(sorted({place[entry.name] for entry in held}))
         self.relevant = self.queries[:, None] == torch.tensor([place[entry.name] for entry in held])
@@ -221,7 +221,8 @@ def measure(student: BertModel, projector: nn.Module, metric: GSSFMetric | None,
     cosine = lambda x, y: normalize(x, dim=-1) @ normalize(y, dim=-1).T  # noqa: E731
     target = cosine(data.teacher[data.held], data.teacher[data.held])
     result = {}
-    for kind, score in (("plain", cosine), ("own", metric or (lambda x, y: cosine(projector(x), projector(y))))):
+    similarity = metric or cosine
+    for kind, score in (("plain", cosine), ("own", lambda x, y: similarity(projector(x), projector(y)))):
         ours = score(features[data.held], features[data.held])
         found = score(features[data.queries], features[data.held])
         result[f"rho {kind}"] = row_correlations(ours, target)

@@ -7,6 +7,7 @@ from gssf_plug.distillation.paths import suggest_taps as suggest_taps
 from gssf_plug.distillation.taps import Feature as Feature
 from gssf_plug.distillation.taps import FeatureTaps as FeatureTaps
 from gssf_plug.distillation.taps import Tap as Tap
+from gssf_plug.distillation.teacher import TeacherModel as TeacherModel
 from gssf_plug.distillation.trainer import DistillationTrainer as DistillationTrainer
 from gssf_plug.distillation.trainer import distillation_trainer as distillation_trainer
 
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureTaps",
     "Tap",
     "TeacherCache",
+    "TeacherModel",
     "distillation_trainer",
     "precompute",
     "suggest_taps",

@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gssf_plug.distillation.losses.feature_loss import FeatureLoss
 from gssf_plug.distillation.losses.names import LOSSES
 from gssf_plug.distillation.paths import unwrap
+from gssf_plug.distillation.teacher import Teacher, TeacherInputs, TeacherModel
 from gssf_plug.errors import ArgumentError, near_matches
 
-__all__ = ["Loss", "check_apart", "check_one_forward", "checked_projector", "listed", "task_loss"]
+__all__ = ["Loss", "check_apart", "check_one_forward", "checked_projector", "listed", "task_loss", "teacher_of"]
 
 Loss = str | FeatureLoss
 
@@ -42,10 +44,33 @@ def checked_projector(projector: str | nn.Module | None, terms: int) -> str | nn
     return projector
 
 
+def teacher_of(
+    student: nn.Module,
+    teacher: nn.Module | Teacher,
+    inputs: TeacherInputs,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Teacher:
+    """A model as a `TeacherModel`; a teacher that was made already, as it is."""
+    if isinstance(teacher, nn.Module):
+        teacher = TeacherModel(teacher, inputs=inputs, dtype=dtype, device=device)
+    elif inputs is not None or dtype is not None or device is not None:
+        raise ArgumentError(
+            "teacher_inputs, teacher_dtype, teacher_device",
+            "be given with a plain model only",
+            f"a {type(teacher).__name__}",
+            "Give them to TeacherModel; a cache was made with its own.",
+        )
+    if isinstance(teacher, TeacherModel):
+        check_apart(student, teacher.model)
+    return teacher
+
+
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:
     """No parameter of the teacher lies in the student."""
-    theirs = {p.data_ptr() for p in teacher.parameters() if p.numel()}
-    shared = [name for name, p in unwrap(student).named_parameters() if p.numel() and p.data_ptr() in theirs]
+    places = lambda p: {id(p), p.data_ptr()} - {0}  # noqa: E731 - a parameter on the meta device, or sharded, lies at 0
+    theirs = {place for p in teacher.parameters() for place in places(p)}
+    shared = [name for name, p in unwrap(student).named_parameters() if places(p) & theirs]
     if shared:
         raise ArgumentError(
             "teacher",
@@ -62,7 +87,7 @@ def check_one_forward(count: int) -> None:
             "run",
             "run the student once a step, or the teacher's features meet those of another forward",
             f"{count} forwards",
-            "Distil in a Trainer whose own loss runs the student once, or set task_weight=0.",
+            "Give the Distiller student_inputs, so that features are read in a forward of their own, or task_weight=0.",
         )
 
 

@@ -4,8 +4,9 @@
     dataset = cache.attach(dataset)                            # adds the column "teacher_row"
     distiller = Distiller(student, cache, pairs={"encoder.layer.1": ""})
 
-The folder holds safetensors shards, memory-mapped when read, and cache.json with what they were made from: a digest of
-the teacher's weights, the taps, the dtype, the columns. Promises: shards are renamed into place one by one, so a killed
+The folder holds safetensors shards, memory-mapped when read, and cache.json with what they were made from: digests of
+the teacher's weights, of its architecture and of what it was given for the first rows (which tells another tokenizer or
+image size); the taps, the dtype, the columns. Promises: shards are renamed into place one by one, so a killed
 run goes on where it stopped; a folder made from anything else is refused, never mixed; every example is found by a
 digest of its content, so a shuffled or shortened data set gets its own features and a foreign example is refused.
 Tokens are stored without padding.
@@ -25,9 +26,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from gssf_plug.distillation.fingerprints import digest_row, digest_weights, tap_key
+from gssf_plug.distillation.fingerprints import (
+    digest_architecture,
+    digest_inputs,
+    digest_row,
+    digest_weights,
+    tap_key,
+)
 from gssf_plug.distillation.taps import Feature, Tap
-from gssf_plug.distillation.teacher import ROW, TeacherInputs, TeacherModel, check_finite
+from gssf_plug.distillation.teacher import ROW, TeacherInputs, TeacherModel, inputs_of, moved
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
 from gssf_plug.files import write_atomically
 
@@ -76,6 +83,10 @@ class TeacherCache:
         """Paths of the cached features, in their order."""
         return [tap["path"] for tap in self.manifest["key"]["taps"]]
 
+    def find(self, path: str) -> list[str]:
+        """The path as it is: whether it is there, and with which pooling, `watch` finds out."""
+        return [path]
+
     def watch(self, taps: Mapping[str, Tap]) -> None:
         """Say which features will be asked for; raises `ArgumentError` for one that the cache does not hold."""
         self._asked = {name: self._find(tap) for name, tap in taps.items()}
@@ -106,6 +117,10 @@ class TeacherCache:
                 "Add it with cache.attach(dataset), and keep it in the collator.",
             )
         rows = torch.as_tensor(batch[ROW]).cpu()
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise ArgumentError(
+                ROW, f"lie in [0, {len(self)})", f"{int(rows.min())} to {int(rows.max())}", "Use cache.attach(dataset)."
+            )
         shard_of = torch.searchsorted(self._starts, rows, right=True) - 1
         inside = (rows - self._starts[shard_of]).tolist()
         found = {}
@@ -167,8 +182,9 @@ def precompute(
         The cache, verified.
 
     Raises:
-        CheckpointError: the folder holds the features of another teacher, other taps, dtype, columns or examples.
-        ArgumentError: an empty data set; NaN in a feature.
+        CheckpointError: the folder holds the features of another teacher, other taps, dtype, columns, inputs (a
+            collate of another tokenizer, or one with chance in it) or examples.
+        ArgumentError: an empty data set; NaN in a feature; a pooling without a name, such as a lambda.
     """
     source = teacher if isinstance(teacher, TeacherModel) else TeacherModel(teacher, inputs=teacher_inputs)
     listed = list(taps.values()) if isinstance(taps, Mapping) else list(taps)
@@ -178,7 +194,8 @@ def precompute(
     digests = [digest_row(dataset[row], chosen) for row in tqdm(range(len(dataset)), desc="examples", leave=False)]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = _start(folder, _key(source, listed, chosen), digests)
+    first = collate([dataset[row] for row in range(min(batch_size, len(dataset)))])
+    manifest = _start(folder, _key(source, listed, chosen, first), digests)
     source.watch({str(number): tap for number, tap in enumerate(listed)})
     size = batch_size * shard_batches
     done = sum(shard["rows"] for shard in manifest["shards"])
@@ -186,13 +203,15 @@ def precompute(
         rows = range(start, min(start + size, len(dataset)))
         parts = [_run(source, dataset, rows[at : at + batch_size], collate) for at in range(0, len(rows), batch_size)]
         _write_shard(folder, manifest, parts, digests[start : start + len(rows)])
+    source.release()
     return TeacherCache(folder)
 
 
-def _key(source: TeacherModel, taps: Sequence[Tap], columns: list[str]) -> dict[str, Any]:
+def _key(source: TeacherModel, taps: Sequence[Tap], columns: list[str], first: Any) -> dict[str, Any]:
     return {
         "teacher": digest_weights(source.model),
-        "class": type(source.model).__name__,
+        "architecture": digest_architecture(source.model),
+        "inputs": digest_inputs(inputs_of(source.model, first, source.inputs)),
         "taps": [tap_key(tap) for tap in taps],
         "dtype": str(next((p.dtype for p in source.model.parameters()), torch.float32)),
         "columns": columns,
@@ -205,11 +224,17 @@ def _start(folder: Path, key: dict[str, Any], digests: list[int]) -> dict[str, A
     if not (folder / MANIFEST).exists():
         return {"version": VERSION, "key": key, "rows": len(digests), "content": content, "kinds": [], "shards": []}
     manifest = _read_manifest(folder)
-    for part, value in key.items():
-        if manifest["key"].get(part) != value:
+    for part in sorted(key.keys() - {"inputs"}, reverse=True):  # the teacher first
+        if manifest["key"].get(part) != key[part]:
             raise CheckpointError(folder, f"holds features of another {part} ({manifest['key'].get(part)})", STALE)
     if manifest["content"] != content:
         raise CheckpointError(folder, "holds features of other examples, or of another order", STALE)
+    if manifest["key"].get("inputs") != key["inputs"]:
+        raise CheckpointError(
+            folder,
+            "holds features of other inputs: collate makes something else of the same rows",
+            "Use the tokenizer, length and image size of before, and no chance in collate. " + STALE,
+        )
     intact: list[dict[str, Any]] = []
     for shard in manifest["shards"]:  # what comes after the first broken shard is redone
         if not (folder / shard["name"]).is_file() or _digest_file(folder / shard["name"]) != shard["digest"]:
@@ -219,11 +244,10 @@ def _start(folder: Path, key: dict[str, Any], digests: list[int]) -> dict[str, A
 
 
 def _run(source: TeacherModel, dataset: Any, rows: Iterable[int], collate: Callable[[list[Any]], Any]) -> list[Feature]:
+    """The features of some rows, on the CPU; the teacher stays on its device."""
+    home = next((p.device for p in source.model.parameters()), torch.device("cpu"))
     batch = collate([dataset[row] for row in rows])
-    features = list(source.features(batch, torch.device("cpu")).values())
-    for feature in features:
-        check_finite(feature, "the teacher")
-    return features
+    return [moved(feature, torch.device("cpu")) for feature in source.features(batch, home).values()]
 
 
 def _write_shard(folder: Path, manifest: dict[str, Any], parts: list[list[Feature]], digests: list[int]) -> None:

@@ -11,8 +11,7 @@ are synchronised, and relational losses see the batch of all processes.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,21 +20,20 @@ from torch import Tensor, nn
 from gssf_plug.distillation.alignment import align, as_vector
 from gssf_plug.distillation.arguments import (
     Loss,
-    check_apart,
     check_one_forward,
     checked_projector,
     listed,
     task_loss,
+    teacher_of,
 )
 from gssf_plug.distillation.checking import check_distiller
 from gssf_plug.distillation.losses.feature_loss import FeatureLoss
 from gssf_plug.distillation.losses.names import loss_by_name
 from gssf_plug.distillation.pairs import Pairs, resolve_pairs
 from gssf_plug.distillation.parts import load_parts, save_parts
-from gssf_plug.distillation.paths import find_modules
 from gssf_plug.distillation.plan import Check, Plan, PlanRow
 from gssf_plug.distillation.taps import Feature, FeatureTaps
-from gssf_plug.distillation.teacher import Teacher, TeacherInputs, TeacherModel, call, select_inputs
+from gssf_plug.distillation.teacher import PREFIX, Teacher, TeacherInputs, argument_names, call, select_inputs
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 
@@ -47,7 +45,7 @@ class Distiller(nn.Module):
 
     Args:
         student: the model to train; any module.
-        teacher: a model, or a `TeacherCache`: then no teacher is loaded.
+        teacher: a model; a `TeacherModel`, which has more options; or a `TeacherCache`: then no teacher is loaded.
         pairs: {student path: teacher path}, a list of pairs of paths or `Tap` objects, or a rule: "last", "uniform".
         loss: a short name, a loss object, or a list of them: every pair gets every one. A loss object with parameters
             serves one pair; by name each pair gets its own.
@@ -56,6 +54,7 @@ class Distiller(nn.Module):
             student's width to the teacher's, for a single term.
         task_weight: of the student's own loss (`outputs.loss`, the batch must hold labels); default 0.
         student_inputs: a function from a batch to the student's inputs; default the columns that its forward takes.
+            With it `run` may run the student as often as it likes; features are then read in one forward more.
         teacher_inputs: the teacher's inputs out of a batch, see `TeacherModel`. Default: the columns "teacher_*" where
             there are any (another tokenizer, another image size, another modality), else the same as the student's.
         teacher_dtype: such as torch.bfloat16; default as it is.
@@ -91,17 +90,12 @@ class Distiller(nn.Module):
         teacher_device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(teacher, nn.Module):
-            check_apart(student, teacher)
-            source: Teacher = TeacherModel(teacher, inputs=teacher_inputs, dtype=teacher_dtype, device=teacher_device)
-            find: Callable[[str], list[str]] = lambda path: find_modules(teacher, path, argument="pairs (teacher)")  # noqa: E731
-        else:
-            source, find = teacher, lambda path: [path]
+        source = teacher_of(student, teacher, teacher_inputs, teacher_dtype, teacher_device)
         self.student = student
         self._teacher = source
-        self.pairs = resolve_pairs(student, pairs, source.layers, find)
+        self.pairs = resolve_pairs(student, pairs, source.layers, source.find)
         self.task_weight = task_weight
-        self._student_inputs = student_inputs or partial(select_inputs, student)
+        self._student_inputs = student_inputs
         self._losses, self._weights = listed(loss, weight)
         self._projector = checked_projector(projector, len(self.pairs) * len(self._losses))
         self._taps = FeatureTaps(student, {str(i): ours for i, (ours, _) in enumerate(self.pairs)})
@@ -217,6 +211,12 @@ class Distiller(nn.Module):
         self._require_plan()
         load_parts(self, folder)
 
+    def foreign_columns(self, batch: Iterable[str]) -> set[str]:
+        """Columns of a batch that are the teacher's alone."""
+        if self._student_inputs:  # the batch is of a form of its own, which others understand
+            return {name for name in batch if name.startswith(PREFIX)}
+        return set(self._teacher.columns(batch)) - argument_names(self.student)
+
     def _terms(self) -> list[tuple[int, Loss]]:
         return [(pair, loss) for pair in range(len(self.pairs)) for loss in self._losses]
 
@@ -225,11 +225,18 @@ class Distiller(nn.Module):
     ) -> tuple[dict[str, Feature], dict[str, Feature], Any]:
         theirs = self._teacher.features(batch, next(self.student.parameters()).device)
         before = self._taps.forwards
-        outputs = run(self.student, batch) if run else call(self.student, self._student_inputs(batch))
-        check_one_forward(self._taps.forwards - before)
+        outputs = run(self.student, batch) if run else self._run(batch)
+        if run and self._student_inputs:
+            self._run(batch)
+        else:
+            check_one_forward(self._taps.forwards - before)
         ours = self._taps.features
         self._taps.clear()
         return ours, theirs, outputs
+
+    def _run(self, batch: Any) -> Any:
+        chosen = self._student_inputs(batch) if self._student_inputs else select_inputs(self.student, batch)
+        return call(self.student, chosen)
 
     def _compare(self, ours: dict[str, Feature], theirs: dict[str, Feature]) -> dict[str, Tensor]:
         losses = {}

@@ -5,7 +5,8 @@
     encoder.layer.*          a glob inside one name, in the order of the model;  ** crosses dots
     ""                       the model itself
 
-Paths are those of the plain model: DDP, FSDP, `torch.compile` and PEFT around it change nothing.
+Paths are those of the plain model: DDP, FSDP, `torch.compile`, checkpoint wrappers and PEFT change nothing, around the
+model or around its parts.
 """
 
 import re
@@ -15,7 +16,10 @@ from torch import nn
 
 from gssf_plug.errors import ArgumentError, near_matches
 
-__all__ = ["TapSuggestion", "find_modules", "layer_paths", "suggest_taps", "unwrap"]
+__all__ = ["TapSuggestion", "find_modules", "layer_paths", "plain_modules", "suggest_taps", "unwrap"]
+
+# Names that wrappers put into the paths of what they hold: FSDP, torch.compile, checkpoint_wrapper.
+INSERTED = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,19 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
             model = model._orig_mod  # type: ignore[assignment]
         elif _is_parallel(model):
-            model = model.module  # type: ignore[assignment]
+            model = next(model.children())
         elif hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
             model = model.get_base_model()  # type: ignore[operator]
         else:
             return model
+
+
+def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module of the plain model by its path there; of a wrapper and what it wraps, the wrapper."""
+    found: dict[str, nn.Module] = {}
+    for name, module in unwrap(model).named_modules(remove_duplicate=False):
+        found.setdefault(".".join(part for part in name.split(".") if part not in INSERTED), module)
+    return found
 
 
 def find_modules(model: nn.Module, pattern: str, *, argument: str = "path") -> list[str]:
@@ -50,7 +62,7 @@ def find_modules(model: nn.Module, pattern: str, *, argument: str = "path") -> l
     Raises:
         ArgumentError: nothing matches; names near matches.
     """
-    names = [name for name, _ in unwrap(model).named_modules(remove_duplicate=False)]
+    names = list(plain_modules(model))
     found = [name for part in _expand_braces(pattern) for name in names if _glob(part).fullmatch(name)]
     if not found:
         raise ArgumentError(
@@ -67,10 +79,9 @@ def layer_paths(model: nn.Module) -> list[str]:
 
     Of stacks that hold each other (stages of blocks) the outer one counts. Empty where a model has no stack.
     """
-    plain = unwrap(model)
     stacks = [
         (name, module)
-        for name, module in plain.named_modules()
+        for name, module in plain_modules(model).items()
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) > 1
     ]
     if not stacks:
@@ -87,10 +98,8 @@ def suggest_taps(model: nn.Module) -> list[TapSuggestion]:
         >>> [suggestion.path for suggestion in suggest_taps(model)]
         ['0', '1', '2']
     """
-    plain = unwrap(model)
-    layers = layer_paths(plain)
-    others = [name for name, _ in plain.named_modules() if name and name.count(".") < 3 and name not in layers]
-    modules = dict(plain.named_modules())
+    layers, modules = layer_paths(model), plain_modules(model)
+    others = [name for name in modules if name and name.count(".") < 3 and name not in layers]
     return [
         TapSuggestion(
             path, type(modules[path]).__name__, sum(p.numel() for p in modules[path].parameters()), path in layers
@@ -100,9 +109,9 @@ def suggest_taps(model: nn.Module) -> list[TapSuggestion]:
 
 
 def _is_parallel(model: nn.Module) -> bool:
-    """A wrapper that holds one model as `module` and nothing else: DDP, FSDP, DataParallel."""
-    children = dict(model.named_children())
-    return type(model).__module__.startswith("torch.") and list(children) == ["module"]
+    """A wrapper of torch that holds one model and nothing else: DDP, DataParallel, FSDP, checkpoint_wrapper."""
+    children = [name for name, _ in model.named_children()]
+    return type(model).__module__.startswith("torch.") and children in (["module"], *([name] for name in INSERTED))
 
 
 def _expand_braces(pattern: str) -> list[str]:

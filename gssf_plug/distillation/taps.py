@@ -7,6 +7,7 @@ Promises:
 - Paths are those of the plain model, so DDP, FSDP, `torch.compile` and PEFT around it change nothing. The hooks are
   bound methods: a deep copy of the model feeds its own copy of the taps.
 - Only the tapped tensors are kept, and only until the next forward or `clear()`.
+- With `stop_when_complete` a forward ends at its last tap, by the exception `Complete` (a teacher's, see `teacher`).
 
 It refuses: a path that matches nothing or several; a module that did not run, or ran several times; a tap inside a
 reentrant-checkpointed block (or a no_grad block) of a forward that has gradients: it would silently train nothing.
@@ -21,11 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gssf_plug.distillation.paths import find_modules, unwrap
+from gssf_plug.distillation.paths import find_modules, plain_modules, unwrap
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import Pooling, feature_tensor
 
-__all__ = ["Feature", "FeatureTaps", "Tap"]
+__all__ = ["Complete", "Feature", "FeatureTaps", "Tap"]
+
+
+class Complete(Exception):  # noqa: N818 - no error: the way out of a forward whose rest nobody needs
+    """Raised inside a forward as soon as every tap has read, where `FeatureTaps.stop_when_complete` is set."""
 
 
 class Feature(NamedTuple):
@@ -124,6 +129,7 @@ class FeatureTaps:
         self.taps = _resolve(model, taps)
         self.mask_argument = mask_argument
         self.forwards = 0  # of the model, since the taps were attached
+        self.stop_when_complete = False  # see Complete; the caller catches it
         self._record: dict[str, Feature] = {}
         self._mask: Tensor | None = None
         self._running = self._with_gradients = False
@@ -173,7 +179,7 @@ class FeatureTaps:
         return {**self.__dict__, "_record": {}, "_mask": None}
 
     def _attach(self, plain: nn.Module) -> None:
-        modules = dict(plain.named_modules(remove_duplicate=False))
+        modules = plain_modules(plain)
         self._parameters = list(inspect.signature(plain.forward).parameters)
         self._handles.append(plain.register_forward_pre_hook(self._begin, with_kwargs=True))
         # A hook is told its module, not its path: one reader per tap.
@@ -212,6 +218,8 @@ class FeatureTaps:
                 "Tap a module that is not shared between layers.",
             )
         self._record[name] = tap.read(output, self._mask)
+        if self.stop_when_complete and len(self._record) == len(self.taps):
+            raise Complete
 
 
 @dataclass

@@ -2,20 +2,36 @@
 
 Promises of the model: always in evaluation mode, whatever the caller or a Trainer does; no gradients; in the dtype and
 on the device asked for; outside every state dict of the student's side.
+
+It runs no further than its last tapped module. The first forward goes to its end, and proves that every tapped module
+runs once; later ones stop at the last tap, by an exception that is caught here. That is exact, but leaves out what
+hooks and wrappers do at the end of a forward: so by default only a plain model is stopped, and not one that is wrapped,
+compiled, sharded or offloaded.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.distillation.paths import layer_paths, unwrap
-from gssf_plug.distillation.taps import Feature, FeatureTaps, Tap
+from gssf_plug.distillation.paths import find_modules, layer_paths, unwrap
+from gssf_plug.distillation.taps import Complete, Feature, FeatureTaps, Tap
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["PREFIX", "ROW", "Teacher", "TeacherInputs", "TeacherModel", "argument_names", "call", "select_inputs"]
+__all__ = [
+    "PREFIX",
+    "ROW",
+    "Teacher",
+    "TeacherInputs",
+    "TeacherModel",
+    "argument_names",
+    "call",
+    "inputs_of",
+    "select_inputs",
+]
 
 PREFIX = "teacher_"  # columns of a batch that are the teacher's own: teacher_input_ids, teacher_pixel_values, …
 ROW, EXAMPLE = PREFIX + "row", PREFIX + "example_id"  # where a cache keeps an example; which example it is
@@ -27,6 +43,9 @@ class Teacher(Protocol):
 
     def layers(self) -> list[str]:
         """Paths that a rule may choose from, first to last."""
+
+    def find(self, path: str) -> list[str]:
+        """Paths that a pattern matches."""
 
     def watch(self, taps: Mapping[str, Tap]) -> None:
         """Say which features will be asked for."""
@@ -47,6 +66,7 @@ class TeacherModel:
             or None: the columns that begin with "teacher_" (less that prefix) where there are any, else the student's.
         dtype: such as torch.bfloat16; None leaves it alone (quantised models must be left alone).
         device: None follows the student.
+        early_exit: stop each forward after the last tapped module; None (default): where that is safe, see above.
     """
 
     def __init__(
@@ -56,11 +76,13 @@ class TeacherModel:
         inputs: TeacherInputs = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        early_exit: bool | None = None,
     ) -> None:
         self.model = model if dtype is None else model.to(dtype)
         self.inputs = inputs
         self.dtype = dtype
         self.device = None if device is None else torch.device(device)
+        self.early_exit = early_exit
         self.model.eval()
         self._taps: FeatureTaps | None = None
 
@@ -68,12 +90,21 @@ class TeacherModel:
         """The stacked layers of the model."""
         return layer_paths(self.model)
 
+    def find(self, path: str) -> list[str]:
+        """Modules that match a path, a glob or braces."""
+        return find_modules(self.model, path, argument="pairs (teacher)")
+
     def watch(self, taps: Mapping[str, Tap]) -> None:
         """Put taps on the model; earlier ones are taken away."""
-        if self._taps is not None:
-            self._taps.remove()
+        self.release()
         self._taps = FeatureTaps(self.model, taps)
         self.taps = self._taps.taps
+        self._proven = False  # that every tapped module runs once in a forward
+
+    def release(self) -> None:
+        """Take the taps away."""
+        if self._taps is not None:
+            self._taps.remove()
 
     def columns(self, available: Iterable[str]) -> list[str]:
         """Those that it names, those that begin with "teacher_", those that its forward takes; all for a function."""
@@ -88,14 +119,26 @@ class TeacherModel:
         assert self._taps is not None
         self.model.eval()
         place = self._place(device)
-        inputs = self._cast(teacher_inputs(self.model, batch, self.inputs), place)
-        with torch.autocast(place.type, enabled=self.dtype is None and torch.is_autocast_enabled(place.type)):
+        inputs = self._cast(inputs_of(self.model, batch, self.inputs), place)
+        autocast = self.dtype is None and torch.is_autocast_enabled(place.type)
+        with suppress(Complete), torch.autocast(place.type, enabled=autocast), self._stopping(self._taps):
             call(self.model, inputs)
         found = self._taps.features
         self._taps.clear()
+        self._proven = True
         for name, feature in found.items():
             check_finite(feature, self._taps.taps[name].path)
-        return {name: _moved(feature, device) for name, feature in found.items()}
+        return {name: moved(feature, device) for name, feature in found.items()}
+
+    @contextmanager
+    def _stopping(self, taps: FeatureTaps) -> Iterator[None]:
+        """Let the forward end at its last tap where it may; only this one: others may use the model, too."""
+        later = self._proven and not any(tap.path == "" for tap in self.taps.values())
+        taps.stop_when_complete = later and (_is_plain(self.model) if self.early_exit is None else self.early_exit)
+        try:
+            yield
+        finally:
+            taps.stop_when_complete = False
 
     def _place(self, device: torch.device) -> torch.device:
         first = next(self.model.parameters(), None)
@@ -115,16 +158,28 @@ class TeacherModel:
         return inputs
 
 
-def _moved(feature: Feature, device: torch.device) -> Feature:
+def _is_plain(model: nn.Module) -> bool:
+    """Not wrapped, compiled, sharded or offloaded, in no part: nothing waits for the end of a forward."""
+    marks = ("_orig_mod", "_hf_hook", "_fsdp_wrapped_module", "unshard")  # compile, Accelerate's offload, FSDP 1 and 2
+    return unwrap(model) is model and not any(
+        module._compiled_call_impl is not None or any(hasattr(module, mark) for mark in marks)
+        for module in model.modules()
+    )
+
+
+def moved(feature: Feature, device: torch.device) -> Feature:
+    """The feature on `device`."""
     return Feature(feature.tensor.to(device), None if feature.mask is None else feature.mask.to(device))
 
 
-def teacher_inputs(model: nn.Module, batch: Any, inputs: TeacherInputs) -> Any:
+def inputs_of(model: nn.Module, batch: Any, inputs: TeacherInputs) -> Any:
     """What the teacher is called with; see `TeacherModel`.
 
     Raises:
         ArgumentError: a named column is not in the batch; the batch says that the two sides are different examples.
     """
+    if isinstance(batch, Mapping):
+        _check_same_examples(batch)
     if callable(inputs):
         return inputs(batch)
     if not isinstance(batch, Mapping):
@@ -141,7 +196,6 @@ def teacher_inputs(model: nn.Module, batch: Any, inputs: TeacherInputs) -> Any:
         for name, value in batch.items()
         if name.startswith(PREFIX) and name not in (ROW, EXAMPLE)
     }
-    _check_same_examples(batch)
     return select_inputs(model, own or batch, labels=False)
 
 

@@ -16,6 +16,7 @@ One process or DDP. FSDP, DeepSpeed and nn.DataParallel are refused: use an Acce
 
 import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,6 @@ from transformers import Trainer
 
 from gssf_plug.distillation.distiller import Distiller
 from gssf_plug.distillation.paths import unwrap
-from gssf_plug.distillation.teacher import argument_names
 from gssf_plug.errors import ArgumentError
 
 __all__ = ["DistillationMixin", "DistillationTrainer", "distillation_trainer"]
@@ -86,7 +86,7 @@ class DistillationMixin(Above):
         if unwrap(model) is not self.distiller:  # evaluation hands over the student
             self.distiller.train(student.training)
             model = self.distiller
-        run = self._run_with_task_loss if self.distiller.task_weight else None
+        run = partial(self._run_with_task_loss, return_outputs) if self.distiller.task_weight else None
         losses, outputs = model(inputs, run=run, return_outputs=True)
         for name, value in losses.items():
             if name != "loss":
@@ -95,8 +95,27 @@ class DistillationMixin(Above):
         return (losses["loss"], outputs) if return_outputs else losses["loss"]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Over student, projectors and losses."""
-        return super().create_optimizer(self.distiller if model is None else model)
+        """Over student, projectors and losses, whatever the Trainer underneath puts into it (P1)."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(self.distiller if model is None else model)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        named = {n: p for n, p in self.distiller.named_parameters() if p.requires_grad and not n.startswith("student.")}
+        absent = {name: parameter for name, parameter in named.items() if id(parameter) not in held}
+        if absent and given:
+            raise ArgumentError(
+                "optimizers",
+                "hold the projectors and metrics, or they would not train",
+                f"an optimizer without {sorted(absent)[:3]}",
+                "Call distiller.plan(batch), then make the optimizer over distiller.parameters().",
+            )
+        decayed = set(self.get_decay_parameter_names(self.distiller))
+        for decays in (True, False):
+            parameters = [parameter for name, parameter in absent.items() if (name in decayed) == decays]
+            if parameters:
+                optimizer.add_param_group(
+                    {"params": parameters, "weight_decay": self.args.weight_decay if decays else 0.0}
+                )
+        return optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in the Trainer, without the parameters of losses: metrics, scales, variances."""
@@ -115,10 +134,11 @@ class DistillationMixin(Above):
         means = {key: torch.stack(self._parts.pop(key)).float().mean() for key in chosen}
         return {key: float(self.accelerator.gather(value).mean()) for key, value in means.items()}
 
-    def _run_with_task_loss(self, student: nn.Module, batch: Any) -> dict[str, Any]:
-        """The Trainer underneath computes the student's own loss."""
-        theirs = set(self.distiller.teacher.columns(batch)) - argument_names(student)
-        inputs = {name: value for name, value in batch.items() if name not in theirs}
+    def _run_with_task_loss(self, return_outputs: bool, student: nn.Module, batch: Any) -> dict[str, Any]:
+        """The Trainer underneath computes the student's own loss; its outputs only where they are asked for."""
+        inputs = {name: value for name, value in batch.items() if name not in self.distiller.foreign_columns(batch)}
+        if not return_outputs:  # SFTTrainer would form all logits for them
+            return {"loss": super().compute_loss(student, inputs)}
         loss, outputs = super().compute_loss(student, inputs, return_outputs=True)
         named = dict(outputs) if isinstance(outputs, Mapping) else {}
         return {**named, "loss": loss}
@@ -138,8 +158,8 @@ class DistillationMixin(Above):
         if self.args.should_save:
             self.distiller.save_parts(Path(output_dir or str(self.args.output_dir)) / PARTS)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *rest: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *rest)
         self.distiller.load_parts(Path(resume_from_checkpoint) / PARTS)
 
     def _load_best_model(self) -> None:
@@ -197,10 +217,11 @@ class DistillationTrainer(DistillationMixin, Trainer):
 
 
 def distillation_trainer(base: type[Trainer]) -> type[Trainer]:
-    """The same over another Trainer class, such as TRL's SFTTrainer.
+    """The same over another Trainer class, such as TRL's SFTTrainer or SentenceTransformerTrainer.
 
-    The class keeps its name, data handling and (with `task_weight`) its own loss, which must run the student once a
-    step.
+    The class keeps its data handling and (with `task_weight`) its own loss. A loss that runs the student once shares
+    that forward; one that runs it more often (a sentence transformer's, once per column) needs a Distiller with
+    `student_inputs`, which says what to distil on, and costs one forward more.
     """
     return type(f"Distillation{base.__name__}", (DistillationMixin, base), {"__doc__": DistillationMixin.__doc__})
 

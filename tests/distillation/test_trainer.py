@@ -233,6 +233,24 @@ def test_a_loss_that_runs_the_student_twice_is_refused(tmp_path):
         trainer.train()
 
 
+def test_an_optimizer_without_the_parts_is_refused(tmp_path):
+    student, teacher = quiet_bert(), quiet_bert(24, 4, seed=2)
+    distiller = Distiller(student, teacher, PAIR, ["gssf", "mse"])
+    distiller.plan(text())
+    build_one = lambda parameters: DistillationTrainer(  # noqa: E731
+        model=student,
+        args=arguments(tmp_path, max_steps=1),
+        train_dataset=dataset(),
+        distiller=distiller,
+        optimizers=(torch.optim.SGD(parameters, lr=0.1), None),
+    )
+    with pytest.raises(ArgumentError, match=r"`optimizers` must hold the projectors and metrics.*losses\.0\.metric"):
+        build_one(student.parameters()).train()
+    before = distiller.projectors[1].weight.detach().clone()
+    build_one(distiller.parameters()).train()
+    assert not torch.equal(distiller.projectors[1].weight, before)
+
+
 def test_refusals(tmp_path):
     distiller = Distiller(quiet_bert(), quiet_bert(24, 4, seed=2), PAIR, "mse")
     with pytest.raises(ArgumentError, match="`model` must be the distiller's student, but got another model"):
