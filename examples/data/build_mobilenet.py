@@ -21,7 +21,8 @@ def main() -> None:
     model = MobileNetV2Model(MobileNetV2Config(tf_padding=False, layer_norm_eps=1e-5))
     ours = model.state_dict()
     values = list(packaged.values())
-    assert len(ours) == len(values) and all(a.shape == b.shape for a, b in zip(ours.values(), values, strict=True))
+    assert len(ours) == len(values)
+    assert all(a.shape == b.shape for a, b in zip(ours.values(), values, strict=True))
     model.load_state_dict(dict(zip(ours, values, strict=True)))
     model.half().save_pretrained(FOLDER)
 
