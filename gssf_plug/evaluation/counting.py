@@ -2,9 +2,10 @@ r"""Exact ranks of every positive by counting, and the measures that are sums ov
 
     rank_i = i + #{kept negatives that score at least as high as the i-th best positive}        i = 1 … R
 
-The few positives of a query are sorted, and every score is looked up among them: O(M log R) for a query over M items,
-without sorting the items. A tie is lost by the positive (the usual protocols leave it to their sort). Everything that
-is kept of a query is added to a `Tally`, so chunks and processes only add.
+The few positives of a query are sorted; of the other items only those that reach the lowest positive are looked up
+among them: one comparison for most items and O(log R) for the rest, without sorting the items. A tie is lost by the
+positive (the usual protocols leave it to their sort). Everything that is kept of a query is added to a `Tally`, so
+chunks and processes only add.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.evaluation.matches import Matches
 from gssf_plug.evaluation.processes import add_over_processes
 
 __all__ = ["Ranked", "Tally", "checked_ranks", "query_chunks", "rank_positives"]
 
-SCORES_AT_ONCE = 4_194_304  # of one chunk: 16 MB in float32
+SCORES_AT_ONCE = 2_097_152  # of one chunk: 8 MB in float32
 
 
 @dataclass(frozen=True)
@@ -50,27 +52,21 @@ class Ranked:
         return (self.places / self.ranks.clamp_min(1)).masked_fill(~self.valid, 0.0)
 
 
-def rank_positives(
-    scores: Float[Tensor, "n m"], positive: Bool[Tensor, "n m"], hidden: Bool[Tensor, "n m"] | None
-) -> Ranked:
-    """Ranks of the positives among the items that are not hidden.
+def rank_positives(scores: Float[Tensor, "n m"], matches: Matches) -> Ranked:
+    """Ranks of the positives among the items that no pair takes out.
 
     Args:
         scores: one row per query; changed in place.
-        positive: which items match; a hidden one does not count.
-        hidden: items taken out of this query's ranking, or None.
+        matches: the positives, and the pairs taken out of the ranking; no pair twice.
     """
-    if hidden is not None:
-        positive = positive & ~hidden
-        scores = scores.masked_fill_(hidden, float("-inf"))
-    rows, columns = positive.nonzero(as_tuple=True)
+    rows, columns = matches.rows[matches.counted], matches.columns[matches.counted]
     counts = torch.bincount(rows, minlength=len(scores))
     most = max(1, int(counts.max()))
     place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     own = scores.new_full((len(scores), most), float("inf"))
     own[rows, place] = scores[rows, columns]
     own = own.sort(dim=1).values  # ascending; the padding comes last
-    scores[rows, columns] = float("-inf")
+    scores[matches.rows, matches.columns] = float("-inf")
     above = _level_or_above(own, scores)
     index = (counts[:, None] - torch.arange(1, most + 1, device=rows.device)).clamp_min(0)
     ranks = above.gather(1, index) + torch.arange(1, most + 1, device=rows.device)
@@ -79,13 +75,20 @@ def rank_positives(
 
 
 def _level_or_above(own: Float[Tensor, "n most"], scores: Float[Tensor, "n m"]) -> Int[Tensor, "n most"]:
-    """For each of a row's ascending `own` how many of its scores are at least as high."""
-    rows, bins = len(own), own.shape[1] + 1
-    small = rows * bins < 2**31
-    reached = torch.searchsorted(own, scores, right=True, out_int32=small)
-    reached += torch.arange(rows, device=own.device, dtype=reached.dtype)[:, None] * bins
-    counts = torch.bincount(reached.flatten(), minlength=rows * bins).reshape(rows, bins)
-    return counts.flip(1).cumsum(1).flip(1)[:, 1:]
+    """For each of a row's ascending `own` how many of its scores are at least as high.
+
+    Binary search of all high scores at once; a row's bins begin at row · width, and `bins` walks from there.
+    """
+    rows, most = own.shape
+    width = 1 << most.bit_length()
+    steps = torch.nn.functional.pad(own, (0, width - most), value=float("inf")).flatten()
+    high = (scores >= own[:, :1]).flatten().nonzero()[:, 0]
+    values = scores.flatten()[high]
+    bins = high.div_(scores.shape[1], rounding_mode="floor").mul_(width)
+    while (width := width // 2) > 0:
+        bins.add_(steps[bins + (width - 1)] <= values, alpha=width)
+    counts = torch.bincount(bins, minlength=len(steps)).reshape(rows, -1)
+    return counts.flip(1).cumsum(1).flip(1)[:, 1 : most + 1]
 
 
 @dataclass
@@ -136,9 +139,9 @@ def query_chunks(queries: int, gallery: int, query_chunk: int | None) -> list[sl
     Args:
         queries: how many there are.
         gallery: scores per query.
-        query_chunk: queries in a chunk; None takes as many as 16 MB of float32 scores hold.
+        query_chunk: queries in a chunk; None takes as many as 8 MB of float32 scores hold.
     """
-    size = query_chunk if query_chunk is not None else max(1, SCORES_AT_ONCE // gallery)
+    size = query_chunk if query_chunk is not None else max(1, SCORES_AT_ONCE // max(1, gallery))
     if size < 1:
         raise ArgumentError(
             "query_chunk", "be None or at least 1", size, "Use the default, or less where memory is short."

@@ -19,6 +19,7 @@ from torch import Tensor
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.counting import Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_metric, promoted
+from gssf_plug.evaluation.matches import LabelGroups
 from gssf_plug.evaluation.processes import share
 from gssf_plug.metric.metric import GSSFMetric
 
@@ -46,7 +47,7 @@ def instance_recall(
         ks: the places of "R@k"; default 1, 2, 4, 8 (CUB, Cars). SOP uses 1, 10, 100, 1000.
         gallery: M×D features of a gallery of its own, as in In-Shop; nothing is then masked.
         gallery_labels: class of each gallery item; goes with `gallery`.
-        query_chunk: queries ranked at once; default as many as 16 MB of scores hold.
+        query_chunk: queries ranked at once; default as many as 8 MB of scores hold.
         distributed: share the queries among the processes, all of which call with the same arguments.
 
     Returns:
@@ -73,16 +74,13 @@ def instance_recall(
         gallery_labels = checked_labels("gallery_labels", gallery_labels, gallery, "gallery")
     places = checked_ranks("ks", ks)
     metric = checked_metric(metric, features)
-    items = metric.gallery(promoted(gallery))
-    tally = Tally()
+    items, groups, tally = metric.gallery(promoted(gallery)), LabelGroups(gallery_labels), Tally()
     for rows in share(query_chunks(len(features), len(gallery), query_chunk), distributed):
         scores = metric.fold(promoted(features[rows])) @ items.T
-        positive = labels[rows, None] == gallery_labels
+        matches = groups.matches(labels[rows])
         if itself:
-            index = torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
-            scores.scatter_(1, index, float("-inf"))
-            positive.scatter_(1, index, False)
-        ranked = rank_positives(scores, positive, None)
+            matches = matches._replace(counted=matches.columns != matches.rows + rows.start)
+        ranked = rank_positives(scores, matches)
         tally.add(_measures(ranked, places), len(ranked.positives))
     names = [*(f"R@{k}" for k in places), "MAP@R", "R-precision"]
     nothing = "only classes without a second member" if itself else "no class of `gallery_labels`"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gssf_plug.evaluation.counting import Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_metric, promoted
+from gssf_plug.evaluation.matches import LabelGroups
 from gssf_plug.evaluation.processes import share
 from gssf_plug.metric.metric import GSSFMetric
 
@@ -54,7 +55,7 @@ def reid_ranking(
         metric: the similarity; None (default) means cosine.
         ranks: the places k of "R@k", which is CMC at k; default 1, 5, 10. `range(1, 51)` gives a curve.
         rerank: gives the N×M scores to rank by, such as `KReciprocal()`; default None, the metric's own.
-        query_chunk: queries ranked at once; default as many as 16 MB of scores hold.
+        query_chunk: queries ranked at once; default as many as 8 MB of scores hold.
         distributed: share the queries among the processes, all of which call with the same arguments.
 
     Returns:
@@ -78,14 +79,17 @@ def reid_ranking(
     places = checked_ranks("ranks", ranks)
     metric = checked_metric(metric, query)
     rescored = rerank(query, gallery, metric) if rerank is not None else None
-    items = metric.gallery(promoted(gallery))
-    tally = Tally()
+    ranked = gallery_ids != JUNK
+    if not bool(ranked.all()):
+        gallery, gallery_ids, gallery_cams = gallery[ranked], gallery_ids[ranked], gallery_cams[ranked]
+        rescored = rescored[:, ranked] if rescored is not None else None
+    items, groups, tally = metric.gallery(promoted(gallery)), LabelGroups(gallery_ids), Tally()
     for rows in share(query_chunks(len(query), len(gallery), query_chunk), distributed):
         scores = metric.fold(promoted(query[rows])) @ items.T if rescored is None else rescored[rows].clone()
-        same = query_ids[rows, None] == gallery_ids
-        hidden = (same & (query_cams[rows, None] == gallery_cams)) | (gallery_ids == JUNK)
-        ranked = rank_positives(scores, same, hidden)
-        tally.add(_measures(ranked, places), len(ranked.positives))
+        matches = groups.matches(query_ids[rows])
+        other = query_cams[rows][matches.rows] != gallery_cams[matches.columns]
+        found = rank_positives(scores, matches._replace(counted=other))
+        tally.add(_measures(found, places), len(found.positives))
     names = ["mAP", *(f"R@{k}" for k in places), "mINP"]
     nothing = "no identity of `query_ids` seen by another camera (junk and same-camera images removed)"
     return tally.percentages(names, distributed, query.device, "gallery_ids", nothing)
