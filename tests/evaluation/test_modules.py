@@ -83,26 +83,52 @@ def test_image_text_recall_refuses_repeated_and_missing_images(tmp_path):
         load("image_text_recall", tmp_path / "again").compute(**missing)
 
 
+def rows_of_reid():
+    features, identities, cameras = torch.randn(60, 8), torch.randint(6, (60,)), torch.randint(3, (60,))
+    query = torch.arange(60) % 3 == 0
+    sides = [column[side] for column in (features, identities, cameras) for side in (query, ~query)]
+    rows = {"features": features, "identities": identities, "cameras": cameras, "queries": query}
+    return reid_ranking(*sides, ranks=(1, 5)), rows
+
+
+def rows_of_instances():
+    features, labels = torch.randn(41, 8), torch.randint(8, (41,))
+    return instance_recall(features, labels, ks=(1, 3)), {"features": features, "labels": labels}
+
+
 TWO_PROCESSES = """
 import json, sys
 import evaluate, torch
-name, cache, process, rows = sys.argv[1], sys.argv[2], int(sys.argv[3]), torch.load(sys.argv[4])
-module = evaluate.load(name, cache_dir=cache, num_process=2, process_id=process, experiment_id="two")
-for part in torch.arange(process, len(rows["texts"]), 2).split(7):
-    module.add_batch(**{name: column[part].tolist() for name, column in rows.items()})
-print(json.dumps(module.compute(folds=2)))
+modules, cache, process, tasks = sys.argv[1], sys.argv[2], int(sys.argv[3]), torch.load(sys.argv[4])
+for name, (rows, options) in tasks.items():
+    module = evaluate.load(f"{modules}/{name}", cache_dir=cache, num_process=2, process_id=process, experiment_id=name)
+    for part in torch.arange(process, len(rows["features"]), 2).split(7):
+        module.add_batch(**{column: values[part].tolist() for column, values in rows.items()})
+    measures = module.compute(**options)
+    print("result", json.dumps([name, module.num_process, measures]))
 """
 
 
 @pytest.mark.slow
-def test_two_processes_give_one_result(tmp_path):
-    right, rows = rows_of_images_and_texts()
-    torch.save(rows, tmp_path / "rows.pt")
+def test_two_processes_accumulate_into_one_result(tmp_path):
+    made = {
+        "image_text_recall": (*rows_of_images_and_texts(), {"folds": 2}),
+        "reid_ranking": (*rows_of_reid(), {"ranks": [1, 5]}),
+        "instance_recall": (*rows_of_instances(), {"ks": [1, 3]}),
+    }
+    assert set(made) == {folder.name for folder in MODULES.iterdir() if folder.is_dir()}
+    torch.save({name: (rows, options) for name, (_, rows, options) in made.items()}, tmp_path / "tasks.pt")
     (tmp_path / "job.py").write_text(TWO_PROCESSES)
-    command = [sys.executable, tmp_path / "job.py", MODULES / "image_text_recall", tmp_path / "cache"]
+    command = [str(part) for part in (sys.executable, tmp_path / "job.py", MODULES, tmp_path / "cache")]
     jobs = [
-        subprocess.Popen([*map(str, command), str(process), str(tmp_path / "rows.pt")], stdout=subprocess.PIPE)
+        subprocess.Popen([*command, str(process), str(tmp_path / "tasks.pt")], stdout=subprocess.PIPE, text=True)
         for process in (0, 1)
     ]
-    outputs = [json.loads(job.communicate(timeout=120)[0].splitlines()[-1]) for job in jobs]
-    assert outputs == [pytest.approx(right), None]
+    printed = [job.communicate(timeout=180)[0].splitlines() for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0]
+    first, second = ([json.loads(line[7:]) for line in lines if line.startswith("result ")] for lines in printed)
+    assert [name for name, *_ in first] == list(made)
+    for (name, processes, measures), (*_, nothing) in zip(first, second, strict=True):
+        assert processes == 2
+        assert measures == pytest.approx(made[name][0]), name
+        assert nothing is None

@@ -1,26 +1,15 @@
 """Two real processes: the gradient, the evaluation and the run of one process with the whole batch."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-TESTS = Path(__file__).parents[1]
+from retrieval.launching import launch
 
 
 def run(folder, processes):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""}
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    command = [sys.executable, *(launcher if processes == 2 else []), "-m", "retrieval.process_worker"]
-    command = [*command, str(folder), str(processes)]
-    folder.mkdir()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, cwd=TESTS)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    printed = launch("retrieval.process_worker", folder, processes)
+    report = next(json.loads(line) for line in printed.splitlines() if line.startswith("{"))
     return report, torch.load(folder / "got.pt", weights_only=False)
 
 

@@ -1,9 +1,12 @@
 """P×K batches: what they hold, that processes agree, that a run can be resumed, and what is refused."""
 
+import json
 from collections import Counter
 
 import pytest
 import torch
+from retrieval import identity_worker
+from retrieval.launching import launch
 from torch.utils.data import DataLoader
 
 from gssf_plug.errors import ArgumentError
@@ -128,6 +131,33 @@ def test_a_run_resumed_inside_an_epoch_equals_an_unbroken_one(tmp_path):
     assert run("parts", stop_at=4) is None
     resumed = run("parts")
     assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_holds_whole_identities_and_is_that_of_one(tmp_path):
+    labels = identity_worker.LABELS
+    ranks, weights = {}, {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        launch("retrieval.identity_worker", folder, processes)
+        ranks[processes] = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+        assert [rank["processes"] for rank in ranks[processes]] == [processes] * processes
+        assert all(rank["same"] for rank in ranks[processes]), "a run resumed inside an epoch differs"
+        weights[processes] = torch.load(folder / "weights.pt")
+    (alone,), (first, second) = ranks[1], ranks[2]
+    assert len(alone["steps"]) == len(first["steps"]) == len(second["steps"]) > identity_worker.EPOCHS * 2
+    assert first["steps"] != alone["steps"]
+    for whole, one, other in zip(alone["steps"], first["steps"], second["steps"], strict=True):
+        assert one + other == whole  # disjoint, and the batch of one process
+        held = [set(labels[rows].tolist()) for rows in (one, other)]
+        assert len(held[0]) == len(held[1]) == 2
+        assert not held[0] & held[1]
+    for rank in (alone, first, second):
+        cut = identity_worker.CUT_AFTER
+        assert rank["before"] == rank["steps"][:cut]
+        assert rank["after"] == rank["steps"][identity_worker.CHECKPOINT_EVERY :]  # inside the second epoch
+    for name, weight in weights[1].items():
+        torch.testing.assert_close(weights[2][name], weight, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.bad_input
