@@ -6,18 +6,16 @@ Other losses of this room see a score matrix. A `FeatureLoss` is told apart by i
 the features of the whole batch of all processes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.losses.pairs import relevance_by_id
+from gssf_plug.losses.tiles import Score, loss_of_pairs
 
 __all__ = ["FeatureLoss", "IdentityLoss", "Score", "WeightedSum", "loss_of_features"]
-
-Score = Callable[[Tensor, Tensor], Tensor]
 
 
 class FeatureLoss(nn.Module):
@@ -112,6 +110,4 @@ def loss_of_features(
     """`loss` of one tower's features, whether it reads features or scores; an item is not compared with itself."""
     if isinstance(loss, FeatureLoss):
         return loss(features, labels, score)
-    itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
-    value: Tensor = loss(score(features, features), relevance_by_id(labels, labels), forbidden=itself)
-    return value
+    return loss_of_pairs(loss, score, features, labels, features, labels, itself=True)

@@ -12,19 +12,21 @@ A margin fixes the scale of scores: a metric may gain by scaling alone. Its fair
 """
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.losses.pairs import Pairs, sort_pairs
+from gssf_plug.losses.pairs import Pairs
+from gssf_plug.losses.rows import RowLoss, RowSum
 from gssf_plug.losses.scale import LearnedScale
 
 __all__ = ["Hinge"]
 
 
-class Hinge(nn.Module):
+class Hinge(RowLoss):
     """Bidirectional hinge with hardest negatives.
 
     Args:
@@ -73,20 +75,16 @@ class Hinge(nn.Module):
         self.scale = LearnedScale(1.0, *scale_range) if learned_scale else None
         self.register_buffer("calls", torch.tensor(0))
 
-    def forward(
-        self,
-        scores: Float[Tensor, "n m"],
-        relevance: Bool[Tensor, "n m"],
-        *,
-        forbidden: Bool[Tensor, "n m"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The loss of one batch; see the class."""
-        pairs = sort_pairs(scores, relevance, forbidden)
-        if self.scale is not None:
-            pairs = pairs._replace(scores=self.scale(pairs.scores))
+    def begin(self) -> Callable[[Pairs], RowSum]:
+        """Hinges of each positive pair of a row, by the present step of the warm-up."""
+        scaled = self.scale.begin() if self.scale is not None else None
         violation = self._sum_of_hinges if self._warming_up() else self._hardest_hinge
-        total = violation(pairs) + violation(pairs.swapped())
-        return total / pairs.positive.sum().clamp_min(1)
+
+        def terms(pairs: Pairs) -> RowSum:
+            pairs = pairs if scaled is None else pairs._replace(scores=scaled(pairs.scores))
+            return RowSum(violation(pairs), pairs.positive.sum())
+
+        return terms
 
     def _warming_up(self) -> bool:
         if not self.training or self.warmup_steps == 0:

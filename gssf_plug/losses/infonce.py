@@ -8,17 +8,19 @@ out of the mean (they still serve as negatives of the other direction). The soft
 and α is bounded, so the metric cannot lower the loss by growing without limit alone.
 """
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from collections.abc import Callable
+from typing import ClassVar
 
-from gssf_plug.losses.pairs import Pairs, sort_pairs
+import torch
+
+from gssf_plug.losses.pairs import Pairs
+from gssf_plug.losses.rows import RowLoss, RowSum
 from gssf_plug.losses.scale import LearnedScale
 
 __all__ = ["InfoNCE"]
 
 
-class InfoNCE(nn.Module):
+class InfoNCE(RowLoss):
     """Softmax contrastive loss over all pairs of a batch.
 
     Args:
@@ -44,6 +46,8 @@ class InfoNCE(nn.Module):
         True
     """
 
+    weight: ClassVar[float] = 0.5
+
     def __init__(
         self,
         *,
@@ -54,20 +58,13 @@ class InfoNCE(nn.Module):
         super().__init__()
         self.scale = LearnedScale(scale, *scale_range).requires_grad_(learned_scale)
 
-    def forward(
-        self,
-        scores: Float[Tensor, "n m"],
-        relevance: Bool[Tensor, "n m"],
-        *,
-        forbidden: Bool[Tensor, "n m"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The loss of one batch; see the class."""
-        pairs = sort_pairs(scores, relevance, forbidden)
-        pairs = pairs._replace(scores=self.scale(pairs.scores))
-        return (_one_direction(pairs) + _one_direction(pairs.swapped())) / 2
+    def begin(self) -> Callable[[Pairs], RowSum]:
+        """Surprise of each asking row, under the present scale."""
+        scaled = self.scale.begin()
+        return lambda pairs: _surprise(pairs._replace(scores=scaled(pairs.scores)))
 
 
-def _one_direction(pairs: Pairs) -> Float[Tensor, ""]:
+def _surprise(pairs: Pairs) -> RowSum:
     counted = pairs.positive | pairs.negative
     logits = pairs.scores.masked_fill(~counted, float("-inf"))
     asks = pairs.positive.any(dim=1)
@@ -75,4 +72,4 @@ def _one_direction(pairs: Pairs) -> Float[Tensor, ""]:
     surprise = -logits.log_softmax(dim=1)
     positives = pairs.positive.sum(dim=1).clamp_min(1)
     per_query = torch.where(pairs.positive, surprise, 0.0).sum(dim=1) / positives
-    return per_query.sum() / asks.sum().clamp_min(1)
+    return RowSum(per_query.sum(), asks.sum())

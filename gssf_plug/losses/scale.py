@@ -1,6 +1,7 @@
 """A learned factor on scores, kept inside a range: CLIP's logit scale."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -48,9 +49,10 @@ class LearnedScale(nn.Module):
                 self.log_scale.clamp_(*bounds)
         return self.log_scale.clamp(*bounds).exp()
 
-    def forward(self, scores: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-        """The scores, scaled, in their own dtype."""
-        return scores * self.factor().to(scores.dtype)
+    def begin(self) -> Callable[[Float[Tensor, "n m"]], Float[Tensor, "n m"]]:
+        """Scores to scaled scores, in their own dtype, with the factor of now; for all strips of one batch."""
+        factor = self.factor()
+        return lambda scores: scores * factor.to(scores.dtype)
 
     def extra_repr(self) -> str:
         """What `print` shows."""

@@ -8,20 +8,25 @@ mean. A margin fixes the scale of scores, so the fair baseline of a metric here 
 """
 
 import math
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.losses.pairs import Pairs, sort_pairs
+from gssf_plug.losses.pairs import Pairs
+from gssf_plug.losses.rows import RowLoss, RowSum
 from gssf_plug.losses.scale import LearnedScale
 
 __all__ = ["BatchHardTriplet", "SemiHardTriplet"]
 
 
-class _Triplet(nn.Module):
+class _Triplet(RowLoss):
     """Margin, scale and mean; subclasses choose the triplets."""
+
+    both_sides: ClassVar[bool] = False
 
     def __init__(self, *, margin: float | None = 0.3, learned_scale: bool = False) -> None:
         super().__init__()
@@ -31,24 +36,22 @@ class _Triplet(nn.Module):
         self.margin = margin
         self.scale = LearnedScale(1.0, 0.01, 100.0) if learned_scale else None
 
-    def forward(
-        self,
-        scores: Float[Tensor, "n m"],
-        relevance: Bool[Tensor, "n m"],
-        *,
-        forbidden: Bool[Tensor, "n m"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The loss of one batch; see the class."""
-        pairs = sort_pairs(scores, relevance, forbidden)
-        if self.scale is not None:
-            pairs = pairs._replace(scores=self.scale(pairs.scores))
-        positive, negative = self.choose(pairs)
-        if len(positive) == 0:
-            return pairs.scores.sum() * 0.0
-        violation = negative - positive
+    def begin(self) -> Callable[[Pairs], RowSum]:
+        """Violations of the triplets of rows, under the present scale."""
+        scaled = self.scale.begin() if self.scale is not None else None
+
+        def terms(pairs: Pairs) -> RowSum:
+            pairs = pairs if scaled is None else pairs._replace(scores=scaled(pairs.scores))
+            positive, negative = self.choose(pairs)
+            count = torch.tensor(len(positive), device=positive.device)
+            return RowSum(self._violations(negative - positive).sum(), count)
+
+        return terms
+
+    def _violations(self, difference: Float[Tensor, " triplets"]) -> Float[Tensor, " triplets"]:
         if self.margin is None:
-            return nn.functional.softplus(violation).mean()
-        return (violation + self.margin).relu().mean()
+            return nn.functional.softplus(difference)
+        return (difference + self.margin).relu()
 
     def choose(self, pairs: Pairs) -> tuple[Float[Tensor, " triplets"], Float[Tensor, " triplets"]]:
         """Scores of the positive and of the negative of every triplet."""
