@@ -16,7 +16,7 @@ import transformers
 from huggingface_hub import HfApi, ModelCardData
 from torch import Tensor, nn
 
-from gssf_plug.attention.query import QueryMetric
+from gssf_plug.attention.layer_metric import LayerMetric
 from gssf_plug.files import Format, write_folder
 
 __all__ = ["FORMAT", "layer_record", "push_adapter", "save_adapter"]
@@ -25,7 +25,7 @@ FORMAT = Format("gssf-plug/attention", config="adapter_config.json", weights="ad
 
 
 def save_adapter(
-    path: str | PathLike[str], model: nn.Module, queries: Mapping[str, QueryMetric], adapter_name: str
+    path: str | PathLike[str], model: nn.Module, queries: Mapping[str, LayerMetric], adapter_name: str
 ) -> None:
     """Write the metrics of `adapter_name` into the folder `path`."""
     covered = {name: query for name, query in queries.items() if query.metric(adapter_name) is not None}
@@ -44,7 +44,7 @@ def save_adapter(
     write_folder(path, FORMAT, config, tensors, _card(config, tensors))
 
 
-def layer_record(query: QueryMetric, adapter_name: str) -> dict[str, Any]:
+def layer_record(query: LayerMetric, adapter_name: str) -> dict[str, Any]:
     """What a file says about one layer: its layout, its heads and its metric."""
     metric = query.metric(adapter_name)
     assert metric is not None

@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from gssf_plug.attention.candidates import Candidate, fitting_layouts, input_width
+from gssf_plug.attention.layer_metric import CHILD
 from gssf_plug.attention.probe import Proof, prove, undisturbed
-from gssf_plug.attention.query import CHILD
 from gssf_plug.attention.sites import WeightSite
 from gssf_plug.attention.stimuli import arguments_of, arguments_of_layer, parts_of
 from gssf_plug.errors import ArgumentError, near_matches

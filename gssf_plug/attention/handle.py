@@ -16,8 +16,12 @@ import torch
 from torch import nn
 
 from gssf_plug.attention.checkpoint import push_adapter, save_adapter
+from gssf_plug.attention.layer_metric import CHILD, LayerMetric
 from gssf_plug.attention.merge import EATEN, Fold, MergeReport, NotFoldable, plan_fold
-from gssf_plug.attention.query import CHILD, QueryMetric
+from gssf_plug.attention.query import QueryMetric
+from gssf_plug.attention.score_merge import plan_score_fold
+from gssf_plug.attention.score_sites import record_calls
+from gssf_plug.attention.scores import ScoreMetric
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.metric import GSSFMetric
 
@@ -29,7 +33,7 @@ class PatchedLayer:
     """One patched attention module: where it is, its metrics, and the fold while it is merged."""
 
     owner: nn.Module
-    query: QueryMetric
+    query: LayerMetric
     fold: Fold | None = None
 
 
@@ -50,7 +54,7 @@ class AttentionPatch:
         self.layers = {
             name: PatchedLayer(module, getattr(module, CHILD))
             for name, module in model.named_modules()
-            if isinstance(getattr(module, CHILD, None), QueryMetric)
+            if isinstance(getattr(module, CHILD, None), LayerMetric)
         }
         if not self.layers:
             raise ArgumentError("model", "be patched", f"a plain {type(model).__name__}", "Call patch_attention first.")
@@ -262,6 +266,8 @@ class AttentionPatch:
     def _plan(self, *, once_trained: bool = False) -> tuple[dict[str, Fold], dict[str, str]]:
         """The folds, and why others are none; `once_trained` asks for any values, not for the present ones."""
         users = Counter(parameter for module in self.model.modules() for parameter in module.parameters(recurse=False))
+        scores = {name: layer.owner for name, layer in self.layers.items() if isinstance(layer.query, ScoreMetric)}
+        calls = record_calls(self.model, scores)
         folds: dict[str, Fold] = {}
         refused: dict[str, str] = {}
         for name, layer in self.layers.items():
@@ -271,7 +277,10 @@ class AttentionPatch:
             if once_trained:
                 metric = _moved(metric)
             try:
-                folds[name] = plan_fold(layer.owner, layer.query, metric, users)
+                if isinstance(layer.query, ScoreMetric):
+                    folds[name] = plan_score_fold(layer.owner, layer.query, metric, users, calls.get(name))
+                elif isinstance(layer.query, QueryMetric):
+                    folds[name] = plan_fold(layer.owner, layer.query, metric, users)
             except NotFoldable as reason:
                 refused[name] = str(reason)
         return folds, refused

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gssf_plug.attention.checkpoint import FORMAT
-from gssf_plug.attention.discovery import attention_modules
 from gssf_plug.attention.handle import AttentionPatch
-from gssf_plug.attention.patch import attach, check_adapter_name, check_model, find_queries
-from gssf_plug.attention.query import QueryMetric
+from gssf_plug.attention.layer_metric import LayerMetric
+from gssf_plug.attention.patch import Sites, attach, check_adapter_name, check_model, find_metrics
+from gssf_plug.attention.score_sites import score_modules
+from gssf_plug.attention.scores import SCORE
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
 from gssf_plug.files import locate, read_folder
 from gssf_plug.metric import GSSFMetric
@@ -61,7 +62,9 @@ def load_attention(
     names = _paths_in(model, records, config, folder)
     norms = {record["query_norm"] for record in records.values()}
     owners = {names[saved]: model.get_submodule(names[saved]) for saved in records}
-    queries, refused = find_queries(model, owners, "after" if norms - {None} else "before", example_inputs)
+    sites: Sites = "score" if {record["layout"] for record in records.values()} == {SCORE} else "projection"
+    norm = "after" if norms - {None} else "before"
+    queries, refused = find_metrics(model, owners, sites, norm, example_inputs)
     metrics = {}
     for saved, record in records.items():
         name = names[saved]
@@ -86,7 +89,7 @@ def _records(config: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any
 
 def _paths_in(model: nn.Module, records: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Path in `model` of each saved layer; a task head adds or drops the base model's prefix."""
-    here = attention_modules(model)
+    here = score_modules(model)
     prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
     for rename in (str, lambda name: prefix + name, lambda name: name.removeprefix(prefix), _behind_first):
         names = {saved: rename(saved) for saved in records}
@@ -105,7 +108,7 @@ def _behind_first(name: str) -> str:
     return name.partition(".")[2]
 
 
-def _check_fits(folder: Path, name: str, record: Mapping[str, Any], query: QueryMetric, adapter_name: str) -> None:
+def _check_fits(folder: Path, name: str, record: Mapping[str, Any], query: LayerMetric, adapter_name: str) -> None:
     pairs = (
         ("layout", record["layout"], query.layout),
         ("query_norm", record["query_norm"], query.norm),

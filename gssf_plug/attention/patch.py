@@ -1,6 +1,6 @@
 """patch_attention: the metric in the place of a pretrained model's attention scores, qᵀk becoming qᵀAk.
 
-The metric multiplies the query, before rotary embedding and cache, so every kernel, mask and cache goes on as it was.
+The metric multiplies the query, never the keys, so every kernel, mask and cache goes on as it was.
 Nothing is touched before everything is checked: layouts proven, shapes fitting, names free. What is attached can be
 disabled, merged into plain weights, and removed without a trace.
 """
@@ -15,15 +15,21 @@ from torch import nn
 
 from gssf_plug.attention.discovery import attention_modules, discover, select
 from gssf_plug.attention.handle import AttentionPatch
+from gssf_plug.attention.layer_metric import CHILD, LayerMetric
 from gssf_plug.attention.layouts import Heads
-from gssf_plug.attention.query import CHILD, QueryMetric
+from gssf_plug.attention.query import QueryMetric
+from gssf_plug.attention.score_sites import find_scores, score_modules
+from gssf_plug.attention.scores import ScoreMetric
+from gssf_plug.attention.sharding import is_sharded
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.metric import Term
 
-__all__ = ["AdapterOptions", "attach", "check_adapter_name", "check_model", "find_queries", "patch_attention"]
+__all__ = ["AdapterOptions", "Sites", "attach", "check_adapter_name", "check_model", "find_metrics", "patch_attention"]
 
 logger = logging.getLogger(__name__)
+
+Sites = Literal["projection", "score"]
 
 
 def patch_attention(
@@ -33,6 +39,7 @@ def patch_attention(
     block_size: int = 8,
     layers: Sequence[str | int] | None = None,
     per_head: bool = True,
+    sites: Sites = "projection",
     query_norm: Literal["after", "before"] = "after",
     dtype: torch.dtype | None = None,
     adapter_name: str = "default",
@@ -46,7 +53,10 @@ def patch_attention(
         block_size: side of a block; divides the head dimension.
         layers: which attention modules: paths, parts of paths, globs, layer numbers; default all.
         per_head: a metric for each head (True), or one shared by the heads of a layer.
-        query_norm: in models that normalise the query after its projection, put the metric "after" the norm (the true
+        sites: "projection" changes the query before rotary embedding and cache, which merges. "score" changes it where
+            it meets the key, through transformers' `AttentionInterface`: exactly qᵀAk in the logits of every model,
+            which merges only where nothing lies between that A does not commute with.
+        query_norm: with sites="projection", in models that normalise the query, put the metric "after" the norm (true
             qᵀAk; only a diagonal shared by the heads can be merged) or "before" it (mergeable, then renormalised).
         dtype: of the metric's parameters; default float32 (float64 for float64 models), also beside a half-precision
             model, since a learned 1 + 1e-3 is 1 in bfloat16.
@@ -64,8 +74,8 @@ def patch_attention(
         PEFT's IA3 on the query projection.
     """
     check_model(model)
-    _check_options(terms, block_size, query_norm, dtype, adapter_name)
-    queries, left_alone = _queries(model, layers, query_norm, example_inputs)
+    _check_options(terms, block_size, sites, query_norm, dtype, adapter_name)
+    queries, left_alone = _queries(model, layers, sites, query_norm, example_inputs)
     for name, query in queries.items():
         _check_block(name, query.heads.size, terms, block_size)
         if adapter_name in query.adapters:
@@ -98,7 +108,7 @@ class AdapterOptions:
 
 def attach(
     model: nn.Module,
-    queries: Mapping[str, QueryMetric],
+    queries: Mapping[str, LayerMetric],
     metrics: Mapping[str, GSSFMetric],
     adapter_name: str,
     left_alone: Mapping[str, str],
@@ -119,7 +129,7 @@ def attach(
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be patched as it is: no module, compiled, wrapped for data parallelism, on the meta device."""
+    """Refuse what cannot be patched as it is: no module, compiled, wrapped, sharded, on the meta device."""
     if not isinstance(model, nn.Module):
         raise ArgumentError("model", "be a torch.nn.Module", type(model).__name__, "Pass the model itself.")
     kind = type(model).__name__
@@ -131,34 +141,61 @@ def check_model(model: nn.Module) -> None:
             f"a {kind}",
             f"Patch {inner} (or the model you wrapped) first, then compile or wrap it.",
         )
+    sharded = next((name for name, value in model.named_parameters() if is_sharded(value)), None)
+    if sharded is not None:
+        raise ArgumentError(
+            "model",
+            "be patched before it is sharded",
+            f"'{sharded}' as a DTensor (fully_shard or tensor parallel)",
+            "Patch the whole model first, then call fully_shard on its layers; the metrics are sharded with them.",
+        )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ArgumentError(
             "model", "have its weights in memory", "parameters on the meta device", "Load the weights first."
         )
 
 
-def find_queries(
+def find_metrics(
     model: nn.Module,
     owners: Mapping[str, nn.Module],
+    sites: Sites,
     query_norm: str,
     example_inputs: Mapping[str, Any] | None,
-) -> tuple[dict[str, QueryMetric], dict[str, str]]:
-    """For each owner the `QueryMetric` it has, or a new one for its proven layout; and who was refused, and why."""
-    queries = {name: getattr(owner, CHILD, None) for name, owner in owners.items()}
-    fresh = {name: owner for name, owner in owners.items() if queries[name] is None}
+) -> tuple[dict[str, LayerMetric], dict[str, str]]:
+    """For each owner the child that it has, or a new one for its proven place; and who was refused, and why.
+
+    Raises:
+        ArgumentError: the model holds adapters at another site.
+    """
+    children = {name: getattr(owner, CHILD, None) for name, owner in owners.items()}
+    here: dict[str, LayerMetric] = {n: child for n, child in children.items() if isinstance(child, LayerMetric)}
+    for name, child in here.items():
+        if isinstance(child, ScoreMetric) != (sites == "score"):
+            other = "projection" if sites == "score" else "score"
+            raise ArgumentError(
+                "sites",
+                "be the same for all adapters of a model",
+                f"{sites!r}, while '{name}' is patched at its {other}",
+                f"Use sites={other!r}, or remove that patch first.",
+            )
+    fresh = {name: owner for name, owner in owners.items() if name not in here}
+    if sites == "score":
+        scores, refused = find_scores(model, fresh, example_inputs)
+        here.update(scores)
+        return here, refused
     found = discover(model, fresh, after_norm=query_norm == "after", example_inputs=example_inputs)
-    for name, candidate in found.proven.items():
-        queries[name] = QueryMetric(candidate)
-    return {name: query for name, query in queries.items() if query is not None}, found.refused
+    here.update({name: QueryMetric(candidate) for name, candidate in found.proven.items()})
+    return here, found.refused
 
 
 def _queries(
     model: nn.Module,
     layers: Sequence[str | int] | None,
+    sites: Sites,
     query_norm: str,
     example_inputs: Mapping[str, Any] | None,
-) -> tuple[dict[str, QueryMetric], dict[str, str]]:
-    owners = attention_modules(model)
+) -> tuple[dict[str, LayerMetric], dict[str, str]]:
+    owners = score_modules(model) if sites == "score" else attention_modules(model)
     if not owners:
         raise ArgumentError(
             "model",
@@ -167,17 +204,20 @@ def _queries(
             "If it has attention of its own kind, declare it with gssf_plug.attention.layouts.register(Layout(...)).",
         )
     chosen = select(owners, layers)
-    queries, refused = find_queries(model, chosen, query_norm, example_inputs)
+    queries, refused = find_metrics(model, chosen, sites, query_norm, example_inputs)
     if refused and (layers is not None or not queries):
-        raise _refusal(refused)
+        raise _refusal(refused, sites)
     if refused:
         logger.warning("patch_attention leaves %d attention modules as they are; see summary()", len(refused))
     return queries, refused | {name: "not among `layers`" for name in owners.keys() - chosen.keys()}
 
 
-def _refusal(refused: Mapping[str, str]) -> ArgumentError:
+def _refusal(refused: Mapping[str, str], sites: Sites) -> ArgumentError:
     name, reason = next(iter(refused.items()))
     more = f" ({len(refused) - 1} more like it)" if len(refused) > 1 else ""
+    if sites == "score":
+        rule, remedy = "let the metric into its scores", "Use sites='projection', or leave it out with `layers`."
+        return ArgumentError("model", rule, f"'{name}'{more}, where {reason}", remedy)
     return ArgumentError(
         "model",
         "have attention whose layout can be proven",
@@ -187,13 +227,18 @@ def _refusal(refused: Mapping[str, str]) -> ArgumentError:
 
 
 def _check_options(
-    terms: Sequence[Term], block_size: int, query_norm: str, dtype: torch.dtype | None, adapter_name: str
+    terms: Sequence[Term], block_size: int, sites: str, query_norm: str, dtype: torch.dtype | None, adapter_name: str
 ) -> None:
     GSSFMetric(block_size, terms=terms, block_size=block_size)  # its errors name terms and block_size
     if "dense" in terms and "block_diagonal" in terms:
         raise ArgumentError(
             "terms", "not hold both 'dense' and 'block_diagonal'", repr(tuple(terms)), "Dense holds every block."
         )
+    if sites not in ("projection", "score"):
+        raise ArgumentError("sites", "be 'projection' or 'score'", repr(sites), "See patch_attention.")
+    if sites == "score" and query_norm == "before":
+        remedy = "The score comes after the norm: leave query_norm out, or use sites='projection'."
+        raise ArgumentError("query_norm", "be 'after' where sites='score'", repr(query_norm), remedy)
     if query_norm not in ("after", "before"):
         raise ArgumentError("query_norm", "be 'after' or 'before'", repr(query_norm), "See patch_attention.")
     if dtype is not None and not dtype.is_floating_point:

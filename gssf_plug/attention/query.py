@@ -1,67 +1,42 @@
-"""QueryMetric: the child module of a patched attention layer that holds its metrics and folds them into the query.
+"""QueryMetric: the metrics of one attention layer at its query, on the way out of the projection or of the query norm.
 
-It hangs below the layer as `gssf`, so the layer's own parameters keep their names in `state_dict`. Its hooks are bound
-methods: a deep copy, a pickle or an EMA copy of the model carries its own metrics. While it is disabled, or where the
-active adapter does not cover this layer, the hooks change nothing at all.
+Its hooks are bound methods, so that copies of the model run their own. Where a layer hands its weight to a function
+instead of calling a projection, the weight is shadowed for the time of the layer's forward.
 """
 
 from typing import cast
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from gssf_plug.attention.candidates import Candidate
 from gssf_plug.attention.heads import HeadView
+from gssf_plug.attention.layer_metric import CHILD, LayerMetric
 from gssf_plug.attention.layouts import resolve
 from gssf_plug.attention.sites import OutputSite, shadow, unshadow
-from gssf_plug.metric import GSSFMetric
 
-__all__ = ["CHILD", "QueryMetric"]
+__all__ = ["QueryMetric"]
 
-CHILD = "gssf"
 OUTPUT = "output"
 
 
-class QueryMetric(nn.Module):
-    """The metrics of one attention layer, one per adapter, and the hooks that apply the active one.
+class QueryMetric(LayerMetric):
+    """The metrics of one attention layer, and the hooks that apply the active one.
 
     Args:
         candidate: the proven layout.
-
-    Shape:
-        rows (…, heads·size) -> (…, heads·size); a metric of `size` channels is shared by all heads.
     """
 
     def __init__(self, candidate: Candidate) -> None:
-        super().__init__()
+        super().__init__(candidate.layout.name, candidate.heads, candidate.norm)
         site = candidate.query
-        self.layout, self.norm, self.path, self.heads = (
-            candidate.layout.name,
-            candidate.norm,
-            site.path,
-            candidate.heads,
-        )
+        self.path = site.path
         self.weights = () if isinstance(site, OutputSite) else tuple(site.views)
         views = {OUTPUT: site.view} if isinstance(site, OutputSite) else site.views
         self.views = nn.ModuleDict(views)
-        self.adapters = nn.ModuleDict()
-        self.active: str | None = None
-        self.enabled = True
-
-    def metric(self, adapter_name: str | None = None) -> GSSFMetric | None:
-        """The metric of an adapter, default the active one; None where it does not cover this layer."""
-        name = self.active if adapter_name is None else adapter_name
-        return cast(GSSFMetric, self.adapters[name]) if name is not None and name in self.adapters else None
 
     def view(self, name: str = OUTPUT) -> HeadView:
         """Where the heads lie in the site's output, or in its parameter `name`."""
         return cast(HeadView, self.views[name])
-
-    def fold(self, metric: GSSFMetric, rows: Float[Tensor, "... channels"]) -> Float[Tensor, "... channels"]:
-        """Each head's query times its matrix."""
-        if metric.dim == rows.shape[-1]:
-            return metric.fold(rows)
-        return metric.fold(rows.unflatten(-1, (self.heads.query, self.heads.size))).flatten(-2)
 
     def attach(self, owner: nn.Module) -> None:
         """Become a child of the attention module `owner` and register the hooks."""
@@ -89,7 +64,7 @@ class QueryMetric(nn.Module):
 
     def change_output(self, module: nn.Module, arguments: object, output: Tensor) -> Tensor | None:
         """Forward hook of the projection or the query norm."""
-        metric = self.metric() if self.enabled else None
+        metric = self.acting()
         if metric is None:
             return None
         view = self.view()
@@ -97,7 +72,7 @@ class QueryMetric(nn.Module):
 
     def change_weights(self, owner: nn.Module, arguments: object) -> None:
         """Forward pre-hook where the layer uses its weight without calling a projection."""
-        metric = self.metric() if self.enabled else None
+        metric = self.acting()
         if metric is not None:
             site = self.site(owner)
             for name in self.weights:
@@ -109,7 +84,3 @@ class QueryMetric(nn.Module):
         """Forward hook, also called after an error."""
         for name in self.weights:
             unshadow(self.site(owner), name)
-
-    def extra_repr(self) -> str:
-        """What `print` shows."""
-        return f"{self.layout}, {self.heads.query} heads of {self.heads.size}, active={self.active!r}"
