@@ -29,7 +29,8 @@ def digest_weights(model: nn.Module) -> str:
 def digest_architecture(model: nn.Module) -> str:
     """SHA-256 of what the weights do not say: the modules as printed, and a transformers configuration."""
     plain = unwrap(model)
-    config = plain.config.to_dict() if hasattr(getattr(plain, "config", None), "to_dict") else {}
+    described: Any = getattr(plain, "config", None)
+    config = described.to_dict() if hasattr(described, "to_dict") else {}
     kept = {key: value for key, value in config.items() if key not in PASSING}
     return hashlib.sha256(f"{plain!r} {sorted(kept.items())!r}".encode()).hexdigest()
 
