@@ -16,6 +16,7 @@ from gssf_plug.losses.features import WeightedSum as WeightedSum
 from gssf_plug.losses.hinge import Hinge as Hinge
 from gssf_plug.losses.infonce import InfoNCE as InfoNCE
 from gssf_plug.losses.pairs import relevance_by_id as relevance_by_id
+from gssf_plug.losses.sigmoid import Sigmoid as Sigmoid
 from gssf_plug.losses.triplet import BatchHardTriplet as BatchHardTriplet
 from gssf_plug.losses.triplet import SemiHardTriplet as SemiHardTriplet
 
@@ -26,6 +27,7 @@ __all__ = [
     "IdentityLoss",
     "InfoNCE",
     "SemiHardTriplet",
+    "Sigmoid",
     "WeightedSum",
     "relevance_by_id",
 ]
