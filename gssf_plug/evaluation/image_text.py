@@ -24,9 +24,10 @@ from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_
 from gssf_plug.evaluation.processes import add_over_processes, share
 from gssf_plug.metric.metric import GSSFMetric
 
-__all__ = ["image_text_recall"]
+__all__ = ["image_text_recall", "image_text_recall_of_scores"]
 
 KS = (1, 5, 10)
+IMAGES_AT_ONCE, TEXTS_AT_ONCE = 512, 2560
 KEPT_SCORES = 16_777_216  # of tiles with positives, which are needed twice: 64 MB in float32
 Tile = tuple[slice, slice]
 
@@ -39,8 +40,8 @@ def image_text_recall(
     *,
     metric: GSSFMetric | None = None,
     folds: int | None = None,
-    image_chunk: int = 512,
-    text_chunk: int = 2560,
+    image_chunk: int = IMAGES_AT_ONCE,
+    text_chunk: int = TEXTS_AT_ONCE,
     distributed: bool = False,
 ) -> dict[str, float]:
     """Recall in % and median ranks of image ↔ text retrieval, exactly.
@@ -73,43 +74,110 @@ def image_text_recall(
     """
     check_features("image_features", image_features, metric)
     check_features("text_features", text_features, metric, image_features.shape[1])
-    image_of_text = _checked_owners(image_of_text, text_features, len(image_features))
+    image_of_text = _checked_owners(image_of_text, text_features, image_features, ("text_features", "image_features"))
     _check_sizes(len(image_features), folds, image_chunk, text_chunk)
+    sides = _FeaturePairs(checked_metric(metric, image_features), image_features, text_features)
+    return _recall(sides, image_of_text, folds, image_chunk, text_chunk, distributed)
+
+
+@torch.no_grad()
+def image_text_recall_of_scores(
+    scores: Float[Tensor, "n m"], image_of_text: Int[Tensor, " m"], *, folds: int | None = None
+) -> dict[str, float]:
+    """The measures of `image_text_recall` from a score matrix: for models that compare more than one vector per item.
+
+    Means of several models' matrices rank as well (SCAN's ensembles of both directions).
+
+    Args:
+        scores: N images × M captions, larger is better.
+        image_of_text: for each caption the row of its image, 0 … N-1.
+        folds: as in `image_text_recall`.
+
+    Raises:
+        ArgumentError: scores that are no finite matrix, an `image_of_text` of another length or outside the images.
+
+    Example:
+        >>> scores = torch.eye(4).repeat_interleave(2, dim=1)
+        >>> image_text_recall_of_scores(scores, torch.arange(4).repeat_interleave(2))["rsum"]
+        600.0
+    """
+    check_features("scores", scores, None)
+    image_of_text = _checked_owners(image_of_text, scores.T, scores, ("scores.T", "scores"))
+    _check_sizes(len(scores), folds, IMAGES_AT_ONCE, TEXTS_AT_ONCE)
+    return _recall(_ScoredPairs(scores), image_of_text, folds, IMAGES_AT_ONCE, TEXTS_AT_ONCE, False)
+
+
+def _recall(
+    sides: "_FeaturePairs | _ScoredPairs",
+    image_of_text: Int[Tensor, " m"],
+    folds: int | None,
+    image_chunk: int,
+    text_chunk: int,
+    distributed: bool,
+) -> dict[str, float]:
+    """The mean over the folds of their measures."""
     order = image_of_text.argsort(stable=True)
     owners = image_of_text[order]
-    metric = checked_metric(metric, image_features)
     measured = []
-    for number, images in enumerate(_fold_slices(len(image_features), folds or 1)):
+    for number, images in enumerate(_fold_slices(sides.images, folds or 1)):
         bounds = torch.searchsorted(owners, torch.tensor([images.start, images.stop], device=owners.device)).tolist()
         own = slice(*bounds)
         if bounds[0] == bounds[1]:
             raise ArgumentError(
                 "folds", "leave captions in every fold", f"none in fold {number}", "Use fewer folds, or None."
             )
-        pairs = _Pairs(metric, image_features[images], text_features, order[own], owners[own] - images.start)
+        pairs = _Pairs(sides, images, order[own], owners[own] - images.start)
         measured.append(_measures(*_ranks(pairs, image_chunk, text_chunk, distributed)))
     return {name: sum(fold[name] for fold in measured) / len(measured) for name in measured[0]}
+
+
+class _FeaturePairs:
+    """Scores of features under a metric."""
+
+    def __init__(self, metric: GSSFMetric, images: Tensor, texts: Tensor) -> None:
+        self.metric, self.features, self.texts = metric, images, texts
+        self.images = len(images)
+        self.dtype = torch.promote_types(images.dtype, torch.float32)
+        self._prepared: tuple[Tensor, Tensor] | None = None  # the captions of the last tile, normalised
+
+    def scores(self, images: slice, captions: Int[Tensor, " tile"]) -> Float[Tensor, "n tile"]:
+        if self._prepared is None or self._prepared[0] is not captions:
+            self._prepared = captions, self.metric.gallery(promoted(self.texts[captions]))
+        return self.metric.fold(promoted(self.features[images])) @ self._prepared[1].T
+
+
+class _ScoredPairs:
+    """Scores that are known."""
+
+    def __init__(self, scores: Tensor) -> None:
+        self.matrix, self.images = scores, len(scores)
+        self.dtype = torch.promote_types(scores.dtype, torch.float32)
+
+    def scores(self, images: slice, captions: Int[Tensor, " tile"]) -> Float[Tensor, "n tile"]:
+        return promoted(self.matrix[images][:, captions])
 
 
 class _Pairs:
     """One gallery of images and its captions sorted by image; scores of a tile on demand, to the bit the same."""
 
-    def __init__(self, metric: GSSFMetric, images: Tensor, texts: Tensor, order: Tensor, owners: Tensor) -> None:
-        self.metric, self.images, self.texts = metric, images, texts
+    def __init__(self, sides: _FeaturePairs | _ScoredPairs, images: slice, order: Tensor, owners: Tensor) -> None:
+        self.sides, self.gallery = sides, images
+        self.images = images.stop - images.start
         self.order, self.owners = order, owners
-        self._prepared: tuple[slice, Tensor] | None = None  # the captions of the last tile, normalised
+        self._captions: tuple[slice, Tensor] | None = None  # of the last tile
 
     def scores(self, tile: Tile) -> Float[Tensor, "n m"]:
         images, captions = tile
-        if self._prepared is None or self._prepared[0] != captions:
-            self._prepared = captions, self.metric.gallery(promoted(self.texts[self.order[captions]]))
-        return self.metric.fold(promoted(self.images[images])) @ self._prepared[1].T
+        if self._captions is None or self._captions[0] != captions:
+            self._captions = captions, self.order[captions]
+        first = self.gallery.start
+        return self.sides.scores(slice(first + images.start, first + images.stop), self._captions[1])
 
     def tiles(self, image_chunk: int, text_chunk: int) -> list[Tile]:
         return [
             (images, captions)
             for captions in _slices(len(self.owners), text_chunk)
-            for images in _slices(len(self.images), image_chunk)
+            for images in _slices(self.images, image_chunk)
         ]
 
     def holds_positives(self, tile: Tile) -> bool:
@@ -126,9 +194,9 @@ def _ranks(
     positives = [number for number, tile in enumerate(tiles) if pairs.holds_positives(tile)]
     own, known = _positive_scores(pairs, tiles, share(positives, distributed))
     add_over_processes(own, distributed)
-    best = torch.full((len(pairs.images),), float("-inf"), dtype=own.dtype, device=own.device)
+    best = torch.full((pairs.images,), float("-inf"), dtype=own.dtype, device=own.device)
     best.scatter_reduce_(0, pairs.owners, own, "amax")
-    above_image = torch.zeros(len(pairs.images), dtype=torch.long, device=own.device)
+    above_image = torch.zeros(pairs.images, dtype=torch.long, device=own.device)
     above_text = torch.zeros(len(own), dtype=torch.long, device=own.device)
     for number in share(range(len(tiles)), distributed):
         images, captions = tiles[number]
@@ -147,8 +215,7 @@ def _positive_scores(
 
     Captions of other tiles are left at zero. Tiles are kept up to `KEPT_SCORES` and scored again beyond it.
     """
-    dtype = torch.promote_types(pairs.images.dtype, torch.float32)
-    own = torch.zeros(len(pairs.owners), dtype=dtype, device=pairs.owners.device)
+    own = torch.zeros(len(pairs.owners), dtype=pairs.sides.dtype, device=pairs.owners.device)
     known: dict[int, Tensor] = {}
     for number in numbers:
         images, captions = tiles[number]
@@ -185,13 +252,13 @@ def _fold_slices(count: int, folds: int) -> list[slice]:
     return [slice(count * fold // folds, count * (fold + 1) // folds) for fold in range(folds)]
 
 
-def _checked_owners(image_of_text: Tensor, text_features: Tensor, images: int) -> Int[Tensor, " m"]:
-    owners = checked_labels("image_of_text", image_of_text, text_features, "text_features")
-    outside = ((owners < 0) | (owners >= images)).nonzero()
+def _checked_owners(image_of_text: Tensor, texts: Tensor, images: Tensor, names: tuple[str, str]) -> Int[Tensor, " m"]:
+    owners = checked_labels("image_of_text", image_of_text, texts, names[0])
+    outside = ((owners < 0) | (owners >= len(images))).nonzero()
     if len(outside):
         caption = int(outside[0])
         got = f"{int(owners[caption])} for caption {caption}"
-        raise ArgumentError("image_of_text", f"name rows of `image_features`, 0 … {images - 1}", got, "Renumber it.")
+        raise ArgumentError("image_of_text", f"name rows of `{names[1]}`, 0 … {len(images) - 1}", got, "Renumber it.")
     return owners
 
 

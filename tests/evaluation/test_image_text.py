@@ -6,7 +6,7 @@ import torch
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation import image_text_recall
+from gssf_plug.evaluation import image_text_recall, image_text_recall_of_scores
 
 
 def reference(scores, owners):
@@ -136,6 +136,18 @@ def test_memory_stays_within_a_tile():
     assert largest <= 900 * 16  # the finiteness check reads the inputs; no score matrix (270,000) is formed
 
 
+@pytest.mark.parametrize("folds", [None, 3])
+def test_a_score_matrix_ranks_as_the_features_that_made_it(folds):
+    x, y, owners = noisy_pairs(15, 3)
+    order = torch.randperm(len(y))
+    y, owners, metric = y[order], owners[order], perturbed(8)
+    scores = metric(x, y).detach()
+    got = image_text_recall_of_scores(scores, owners, folds=folds)
+    assert_same(got, image_text_recall(x, y, owners, metric=metric, folds=folds))
+    ties = (scores * 2).round()
+    assert_same(image_text_recall_of_scores(ties.half(), owners), reference(ties, owners))
+
+
 @pytest.mark.bad_input
 class TestBadInput:
     def refuses(self, match, images=None, texts=None, owners=None, **options):
@@ -200,3 +212,12 @@ class TestBadInput:
 
     def test_distributed_without_a_group(self):
         self.refuses("`distributed` must be False without an initialised", distributed=True)
+
+    def test_scores(self):
+        owners = torch.tensor([0, 4, 1, 2])
+        with pytest.raises(ArgumentError, match="`image_of_text` must name rows of `scores`, 0 … 3, but got 4 for"):
+            image_text_recall_of_scores(torch.randn(4, 4), owners)
+        with pytest.raises(ArgumentError, match=r"one whole number per row of `scores.T` \(5\)"):
+            image_text_recall_of_scores(torch.randn(4, 5), owners)
+        with pytest.raises(ArgumentError, match="`scores` must be finite"):
+            image_text_recall_of_scores(torch.full((4, 4), float("nan")), owners.clamp(max=3))
