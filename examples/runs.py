@@ -1,20 +1,75 @@
 """Resumable runs of a table: one JSON line per (row, seed); mean ± spread; a paired test of ours and the best other.
 
+`--workers 2` shares the runs between processes of one thread each, which suits small models better than two threads in
+one process. A killed table goes on where it stopped.
+
 The paired test flips signs of differences per held-out item (the mean over seeds of each item, 10,000 draws): it asks
 whether the two rows differ on other items. The spread over seeds stands beside it: whether they differ in other runs.
 """
 
+import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
-__all__ = ["append", "difference", "finished", "render"]
+__all__ = ["add_options", "append", "difference", "fill", "finished", "render"]
 
 Runs = Mapping[tuple[str, int], Mapping[str, Any]]
+
+
+def add_options(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """The options of every table."""
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="choose recipes on validation")
+    parser.add_argument("--only", nargs="*", default=[], help="names of rows")
+    parser.add_argument("--out", type=Path, default=folder)
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the runs")
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)  # which share a worker has
+    parser.add_argument("--quick", action="store_true", help="a smoke test: one seed, next to no training")
+
+
+def fill(
+    options: argparse.Namespace, names: Sequence[str], run: Callable[[str, int], Mapping[str, Any]], main: bool = True
+) -> Runs:
+    """Every row with every seed; what the log holds is not run again. Returns the log once all is there.
+
+    Args:
+        options: of `add_options`.
+        names: rows; `options.only` chooses among them.
+        run: name, seed -> measures.
+        main: whether this process writes the log (others of `accelerate launch` only take part in the runs).
+    """
+    log = options.out / "runs.jsonl"
+    kept = finished(log)
+    chosen = [name for name in names if not options.only or name in options.only]
+    every = [(name, seed) for seed in range(options.seeds) for name in chosen]
+    if options.workers > 1 and options.part is None:
+        if not kept.keys() >= {*every}:
+            _share(options.workers)
+        return finished(log)
+    todo = [pair for pair in every[options.part or 0 :: options.workers] if pair not in kept]
+    for name, seed in tqdm(todo, desc="students", disable=not main):
+        result = run(name, seed)
+        if main:
+            append(log, name, seed, result)
+    return finished(log)
+
+
+def _share(workers: int) -> None:
+    """The same command once per worker, with one thread each."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, *sys.argv, "--part", str(part)] for part in range(workers)]
+    processes = [subprocess.Popen(command, env=environment) for command in commands]
+    if any([process.wait() for process in processes]):  # noqa: C419 - wait for all, also after a failure
+        raise SystemExit("A worker failed; what the others finished is kept. Run the same command again.")
 
 
 def append(log: Path, name: str, seed: int, result: Mapping[str, Any]) -> None:

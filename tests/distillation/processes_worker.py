@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
 
@@ -18,10 +19,19 @@ from distillation.models import bert, text
 
 from gssf_plug import GSSFMetric
 from gssf_plug.distillation import DistillationTrainer, Distiller, FeatureTaps
-from gssf_plug.distillation.losses import Contrastive
+from gssf_plug.distillation.losses import CRD, PKT, RKD, SP, Contrastive, Regression
 from gssf_plug.distributed import process_count
 
 LOSSES = ("gssf", "sp", "rkd", "pkt", "crd", "cka", "mse", "cosine", "vid")
+WITH_METRIC = {
+    "contrastive": lambda: Contrastive(GSSFMetric(24, block_size=8)),
+    "regression": lambda: Regression(GSSFMetric(24, block_size=8, constraint="psd", normalize=False)),
+    "SP": lambda: SP(GSSFMetric(16)),
+    "PKT": lambda: PKT(GSSFMetric(16)),
+    "RKD": lambda: RKD(GSSFMetric(16, constraint="psd")),
+    "CRD": lambda: CRD(GSSFMetric(24, block_size=8)),
+}
+PER_EXAMPLE = ("mse", "cosine", "vid", "regression")
 
 
 def make(loss):
@@ -117,22 +127,33 @@ def with_fsdp():
         torch.testing.assert_close(gradients[1][name].full_tensor(), gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
+def with_fsdp1():
+    """Taps resolved on a model that is wrapped already, in every block, read the same features."""
+    plain = bert(seed=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    policy = ModuleWrapPolicy({type(plain.encoder.layer[0])})
+    sharded = FullyShardedDataParallel(copy.deepcopy(plain), auto_wrap_policy=policy, device_id=torch.device("cpu"))
+    with FeatureTaps(plain, ["encoder.layer.*"]) as ours, FeatureTaps(sharded, ["encoder.layer.*"]) as theirs:
+        plain(**text(8))
+        sharded(**text(8))
+        assert list(theirs.features) == ["encoder.layer.0", "encoder.layer.1"]
+        for name, feature in ours.features.items():
+            torch.testing.assert_close(theirs[name].tensor, feature.tensor)
+
+
 def main(folder):
     dist.init_process_group("gloo")
     assert process_count() == 2
     rank = dist.get_rank()
     for own in (slice(0, 4), slice(4, 8)), (slice(0, 5), slice(5, 8)):
         relational_only = own[0].stop != 4  # uneven: DDP weighs processes alike, so means per example differ
-        for loss in LOSSES:
-            if relational_only and loss in ("mse", "cosine", "vid"):
+        for loss in (*LOSSES, *WITH_METRIC):
+            if relational_only and loss in PER_EXAMPLE:
                 continue
-            distiller, alone = by_hand(loss, own[rank])
+            distiller, alone = by_hand(WITH_METRIC[loss]() if loss in WITH_METRIC else loss, own[rank])
             whole_batch(alone)
             compare(loss, distiller, alone)
-        distiller, alone = by_hand(Contrastive(GSSFMetric(24, block_size=8)), own[rank])
-        whole_batch(alone)
-        compare("contrastive", distiller, alone)
     with_fsdp()
+    with_fsdp1()
     with_trainer(folder)
     dist.barrier()
     if rank == 0:
@@ -143,4 +164,5 @@ def main(folder):
 if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    warnings.filterwarnings("ignore", message=".*FullyShardedDataParallel")
     main(sys.argv[1])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from gssf_plug.distillation import Distiller, Tap, TeacherCache, precompute
 from gssf_plug.distillation.fingerprints import digest_row, digest_weights
 from gssf_plug.distillation.teacher import TeacherModel
 from gssf_plug.errors import ArgumentError, CheckpointError
-from gssf_plug.features import mean_pool
+from gssf_plug.features import GPO, mean_pool
 
 from .models import TinyCNN, bert, images, text
 
@@ -136,6 +137,61 @@ def test_stale_folders_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="was made from another teacher's weights"):
         TeacherCache(tmp_path, teacher=bert(24, 4, seed=3))
     TeacherCache(tmp_path, teacher=bert(24, 4, seed=2))
+
+
+def reversed_collate(batch):
+    found = collate(batch)
+    return {**found, "input_ids": found["input_ids"].flip(1), "attention_mask": found["attention_mask"].flip(1)}
+
+
+def test_another_tokenizer_or_architecture_is_stale(tmp_path):
+    """The rows are the same texts, the weights are the same numbers: what the teacher makes of them is not."""
+    make(tmp_path)
+    with pytest.raises(CheckpointError, match="holds features of other inputs: collate makes something else"):
+        make(tmp_path, collate=reversed_collate)
+    other = bert(24, 4, seed=2)
+    other.config.hidden_act = "relu"
+    with pytest.raises(CheckpointError, match="holds features of another architecture"):
+        make(tmp_path, other)
+    renamed = bert(24, 4, seed=2)
+    renamed.config._name_or_path = "elsewhere"
+    make(tmp_path, renamed)
+
+
+def test_a_pooling_needs_a_name_or_weights_of_its_own(tmp_path):
+    """Two lambdas look alike: a cache of one would be taken for that of the other."""
+    inner = lambda tokens, mask: tokens[:, 0]  # noqa: E731
+    for pooling in (inner, partial(mean_pool)):
+        with pytest.raises(ArgumentError, match="`pooling` must have a name of its own where features are cached"):
+            make(tmp_path / "a", taps=[Tap("", pooling=pooling)])
+    torch.manual_seed(1)
+    pooled = [Tap("", pooling=GPO()), Tap("", pooling=GPO())]
+    make(tmp_path / "b", taps=pooled[:1])
+    with pytest.raises(CheckpointError, match="holds features of another taps"):
+        make(tmp_path / "b", taps=pooled[1:])
+
+
+def test_rows_outside_the_cache_are_refused(tmp_path):
+    cache = make(tmp_path, taps=[POOLED])
+    cache.watch({"0": POOLED})
+    for row in (-1, 21):
+        with pytest.raises(ArgumentError, match=r"`teacher_row` must lie in \[0, 21\), but got"):
+            cache.features({"teacher_row": torch.tensor([0, row])}, CPU)
+
+
+def test_an_example_is_found_in_any_form(tmp_path):
+    """Lists, numpy and torch formats of one data set are the same examples."""
+    cache = make(tmp_path, taps=[POOLED])
+    plain = Dataset.from_list(rows())
+    assert cache.rows_of(plain.with_format("torch")) == list(range(21))
+    assert cache.rows_of(plain.with_format("numpy")) == list(range(21))
+
+
+def test_the_teacher_keeps_its_device_and_loses_its_taps(tmp_path):
+    teacher = bert(24, 4, seed=2)
+    make(tmp_path, teacher)
+    assert next(teacher.parameters()).device == CPU
+    assert not any(module._forward_hooks for module in teacher.modules())
 
 
 def test_damage_is_found_and_repaired(tmp_path):

@@ -9,10 +9,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
 from transformers import AlbertConfig, AlbertModel
 
 from gssf_plug.distillation import FeatureTaps, Tap
+from gssf_plug.distillation.paths import layer_paths
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import mean_pool
 
@@ -158,11 +160,32 @@ def test_wrappers_change_nothing():
     plain(**batch)
     expected = taps["encoder.layer.1"].tensor
     adapted = get_peft_model(bert(), LoraConfig(target_modules=["query"])).eval()
-    for wrapped in (nn.DataParallel(bert()).eval(), adapted):
+    extractor = get_peft_model(bert(), LoraConfig(target_modules=["query"], task_type="FEATURE_EXTRACTION")).eval()
+    for wrapped in (nn.DataParallel(bert()).eval(), adapted, extractor):
         taps = FeatureTaps(wrapped, ["encoder.layer.1"])
         wrapped(**batch)
         torch.testing.assert_close(taps["encoder.layer.1"].tensor, expected)
         assert torch.equal(taps["encoder.layer.1"].mask, batch["attention_mask"].bool())
+
+
+def test_wrappers_of_parts_change_nothing():
+    """checkpoint_wrapper and compiled blocks put names into paths; taps go by those of the plain model."""
+    batch, plain = text(), bert().eval()
+    with FeatureTaps(plain, ["encoder.layer.*"]) as taps:
+        plain(**batch)
+        expected = taps.features
+    model = bert()
+    model.encoder.layer[0] = checkpoint_wrapper(model.encoder.layer[0])
+    model.encoder.layer[1] = torch.compile(model.encoder.layer[1], backend="eager", disable=True)
+    assert layer_paths(model) == ["encoder.layer.0", "encoder.layer.1"]
+    taps = FeatureTaps(model.eval(), ["encoder.layer.*"])
+    model(**batch)
+    for name, feature in expected.items():
+        torch.testing.assert_close(taps[name].tensor, feature.tensor)
+    model.train()
+    model(**batch)
+    taps["encoder.layer.0"].tensor.sum().backward()
+    assert model.encoder.layer[0].attention.self.query.weight.grad.abs().max() > 0
 
 
 @pytest.mark.compile
