@@ -2,7 +2,8 @@
 
     feature_tensor(output)     tensor, tuple, dict or transformers ModelOutput -> the tensor of features
     as_tokens(features)        (N, D), (N, T, D) or (N, C, H, W) -> (N, T, D)
-    cls_pool, mean_pool, max_pool, GPO() : (N, T, D), mask (N, T) -> (N, D)
+    cls_pool, last_pool, mean_pool, max_pool, mean_max_pool, GPO() : (N, T, D), mask (N, T) -> (N, D)
+    SizeAugmentation(pooling)  a pooling that leaves out random tokens while training
     BNNeck(D)                  (N, D) -> (N, D), the last step of a re-identification tower
 
 A pooling is any callable of that form, plain function or module (one with parameters is trained with its tower); it is
@@ -21,7 +22,20 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["GPO", "BNNeck", "Mask", "Pooling", "as_tokens", "cls_pool", "feature_tensor", "max_pool", "mean_pool"]
+__all__ = [
+    "GPO",
+    "BNNeck",
+    "Mask",
+    "Pooling",
+    "SizeAugmentation",
+    "as_tokens",
+    "cls_pool",
+    "feature_tensor",
+    "last_pool",
+    "max_pool",
+    "mean_max_pool",
+    "mean_pool",
+]
 
 Mask = Bool[Tensor, "n t"] | Int[Tensor, "n t"] | Float[Tensor, "n t"]
 Pooling = Callable[[Tensor, Tensor | None], Tensor]
@@ -90,6 +104,11 @@ def cls_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Floa
     return torch.where(valid.any(dim=1, keepdim=True), chosen, 0.0)
 
 
+def last_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
+    """The last valid token of each row: the state of a forward GRU that has read all words."""
+    return cls_pool(tokens.flip(1), None if mask is None else mask.flip(1))
+
+
 def mean_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
     """The mean of the valid tokens."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
@@ -107,6 +126,42 @@ def max_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Floa
     valid = _valid(tokens, mask)[..., None]
     largest = tokens.masked_fill(~valid, float("-inf")).amax(dim=1)
     return torch.where(valid.any(dim=1), largest, 0.0)
+
+
+def mean_max_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
+    """Mean plus maximum of each channel: the pooling of Proxy-Anchor's code."""
+    return mean_pool(tokens, mask) + max_pool(tokens, mask)
+
+
+class SizeAugmentation(nn.Module):
+    """A pooling that, while training, leaves out a random share of each row's tokens: VSE∞'s size augmentation.
+
+    Args:
+        pooling: any pooling, such as `GPO()`.
+        share: probability of a token to be left out, 0 ≤ share < 1; default 0.2. A row that would lose all keeps all.
+
+    Raises:
+        ArgumentError: a share outside its range.
+
+    References:
+        Chen et al., VSE∞, arXiv 2011.04305. Its code drops regions before they are projected (which changes the batch
+        statistics there), and grids of four images in five by a share that is itself random up to 0.2.
+    """
+
+    def __init__(self, pooling: Pooling, share: float = 0.2) -> None:
+        super().__init__()
+        if not 0 <= share < 1:
+            raise ArgumentError("share", "be at least 0 and below 1", share, "VSE∞ uses 0.2.")
+        self.pooling = pooling
+        self.share = share
+
+    def forward(self, tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
+        """Pool what is left."""
+        if self.training and self.share > 0:
+            valid = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else _valid(tokens, mask)
+            kept = valid & (torch.rand(tokens.shape[:2], device=tokens.device) >= self.share)
+            mask = torch.where(kept.any(dim=1, keepdim=True), kept, valid)
+        return self.pooling(tokens, mask)
 
 
 class GPO(nn.Module):
@@ -134,6 +189,7 @@ class GPO(nn.Module):
         if code < 2 or code % 2:
             raise ArgumentError("code", "be even and at least 2", code, "VSE∞ uses 32.")
         self.code = code
+        self.hidden = hidden
         self.gru = nn.GRU(code, hidden, batch_first=True, bidirectional=True)
         self.weight = nn.Linear(hidden, 1, bias=False)
 
@@ -166,9 +222,9 @@ class GPO(nn.Module):
 class BNNeck(nn.BatchNorm1d):
     """Batch normalisation whose bias stays zero, after the pooling of a re-identification tower.
 
-    Pass it as `Tower(encoder, projection=BNNeck(dim))`. Bag of tricks puts its triplet loss before the neck and
-    classifier and search after it; here all three see the features after it, so that the metric that is trained is the
-    metric that searches.
+    Bag of tricks puts its triplet loss before the neck, classifier and search after it: `OneTower(encoder,
+    neck=BNNeck(dim))` with `NeckLoss`. As `Tower(encoder, projection=BNNeck(dim))` all three see the features after it,
+    so that the metric that is trained is the metric that searches.
 
     Args:
         dim: width of the features.
@@ -179,6 +235,7 @@ class BNNeck(nn.BatchNorm1d):
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
+        self.dim = dim
         self.bias.requires_grad_(False)
 
 

@@ -6,8 +6,8 @@ from accelerate.utils import send_to_device
 from tqdm import tqdm
 
 from gssf_plug.retrieval.batches import BatchReader, load_batches
-from gssf_plug.retrieval.models import Embedding, RetrievalModel
-from gssf_plug.retrieval.objective import gather_embedding
+from gssf_plug.retrieval.embedding import Embedding, gather_embedding, join_embeddings
+from gssf_plug.retrieval.models import RetrievalModel
 
 __all__ = ["embed_rows"]
 
@@ -40,5 +40,4 @@ def embed_rows(
             own = model(send_to_device(read.batch, accelerator.device))
         parts.append(gather_embedding(own))
     model.train(training)
-    whole = Embedding(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    return (whole._replace(gallery=whole.queries) if parts[0].one_sided else whole), unreadable
+    return join_embeddings(parts), unreadable

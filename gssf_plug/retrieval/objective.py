@@ -4,17 +4,19 @@ Being one module, the loss's parameters (a learned scale) reach the optimizer, t
 model's. Scores and loss are computed in float32 or better, also under autocast.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gssf_plug.distributed import gather, gather_detached
 from gssf_plug.losses.features import loss_of_features
 from gssf_plug.losses.pairs import relevance_by_id
-from gssf_plug.retrieval.models import Embedding, RetrievalModel
+from gssf_plug.losses.tiles import loss_of_pairs
+from gssf_plug.retrieval.embedding import Embedding, Fragments, gather_embedding
+from gssf_plug.retrieval.models import RetrievalModel
+from gssf_plug.retrieval.neck import check_neck
 
 __all__ = ["Objective", "gather_embedding"]
 
@@ -29,28 +31,29 @@ class Objective(nn.Module):
 
     def __init__(self, model: RetrievalModel, loss: nn.Module) -> None:
         super().__init__()
+        check_neck(model, loss)
         self.model = model
         self.loss = loss
 
-    def forward(self, batch: Mapping[str, Any]) -> Float[Tensor, ""]:
-        """The loss of the whole batch; the same number on every process."""
-        whole = gather_embedding(self.model(batch))
-        with torch.autocast(whole.queries.device.type, enabled=False):
+    def forward(self, batch: Mapping[str, Any], then: Callable[[Embedding], Any] | None = None) -> Any:
+        """Encode a batch of this process.
+
+        Args:
+            batch: what the model reads.
+            then: what to make of the embedding; default `loss_of`, the loss of the whole batch.
+        """
+        own = self.model(batch)
+        return self.loss_of(own) if then is None else then(own)
+
+    def loss_of(self, own: Embedding) -> Float[Tensor, ""]:
+        """The loss of the rows of all processes; the same number on every process."""
+        whole = gather_embedding(own)
+        queries, query_ids, gallery, gallery_ids = whole
+        with torch.autocast(query_ids.device.type, enabled=False):
+            if isinstance(queries, Fragments) or isinstance(gallery, Fragments):  # scored in blocks by the model
+                scores = self.model.score(queries, gallery)
+                loss: Tensor = self.loss(scores, relevance_by_id(query_ids, gallery_ids))
+                return loss
             if whole.one_sided:
-                return loss_of_features(self.loss, whole.queries, whole.query_ids, self.model.score)
-            scores = self.model.score(whole.queries, whole.gallery)
-            relevance = relevance_by_id(whole.query_ids, whole.gallery_ids)
-            loss: Tensor = self.loss(scores, relevance)
-        return loss
-
-
-def gather_embedding(own: Embedding) -> Embedding:
-    """The embedding of all processes' rows, features in float32 or better; gradients flow back."""
-    queries, query_ids = _precise(gather(own.queries)), gather_detached(own.query_ids)
-    if own.one_sided:
-        return Embedding(queries, query_ids, queries, query_ids)
-    return Embedding(queries, query_ids, _precise(gather(own.gallery)), gather_detached(own.gallery_ids))
-
-
-def _precise(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))
+                return loss_of_features(self.loss, queries, query_ids, self.model.score)
+            return loss_of_pairs(self.loss, self.model.score, queries, query_ids, gallery, gallery_ids)

@@ -1,0 +1,203 @@
+r"""Scores of images and captions from all pairs of regions and words: cross-attention, without its weighted sums.
+
+    g_rt = s(v_r, w_t)     fragment similarity            l_rt: attention logits, a similarity too
+    l̄_rt = leaky(l_rt) / ‖leaky(l_··)‖                    norm over what asks (t2i: words; i2t: regions)
+    t2i    α_·t = softmax_r(λ l̄_·t),   a_t = Σ_r α_rt v̂_r,   s_t = s(a_t, w_t),   score = aggregate_t s_t
+    i2t    β_r· = softmax_t(λ l̄_r·),   b_r = Σ_t β_rt ŵ_t,   s_r = s(v_r, b_r),   score = aggregate_r s_r
+
+The attended vectors a_t and b_r (D numbers for every pair and word) are never formed. A metric is linear in each
+normalised side, so
+
+    s(a_t, w_t) = Σ_r α_rt g_rt / ‖a_t‖,        ‖a_t‖² = αᵀ (V̂ V̂ᵀ) α
+
+which needs the fragment similarities and the small Gram matrix of the regions alone: half of the arithmetic, and 1/D of
+the memory. "leaky" is LeakyReLU of slope 0.1. Pairs are computed in blocks; with gradients each block is computed again
+in the backward pass.
+
+Source: Lee et al., SCAN, "Stacked cross attention for image-text matching", arXiv 1803.08024, with "clipped_l2norm".
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["Aggregate", "Alignment", "Block", "ImageToText", "LogSumExp", "TextToImage", "align", "average"]
+
+Aggregate = Callable[[Tensor, Tensor], Tensor]
+SLOPE = 0.1  # of LeakyReLU for negative logits
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some images with some captions.
+
+    Args:
+        similarity: g, (n, R, m, T).
+        logits: l, (n, R, m, T).
+        regions: normalised, (n, R, D).
+        words: normalised, (m, T, D).
+        region_mask: (n, R), True where there is a region.
+        word_mask: (m, T), True where there is a word.
+    """
+
+    similarity: Float[Tensor, "n r m t"]
+    logits: Float[Tensor, "n r m t"]
+    regions: Float[Tensor, "n r dim"]
+    words: Float[Tensor, "m t dim"]
+    region_mask: Bool[Tensor, "n r"]
+    word_mask: Bool[Tensor, "m t"]
+
+
+Alignment = Callable[[Block], Tensor]
+
+
+def average(values: Float[Tensor, "*batch k"], mask: Bool[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+    """The mean over the last dimension where the mask is True; 0 where it is nowhere."""
+    return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """log Σ exp(λ s) / λ over the last dimension: between the sum (small λ) and the maximum (large λ).
+
+    Args:
+        sharpness: λ, above 0. SCAN: 6 for text to image; 5 (Flickr30K) or 20 (COCO) for image to text.
+    """
+
+    sharpness: float = 6.0
+
+    def __call__(self, values: Float[Tensor, "*batch k"], mask: Bool[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """Over the values where the mask is True; 0 where it is nowhere."""
+        anywhere = mask.any(-1)
+        scaled = (self.sharpness * values).masked_fill(~mask & anywhere[..., None], float("-inf"))
+        return (scaled.logsumexp(-1) / self.sharpness).masked_fill(~anywhere, 0.0)
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """Every word attends to the regions.
+
+    Args:
+        temperature: λ of the softmax over regions; default 9 (SCAN).
+        aggregate: word similarities (…, T) and their mask to one score; default `LogSumExp(6)`, or `average`.
+    """
+
+    temperature: float = 9.0
+    aggregate: Aggregate = LogSumExp(6.0)
+
+    def __call__(self, block: Block) -> Float[Tensor, "n m"]:
+        """Scores of the block's pairs."""
+        asking = block.word_mask
+        logits = _clipped(block.logits.masked_fill(~asking, 0.0), dim=3) * self.temperature
+        attention = _softmax(logits, block.region_mask[:, :, None, None], dim=1)
+        gram = block.regions @ block.regions.mT
+        norms = (gram @ attention.flatten(2)).unflatten(2, attention.shape[2:]).mul(attention).sum(1)
+        similarity = (attention * block.similarity).sum(1) / _root(norms)
+        return self.aggregate(similarity, asking.expand(similarity.shape))
+
+
+@dataclass(frozen=True)
+class ImageToText:
+    """Every region attends to the words.
+
+    Args:
+        temperature: λ of the softmax over words; default 4 (SCAN).
+        aggregate: region similarities (…, R) and their mask to one score; default `LogSumExp(5)`, or `average`.
+    """
+
+    temperature: float = 4.0
+    aggregate: Aggregate = LogSumExp(5.0)
+
+    def __call__(self, block: Block) -> Float[Tensor, "n m"]:
+        """Scores of the block's pairs."""
+        asking = block.region_mask
+        logits = _clipped(block.logits.masked_fill(~asking[:, :, None, None], 0.0), dim=1) * self.temperature
+        attention = _softmax(logits, block.word_mask, dim=3)
+        gram = block.words @ block.words.mT
+        spread = (attention.permute(2, 0, 1, 3).flatten(1, 2) @ gram).unflatten(1, attention.shape[:2])
+        norms = (spread.permute(1, 2, 0, 3) * attention).sum(3)
+        similarity = ((attention * block.similarity).sum(3) / _root(norms)).mT
+        return self.aggregate(similarity, asking[:, None].expand(similarity.shape))
+
+
+def align(
+    alignments: Sequence[Alignment],
+    regions: Float[Tensor, "n r dim"],
+    words: Float[Tensor, "m t dim"],
+    region_mask: Bool[Tensor, "n r"],
+    word_mask: Bool[Tensor, "m t"],
+    *,
+    similarity: Callable[[Tensor], Tensor],
+    logits: Callable[[Tensor], Tensor] | None = None,
+    pairs: int = 2048,
+) -> Float[Tensor, "n m"]:
+    """Scores of all images with all captions: the mean of the alignments.
+
+    Args:
+        alignments: at least one.
+        regions: v̂, normalised; what stands under a False mask is zero.
+        words: ŵ, likewise.
+        region_mask: True where there is a region.
+        word_mask: True where there is a word.
+        similarity: folds regions such that `similarity(v̂) @ ŵ` is s(v, w): a metric's `fold`.
+        logits: likewise for the attention; None (default) attends by `similarity`.
+        pairs: images × captions of one block; default 2,048. A block holds about eight tensors of pairs·R·T numbers.
+    """
+    captions = min(max(1, len(words)), 64)
+    images = max(1, pairs // captions)
+    folded = similarity(regions).split(images)
+    asked = folded if logits is None else logits(regions).split(images)
+    rows = list(zip(folded, asked, regions.split(images), region_mask.split(images), strict=True))
+    strips = [
+        torch.cat([_scored(alignments, *row, *column) for row in rows])
+        for column in zip(words.split(captions), word_mask.split(captions), strict=True)
+    ]
+    return torch.cat(strips, dim=1)
+
+
+def _scored(alignments: Sequence[Alignment], *tensors: Tensor) -> Float[Tensor, "n m"]:
+    if not torch.is_grad_enabled():
+        return _block_scores(alignments, *tensors)
+    scores: Tensor = checkpoint(_block_scores, alignments, *tensors, use_reentrant=False, preserve_rng_state=False)
+    return scores
+
+
+def _block_scores(
+    alignments: Sequence[Alignment],
+    folded: Float[Tensor, "n r dim"],
+    asked: Float[Tensor, "n r dim"],
+    regions: Float[Tensor, "n r dim"],
+    region_mask: Bool[Tensor, "n r"],
+    words: Float[Tensor, "m t dim"],
+    word_mask: Bool[Tensor, "m t"],
+) -> Float[Tensor, "n m"]:
+    similarity = _products(folded, words)
+    logits = similarity if asked is folded else _products(asked, words)
+    block = Block(similarity, logits, regions, words, region_mask, word_mask)
+    return torch.stack([alignment(block) for alignment in alignments]).mean(0)
+
+
+def _products(a: Float[Tensor, "n r dim"], b: Float[Tensor, "m t dim"]) -> Float[Tensor, "n r m t"]:
+    products = a.flatten(0, 1) @ b.flatten(0, 1).mT
+    return products.unflatten(0, a.shape[:2]).unflatten(2, b.shape[:2])
+
+
+def _clipped(logits: Float[Tensor, "n r m t"], dim: int) -> Float[Tensor, "n r m t"]:
+    """LeakyReLU, then each row over what asks has length 1."""
+    clipped = torch.nn.functional.leaky_relu(logits, SLOPE)
+    return clipped / (torch.linalg.vector_norm(clipped, dim=dim, keepdim=True) + EPSILON)
+
+
+def _softmax(logits: Float[Tensor, "n r m t"], mask: Bool[Tensor, "..."], dim: int) -> Float[Tensor, "n r m t"]:
+    """Softmax over what the mask leaves; zero where it leaves nothing."""
+    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(dim).masked_fill(~mask, 0.0)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """‖a‖ from ‖a‖², never below 1e-8: rounding may leave a small negative number."""
+    return squares.clamp_min(EPSILON**2).sqrt()
