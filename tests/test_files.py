@@ -10,9 +10,11 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-import gssf_plug.files
+import gssf_plug.files.folders
+import gssf_plug.files.reading
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError, CheckpointError
+from gssf_plug.files.folders import DIGEST_KEY, text_digest
 
 
 @pytest.fixture
@@ -40,7 +42,8 @@ def edit(folder: Path, **changes: object) -> None:
 def repair_digest(folder: Path, text: str | None = None, tensors: dict[str, torch.Tensor] | None = None) -> None:
     text = text or (folder / "config.json").read_text()
     tensors = tensors or load_file(folder / "model.safetensors")
-    save_file(tensors, folder / "model.safetensors", metadata={"config_sha256": gssf_plug.files._digest(text)})
+    metadata = {DIGEST_KEY: text_digest(text)}
+    save_file(tensors, folder / "model.safetensors", metadata=metadata)
 
 
 def test_folder_holds_data_only(folder: Path) -> None:
@@ -54,7 +57,7 @@ def test_folder_holds_data_only(folder: Path) -> None:
 def test_card_has_front_matter_and_is_not_overwritten(metric: GSSFMetric, folder: Path) -> None:
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "gssf-plug"
-    assert card.data.license == "apache-2.0"
+    assert card.data.license is None, "nobody said under which licence these weights are"
     assert "from_pretrained" in card.text
     (folder / "README.md").write_text("my own words")
     metric.save_pretrained(folder)
@@ -99,7 +102,7 @@ class Full:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, refuse_at: int) -> None:
         self.count, self.refuse_at, self.write = 0, refuse_at, os.fsync
-        monkeypatch.setattr(gssf_plug.files.os, "fsync", self)
+        monkeypatch.setattr(gssf_plug.files.folders.os, "fsync", self)
 
     def __call__(self, handle: int) -> None:
         self.count += 1
@@ -162,7 +165,7 @@ def test_edited_config(folder: Path) -> None:
 
 
 def test_oversized_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gssf_plug.files, "CONFIG_LIMIT_BYTES", 10)
+    monkeypatch.setattr(gssf_plug.files.reading, "CONFIG_LIMIT_BYTES", 10)
     with pytest.raises(CheckpointError, match="is larger than 10 bytes"):
         GSSFMetric.from_pretrained(folder)
 

@@ -45,7 +45,7 @@ def checked_block_size(block_size: int, dim: int) -> int:
     """A divisor of `dim`."""
     check_positive("block_size", block_size, f"Use a divisor of dim={dim}.")
     if dim % block_size:
-        divisors = [size for size in range(1, dim + 1) if dim % size == 0]
+        divisors = [size for size in range(1, min(dim, 1024) + 1) if dim % size == 0]
         raise ArgumentError("block_size", f"divide dim={dim}", block_size, f"Use one of {divisors}.")
     return block_size
 
@@ -92,8 +92,11 @@ def check_adjacency(adjacency: Tensor, dim: int, constraint: str | None) -> None
 
 def checked_grouping(grouping: Int[Tensor, " dim"], dim: int) -> Int[Tensor, " dim"]:
     """A copy of a permutation of 0 … D-1, in int64."""
-    permutation = torch.as_tensor(grouping).long().clone()
-    if permutation.shape != (dim,) or not torch.equal(permutation.sort().values.cpu(), torch.arange(dim)):
+    listed = grouping if isinstance(grouping, Tensor) else torch.as_tensor(grouping)
+    permutation = listed.long().clone()
+    if permutation.shape != (dim,) or not torch.equal(
+        permutation.sort().values, torch.arange(dim, device=permutation.device)
+    ):
         raise ArgumentError(
             "grouping",
             f"be a permutation of 0 … {dim - 1}",

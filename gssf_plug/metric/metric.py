@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
-from huggingface_hub import ModelCardData
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gssf_plug.errors import ArgumentError, CheckpointError
-from gssf_plug.files import Format, HubModule, load_strictly
+from gssf_plug.errors import ArgumentError
+from gssf_plug.files import CardFacts, Format, HubModule, render_card
 from gssf_plug.metric.arguments import (
     Constraint,
     Term,
@@ -35,6 +34,7 @@ from gssf_plug.metric.arguments import (
     checked_block_size,
     checked_grouping,
 )
+from gssf_plug.metric.checkpoint import read_metric
 from gssf_plug.metric.structures import (
     BlockDiagonal,
     Dense,
@@ -48,6 +48,11 @@ from gssf_plug.metric.structures import (
 )
 
 __all__ = ["GSSFMetric", "Pruned", "normalize_rows"]
+
+USAGE = """from gssf_plug import GSSFMetric
+
+metric = GSSFMetric.from_pretrained(path)
+scores = metric(queries, gallery)"""
 
 
 class Pruned(NamedTuple):
@@ -63,7 +68,7 @@ class Pruned(NamedTuple):
     after: int
 
 
-class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache-2.0"):
+class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
     r"""A learned similarity x̂ᵀ (W ⊙ U) ŷ, equal to cosine until it is trained.
 
     Args:
@@ -251,41 +256,20 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
 
     @classmethod
     def from_files(cls, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Self:
-        """A metric from its configuration and tensors; unknown or missing keys raise `CheckpointError`."""
-        keys = {"dim", "terms", "block_size", "normalize", "constraint"}
-        if config.keys() != keys:
-            odd = sorted(config.keys() ^ keys)[0]
-            raise CheckpointError(
-                folder,
-                f"has a configuration with the key '{odd}' {'unknown' if odd in config else 'missing'}",
-                "It is damaged, or edited by hand; save it again.",
-            )
-        try:
-            metric = cls(
-                **{key: value for key, value in config.items() if key != "terms"},
-                terms=config["terms"] or ("diagonal",),
-                grouping=tensors.get("grouping"),
-                adjacency=tensors.get("structures.adjacency.adjacency"),
-            )
-        except (ArgumentError, TypeError) as error:
-            raise CheckpointError(
-                folder, f"has a configuration that does not hold together ({error})", "Save it again."
-            ) from error
-        metric._adopt_kept(tensors, folder)
-        load_strictly(metric, tensors, folder)
-        return metric
+        """A metric from its configuration and tensors, whoever wrote them; see `metric.checkpoint`.
 
-    def model_card(self) -> str:
-        """Front matter, what it is, how to load it."""
-        front = ModelCardData(license="apache-2.0", library_name="gssf-plug", tags=["metric-learning", "gssf"])
-        parameters = _count_parameters(self)
-        return (
-            f"---\n{front.to_yaml()}\n---\n\n# GSSF metric\n\n"
+        Raises:
+            CheckpointError: they do not describe a metric; nothing is allocated for numbers in the configuration.
+        """
+        return read_metric(cls, config, tensors, folder)
+
+    def model_card(self, facts: CardFacts | None = None) -> str:
+        """Front matter, what it is, its data and measures as far as `facts` say, how to load it."""
+        about = (
             "A learned similarity x̂ᵀ(W⊙U)ŷ (GSSF, IEEE TIP 2024, arXiv 2410.15266) for features of "
-            f"{self.dim} channels: {', '.join(self.terms) or 'adjacency'}, {parameters:,} parameters.\n\n"
-            "```python\nfrom gssf_plug import GSSFMetric\n\nmetric = GSSFMetric.from_pretrained(path)\n"
-            "scores = metric(queries, gallery)\n```\n"
+            f"{self.dim} channels: {', '.join(self.terms) or 'adjacency'}, {_count_parameters(self):,} parameters."
         )
+        return render_card("GSSF metric", about, USAGE, ("metric-learning", "gssf"), facts)
 
     def _each(self) -> list[Structure]:
         return [cast(Structure, structure) for structure in self.structures.values()]
@@ -301,16 +285,6 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug", license="apache
         if len(kept) != 1 or kept[0] is None or len(kept[0]) == 0:
             return multiply(x, deviation)
         return multiply_kept(x, deviation, kept[0])
-
-    def _adopt_kept(self, tensors: dict[str, Tensor], folder: Path) -> None:
-        for name, part in self.structures.items():
-            kept = tensors.get(f"structures.{name}.kept")
-            if kept is None or not isinstance(part, BlockDiagonal):
-                continue
-            try:
-                part.adopt_kept(kept)
-            except ArgumentError as error:
-                raise CheckpointError(folder, f"holds an impossible pruning ({error})", "Save it again.") from error
 
     def _check_width(self, name: str, features: Tensor) -> None:
         if features.ndim == 0 or features.shape[-1] != self.dim:

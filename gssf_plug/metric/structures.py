@@ -158,8 +158,8 @@ class BlockDiagonal(Structure):
             ArgumentError: not increasing block numbers.
         """
         blocks = self.dim // self.block_size
-        in_order = bool((kept.diff() > 0).all()) and bool(((kept >= 0) & (kept < blocks)).all())
-        if kept.ndim != 1 or kept.dtype != torch.long or not in_order:
+        listed = kept.ndim == 1 and kept.dtype == torch.long
+        if not (listed and bool((kept.diff() > 0).all()) and bool(((kept >= 0) & (kept < blocks)).all())):
             got = f"{kept.dtype} of shape {tuple(kept.shape)}"
             raise ArgumentError("kept", f"be increasing block numbers below {blocks}", got, "Save the metric again.")
         self.weight = nn.Parameter(self.weight.detach().new_zeros(len(kept), self.block_size, self.block_size))
@@ -167,7 +167,9 @@ class BlockDiagonal(Structure):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         kept = state_dict.get(prefix + "kept")
-        if kept is not None and (self.kept is None or not torch.equal(kept.cpu(), self.kept.cpu())):
+        if kept is not None and (
+            self.kept is None or self.kept.is_meta or not torch.equal(kept.cpu(), self.kept.cpu())
+        ):
             self.adopt_kept(kept)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

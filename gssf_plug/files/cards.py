@@ -1,0 +1,117 @@
+"""The model card of what we publish: front matter that the Hub reads, then what it is, its data, measures and licence.
+
+A card says what its author said, and says so where the author said nothing: no licence is put on anybody's weights.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from gssf_plug.errors import ArgumentError, near_matches
+
+__all__ = ["CardFacts", "render_card"]
+
+TASK = "feature-extraction"
+UNSAID = "Not stated by whoever saved this."
+
+
+class CardFacts(TypedDict, total=False):
+    """What only the author of a model knows: the keys of `model_card_kwargs` in every `save_pretrained`. All optional.
+
+    Attributes:
+        data: what it was trained on, in words (Markdown).
+        measures: values by name, such as {"mAP": 45.6}; how they were measured belongs into `evaluated_on`.
+        evaluated_on: name of the data that `measures` are of.
+        license: the licence of these weights, as the Hub spells it, such as "apache-2.0".
+        datasets: Hub ids of the training data.
+        base_model: Hub id of the model that it belongs to; with several, a list.
+        language: ISO 639 codes.
+        notes: limits, intended use, whatever a reader should know (Markdown).
+    """
+
+    data: str
+    measures: Mapping[str, float]
+    evaluated_on: str
+    license: str
+    datasets: Sequence[str]
+    base_model: str | Sequence[str]
+    language: str | Sequence[str]
+    notes: str
+
+
+def render_card(title: str, about: str, usage: str, tags: Sequence[str], facts: CardFacts | None = None) -> str:
+    """A model card as Markdown.
+
+    Args:
+        title: heading.
+        about: what it is, one or a few sentences.
+        usage: Python that loads it.
+        tags: for the Hub's search.
+        facts: what the author says.
+
+    Raises:
+        ArgumentError: an unknown fact; a measure that is no finite number; an id that the Hub would refuse.
+    """
+    facts = facts or {}
+    _check(facts)
+    measures = facts.get("measures") or {}
+    rows = "\n".join(f"| {name} | {value:g} |" for name, value in measures.items())
+    of = f" on {facts['evaluated_on']}" if measures and "evaluated_on" in facts else ""
+    sections = {
+        "Data": facts.get("data", UNSAID),
+        f"Measures{of}": f"| measure | value |\n|---|---:|\n{rows}" if measures else UNSAID,
+        "How to load": f"```python\n{usage}\n```",
+        "Licence": facts.get("license", UNSAID),
+        "Notes": facts.get("notes", ""),
+    }
+    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items() if text)
+    return f"---\n{_front_matter(title, tags, facts).to_yaml()}\n---\n\n# {title}\n\n{about}\n\n{body}\n"
+
+
+def _front_matter(title: str, tags: Sequence[str], facts: CardFacts) -> ModelCardData:
+    """With measures and the name of their data, the model index that the Hub shows as results."""
+    name = facts.get("evaluated_on")
+    slug = re.sub(r"[^a-z0-9]+", "-", (name or "").lower()).strip("-")
+    results = [
+        EvalResult(TASK, dataset_type=slug, dataset_name=name, metric_type=measure, metric_value=float(value))
+        for measure, value in (facts.get("measures") or {}).items()
+        if name
+    ]
+    return ModelCardData(
+        library_name="gssf-plug",
+        license=facts.get("license"),
+        tags=list(tags),
+        datasets=_listed(facts.get("datasets")),
+        base_model=_listed(facts.get("base_model")),
+        language=_listed(facts.get("language")),
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _listed(value: str | Sequence[str] | None) -> str | list[str] | None:
+    return value if value is None or isinstance(value, str) else list(value)
+
+
+def _check(facts: Mapping[str, Any]) -> None:
+    known = CardFacts.__annotations__
+    for name in facts:
+        if name not in known:
+            raise ArgumentError(
+                "model_card_kwargs", f"hold only {sorted(known)}", repr(name), near_matches(name, known)
+            )
+    for name, value in (facts.get("measures") or {}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ArgumentError("measures", "hold finite numbers", f"{name}={value!r}", "Convert it with float(value).")
+    for key in ("datasets", "base_model"):
+        listed = _listed(facts.get(key)) or []
+        for repo in [listed] if isinstance(listed, str) else listed:
+            try:
+                validate_repo_id(repo)
+            except HFValidationError as error:
+                remedy = "Give Hub ids such as 'user/name'; describe anything else in `data` or `notes`."
+                raise ArgumentError(key, "hold ids of the Hugging Face Hub", repr(repo), remedy) from error

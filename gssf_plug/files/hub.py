@@ -1,0 +1,164 @@
+"""Modules that are saved, loaded and uploaded the way Hugging Face users expect, strictly and atomically."""
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from huggingface_hub import ModelHubMixin, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
+from torch import Tensor, nn
+
+from gssf_plug.errors import ArgumentError, CheckpointError
+from gssf_plug.files.cards import CardFacts
+from gssf_plug.files.folders import Format, write_folder
+from gssf_plug.files.reading import read_folder
+
+__all__ = ["HubModule", "locate"]
+
+
+def locate(name_or_path: str | os.PathLike[str], layout: Format, **hub: Any) -> Path:
+    """The local folder of `name_or_path`: itself where it is a folder, else downloaded from the Hugging Face Hub.
+
+    Args:
+        name_or_path: a folder, or a Hub id such as "user/name".
+        layout: names of the files that are needed.
+        hub: `revision`, `cache_dir`, `force_download`, `token`, `local_files_only` of `hf_hub_download`.
+    """
+    if os.path.isdir(name_or_path):
+        return Path(name_or_path)
+    name = os.fspath(name_or_path)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise CheckpointError(name, "is no folder", "Give a folder that was saved, or a Hub id such as 'user/name'.")
+    try:
+        if layout.whole:
+            return Path(snapshot_download(name, **hub))
+        config = hf_hub_download(name, layout.config, **hub)
+        hf_hub_download(name, layout.weights, **hub)
+    except (HfHubHTTPError, EntryNotFoundError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            name,
+            f"is neither a folder nor to be had from the Hub ({type(error).__name__})",
+            "Check the spelling, the network and your access token.",
+        ) from error
+    return Path(config).parent
+
+
+class HubModule(ModelHubMixin):
+    """`save_pretrained`, `from_pretrained` and `push_to_hub` for an `nn.Module`, strict and atomic.
+
+    huggingface_hub's mixin loads with `strict=False`, ignores unknown configuration keys, drops tensor arguments and
+    deletes the old configuration before it writes; so both verbs are written anew here and only the upload is its own.
+    Subclasses set `file_format` and write `file_config`, `from_files` and `model_card`.
+    """
+
+    file_format: ClassVar[Format]
+
+    def file_config(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_files(cls, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Self:
+        """The module that `config` and `tensors` describe."""
+        raise NotImplementedError
+
+    def model_card(self, facts: CardFacts | None = None) -> str:
+        """Markdown with the front matter that the Hub reads; `facts` as in `save_pretrained`."""
+        raise NotImplementedError
+
+    def write_files(self, folder: Path, facts: CardFacts | None = None) -> None:
+        """Write everything into `folder`; a subclass of several parts writes its own."""
+        assert isinstance(self, nn.Module)
+        write_folder(
+            folder,
+            self.file_format,
+            self.file_config(),
+            self.state_dict(),
+            self.model_card(facts),
+            replace_card=facts is not None,
+        )
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config: None = None,
+        model_card_kwargs: CardFacts | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write weights, configuration and model card; with `push_to_hub=True` upload them too.
+
+        Args:
+            save_directory: folder, created where missing; earlier files in it are replaced by rename.
+            push_to_hub: upload after saving.
+            repo_id: Hub id for the upload; default the folder's name.
+            config: always our own; accepted only because the mixin passes it.
+            model_card_kwargs: what only you know, for the model card: {"data": ..., "measures": {"mAP": 45.6},
+                "license": ..., ...}, see `gssf_plug.files.CardFacts`. A card that is already there is kept, unless this
+                is given.
+            push_to_hub_kwargs: `private`, `token`, `branch`, `commit_message`, … of the mixin's `push_to_hub`.
+
+        Raises:
+            CheckpointError: where the disk refuses; what was saved there before is still whole.
+            ArgumentError: a fact that the card cannot hold; nothing is written.
+        """
+        del config
+        self.write_files(Path(save_directory), model_card_kwargs)
+        if not push_to_hub:
+            return None
+        if model_card_kwargs is not None:
+            push_to_hub_kwargs["model_card_kwargs"] = model_card_kwargs
+        return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **unknown: Any,
+    ) -> Self:
+        """Load what `save_pretrained` wrote, from a folder or the Hub, in evaluation mode and strictly.
+
+        Args:
+            pretrained_model_name_or_path: folder, or Hub id such as "user/name".
+            force_download: as in huggingface_hub, like the four that follow.
+            token: access token.
+            cache_dir: where downloads are kept.
+            local_files_only: never ask the network.
+            revision: branch, tag or commit.
+            unknown: nothing more is accepted; a misspelt option is not swallowed.
+
+        Raises:
+            CheckpointError: the folder is missing, damaged, foreign or of a newer format.
+        """
+        if unknown:
+            raise ArgumentError(
+                next(iter(unknown)),
+                "be an option of from_pretrained",
+                "an unknown name",
+                "The configuration comes from the folder and cannot be overridden.",
+            )
+        hub = {
+            "force_download": force_download,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "revision": revision,
+        }
+        folder = locate(pretrained_model_name_or_path, cls.file_format, **hub)
+        config, tensors = read_folder(folder, cls.file_format)
+        module = cls.from_files(config, tensors, folder)
+        assert isinstance(module, nn.Module)
+        return module.eval()
