@@ -20,12 +20,14 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gssf_plug import features
 from gssf_plug.errors import ArgumentError, CheckpointError
+from gssf_plug.files import inside
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.retrieval import alignment, encoders
 from gssf_plug.retrieval.towers import Tower
@@ -151,7 +153,7 @@ class Builder:
         if not isinstance(saved, dict):
             return saved
         kinds = KEYS & saved.keys()
-        if len(kinds) != 1:
+        if len(kinds) != 1 or not isinstance(saved[min(kinds)], str):
             raise self._odd(place, f"a part of no known kind, {sorted(saved)}")
         kind = kinds.pop()
         built = self._sequence(saved, place) if "children" in saved else self._build(kind, saved, place)
@@ -172,7 +174,7 @@ class Builder:
         if kind == "function" and name in FUNCTIONS:
             return FUNCTIONS[name]
         if kind == "metric":
-            return GSSFMetric.from_pretrained(self.folder / place)
+            return GSSFMetric.from_pretrained(inside(self.folder, place))
         if kind == "transformers":
             return self._transformers(name, place)
         if kind == "class" and (name in OWN or name in TORCH):
@@ -184,8 +186,9 @@ class Builder:
         order = [*known, *sorted(arguments.keys() - set(known))]  # a copy is built after what it copies
         values = {argument: self.part(arguments[argument], f"{place}.{argument}") for argument in order}
         try:
-            return kind(**values)
-        except (TypeError, ValueError) as error:
+            with torch.device("meta"):  # the weights follow; a number in a file shall take no memory
+                return kind(**values)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise self._odd(place, f"arguments that {kind.__name__} refuses ({error})") from error
 
     def _given(self, name: str, place: str) -> nn.Module:
@@ -202,9 +205,11 @@ class Builder:
         kind: Any = getattr(transformers, name, None)
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
             raise self._odd(place, f"the model {name!r}, which this transformers {transformers.__version__} lacks")
-        path = self.folder / place
+        path = inside(self.folder, place)
         try:
-            loaded: Any = kind.from_pretrained(path, output_loading_info=True, local_files_only=True)
+            loaded: Any = kind.from_pretrained(
+                path, output_loading_info=True, local_files_only=True, use_safetensors=True
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(path, f"cannot be loaded ({error})", "Save the model again.") from error
         model, report = loaded

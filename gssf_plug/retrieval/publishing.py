@@ -27,7 +27,17 @@ from transformers.utils import PushToHubMixin
 
 import gssf_plug
 from gssf_plug.errors import ArgumentError, CheckpointError
-from gssf_plug.files import CardFacts, Format, HubModule, check_tensors, locate, read_folder, render_card, write_folder
+from gssf_plug.files import (
+    CardFacts,
+    Format,
+    HubModule,
+    check_tensors,
+    inside,
+    locate,
+    read_folder,
+    render_card,
+    write_folder,
+)
 
 __all__ = ["PublishedModel"]
 
@@ -83,7 +93,7 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
                 write_folder(staged, self.file_format, {**config, "files": files}, tensors, self.model_card(facts))
                 _publish(staged, folder, self.file_format, keep_card=facts is None)
             for stale in before - files.keys():
-                (folder / stale).unlink(missing_ok=True)
+                inside(folder, stale).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 folder, f"could not be written ({error})", "Check space and rights; earlier files are untouched."
@@ -128,7 +138,7 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
         config, tensors = read_folder(folder, cls.file_format)
         _check_config(config, cls, folder)
         for path, digest in config["files"].items():
-            _check_file(folder / path, digest)
+            _check_file(inside(folder, path), digest)
         return cls._rebuilt(config, tensors, folder, parts or {}).eval()
 
     @classmethod
@@ -144,7 +154,7 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
             remedy = f"It asks for {sorted(builder.asked) or 'none'}."
             raise ArgumentError("parts", f"hold parts that '{folder}' asks for", repr(unasked[0]), remedy)
         processors = {
-            name: _processor(kind, folder / f"{PROCESSOR}{name}") for name, kind in config["processors"].items()
+            name: _processor(kind, inside(folder, f"{PROCESSOR}{name}")) for name, kind in config["processors"].items()
         }
         model = cls(**values, processors=processors)
         for place in cls.published:
@@ -195,6 +205,11 @@ def _check_config(config: dict[str, Any], kind: type[PublishedModel], folder: Pa
     if odd:
         problem = f"has a configuration with the key '{odd[0]}' {'unknown' if odd[0] in config else 'missing'}"
         raise CheckpointError(folder, problem, "It is damaged, or edited by hand; save it again.")
+    for name in ("parts", "processors", "files"):
+        entries = config[name]
+        plain = name == "parts" or (isinstance(entries, dict) and all(isinstance(v, str) for v in entries.values()))
+        if not isinstance(entries, dict) or not plain:
+            raise CheckpointError(folder, f"has a configuration whose '{name}' is no table", "It is damaged.")
     if config["model"] != kind.__name__:
         problem = f"holds a {config['model']}, not a {kind.__name__}"
         raise CheckpointError(folder, problem, f"Load it with {config['model']}.")

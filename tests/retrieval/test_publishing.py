@@ -200,6 +200,8 @@ def test_saving_again_replaces_and_keeps_the_card(tmp_path):
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(features(TwoTower.from_pretrained(tmp_path)), features(model))
     assert (tmp_path / "README.md").read_text() == "mine"
+    model.save_pretrained(tmp_path, model_card_kwargs={"data": "Flickr30K", "measures": {"rsum": 400.5}})
+    assert "| rsum | 400.5 |" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "notes.txt").exists()
     assert not [path for path in (tmp_path / "text_tower.encoder").iterdir()]
     assert not list(tmp_path.glob(".*"))
@@ -266,6 +268,12 @@ def edited(saved, folder, **changes):
         ({"import": "os"}, r"for 'text_tower', a part of no known kind, \['import'\]"),
         ({"class": "Tower", "arguments": {"encodr": None}}, "arguments that Tower refuses"),
         ({"same_as": "nothing"}, "the unknown same_as 'nothing'"),
+        ({"function": ["mean_pool"]}, r"for 'text_tower', a part of no known kind"),
+        (
+            {"class": "Linear", "arguments": {"in_features": 10**9, "out_features": 10**9, "bias": True}},
+            "lacks the tensor",
+        ),
+        ({"class": "Tower", "arguments": {"../../x": {"metric": "m"}}}, "names a file outside itself"),
     ],
 )
 def test_an_odd_configuration_is_named_and_nothing_is_imported_by_name(saved, tmp_path, part, text):
@@ -281,6 +289,12 @@ def test_other_kinds_versions_and_classes_are_refused(saved, tmp_path):
         OneTower.from_pretrained(saved)
     with pytest.raises(CheckpointError, match="is not of the kind 'gssf-plug/retrieval'"):
         TwoTower.from_pretrained(saved / "metric")
+    edited(saved, tmp_path / "out", files={"../secret": "0"})
+    with pytest.raises(CheckpointError, match="names a file outside itself, '../secret'"):
+        TwoTower.from_pretrained(tmp_path / "out")
+    edited(saved, tmp_path / "list", files=["a"])
+    with pytest.raises(CheckpointError, match="has a configuration whose 'files' is no table"):
+        TwoTower.from_pretrained(tmp_path / "list")
     edited(saved, tmp_path / "a", processors={"tokenizer": "Nothing"})
     with pytest.raises(CheckpointError, match="holds a Nothing, which transformers"):
         TwoTower.from_pretrained(tmp_path / "a")
