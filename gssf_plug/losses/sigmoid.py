@@ -5,17 +5,20 @@ r"""Sigmoid: every pair of a batch is a binary question of its own, as in SigLIP
 There is no softmax, so a pair does not depend on the others of the batch, and several positives need no rule.
 """
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from collections.abc import Callable
+from typing import ClassVar
 
-from gssf_plug.losses.pairs import sort_pairs
+import torch
+from torch import nn
+
+from gssf_plug.losses.pairs import Pairs
+from gssf_plug.losses.rows import RowLoss, RowSum
 from gssf_plug.losses.scale import LearnedScale
 
 __all__ = ["Sigmoid"]
 
 
-class Sigmoid(nn.Module):
+class Sigmoid(RowLoss):
     """Binary cross-entropy over all pairs, summed over the gallery and averaged over the queries.
 
     Args:
@@ -40,22 +43,22 @@ class Sigmoid(nn.Module):
         1.3863
     """
 
+    both_sides: ClassVar[bool] = False
+
     def __init__(self, *, learned: bool = False, scale_range: tuple[float, float] = (0.1, 1000.0)) -> None:
         super().__init__()
         self.scale = LearnedScale(10.0, *scale_range) if learned else None
         self.bias = nn.Parameter(torch.tensor(-10.0)) if learned else None
 
-    def forward(
-        self,
-        scores: Float[Tensor, "n m"],
-        relevance: Bool[Tensor, "n m"],
-        *,
-        forbidden: Bool[Tensor, "n m"] | None = None,
-    ) -> Float[Tensor, ""]:
-        """The loss of one batch; see the class."""
-        pairs = sort_pairs(scores, relevance, forbidden)
-        logits = pairs.scores if self.scale is None else pairs.scores * self.scale.factor().to(pairs.scores.dtype)
-        logits = logits if self.bias is None else logits + self.bias
-        surprise = nn.functional.softplus(torch.where(pairs.positive, -logits, logits))
-        counted = pairs.positive | pairs.negative
-        return torch.where(counted, surprise, 0.0).sum() / max(1, len(scores))
+    def begin(self) -> Callable[[Pairs], RowSum]:
+        """Surprise of each pair of a row, under the present scale and bias."""
+        scaled = self.scale.begin() if self.scale is not None else None
+
+        def terms(pairs: Pairs) -> RowSum:
+            logits = pairs.scores if scaled is None else scaled(pairs.scores)
+            logits = logits if self.bias is None else logits + self.bias
+            surprise = nn.functional.softplus(torch.where(pairs.positive, -logits, logits))
+            counted = pairs.positive | pairs.negative
+            return RowSum(torch.where(counted, surprise, 0.0).sum(), torch.tensor(len(logits), device=logits.device))
+
+        return terms

@@ -20,6 +20,8 @@ class RetrievalConfig:
         batch_size: rows of one batch, of all processes together: a run on eight GPUs sees the batches of one.
         eval_batch_size: rows encoded at once in evaluation, of all processes together.
         accumulation: batches per optimizer step; their losses are averaged (negatives come from one batch each).
+        chunk_size: rows that each process encodes at once in training; None (default) encodes its part whole. A batch
+            of any size then takes the memory of a chunk, with the gradient of the whole, for a second forward pass.
         learning_rate: of everything that has no rate of its own.
         metric_learning_rate: of the metric's parameters. They start neutral and need a higher rate; 2e-2 ruins them.
         encoder_learning_rate: of the encoders, where they are pretrained; None means `learning_rate`.
@@ -53,6 +55,7 @@ class RetrievalConfig:
     batch_size: int = 128
     eval_batch_size: int = 256
     accumulation: int = 1
+    chunk_size: int | None = None
     learning_rate: float = 5e-4
     metric_learning_rate: float = 2e-3
     encoder_learning_rate: float | None = None
@@ -105,8 +108,8 @@ class RetrievalConfig:
 
 
 _AT_LEAST_ONE = (
-    "epochs", "batch_size", "eval_batch_size", "accumulation", "eval_every", "checkpoint_every", "keep_checkpoints",
-    "log_every",
+    "epochs", "batch_size", "eval_batch_size", "accumulation", "chunk_size", "eval_every", "checkpoint_every",
+    "keep_checkpoints", "log_every",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "learning_rate", "metric_learning_rate", "encoder_learning_rate", "loss_learning_rate", "weight_decay",

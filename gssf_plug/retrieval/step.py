@@ -3,12 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 from torch.optim import Optimizer
+
+from gssf_plug.retrieval.config import RetrievalConfig
+from gssf_plug.retrieval.gradcache import cached_backward
 
 __all__ = ["Outcome", "take_step"]
 
@@ -25,26 +29,40 @@ def take_step(
     optimizer: Optimizer,
     accelerator: Accelerator,
     batches: Sequence[Mapping[str, Any]],
-    *,
-    max_gradient_norm: float | None = None,
+    config: RetrievalConfig,
 ) -> Outcome:
     """Descend on the mean loss of `batches`; weights stay as they are where a loss or the gradient is not finite.
+
+    With the recipe's `chunk_size` each batch is encoded in chunks, see `gssf_plug.retrieval.gradcache`.
 
     The loss is that of the whole batch of all processes, so every process comes to the same outcome.
     """
     optimizer.zero_grad()
     losses: list[float] = []
     for number, batch in enumerate(batches, start=1):
-        synchronised = number == len(batches)
-        with nullcontext() if synchronised else accelerator.no_sync(objective):
-            loss = objective(send_to_device(batch, accelerator.device))
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                return Outcome(losses, f"the loss is {losses[-1]}")
-            accelerator.backward(loss / len(batches))
-    limit = math.inf if max_gradient_norm is None else max_gradient_norm
+        batch, last = send_to_device(batch, accelerator.device), number == len(batches)
+        weight = 1 / len(batches)
+        if config.chunk_size is None:
+            losses.append(_backward(objective, accelerator, batch, weight, synchronise=last))
+        else:
+            cached = partial(cached_backward, objective, accelerator, batch, config.chunk_size)
+            losses.append(cached(weight=weight, synchronise=last))
+        if not math.isfinite(losses[-1]):
+            return Outcome(losses, f"the loss is {losses[-1]}")
+    limit = math.inf if config.max_gradient_norm is None else config.max_gradient_norm
     norm = float(accelerator.clip_grad_norm_(objective.parameters(), limit))
     if not math.isfinite(norm) and accelerator.scaler is None:  # the scaler of fp16 skips such steps by itself
         return Outcome(losses, f"the norm of the gradient is {norm}")
     optimizer.step()
     return Outcome(losses, "")
+
+
+def _backward(
+    objective: nn.Module, accelerator: Accelerator, batch: Mapping[str, Any], weight: float, *, synchronise: bool
+) -> float:
+    with nullcontext() if synchronise else accelerator.no_sync(objective):
+        loss = objective(batch)
+        value: float = loss.item()
+        if math.isfinite(value):
+            accelerator.backward(loss * weight)
+    return value

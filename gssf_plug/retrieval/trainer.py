@@ -12,7 +12,6 @@ Refuses to start over a folder that holds checkpoints of another run.
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
@@ -22,7 +21,6 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
-from tqdm import tqdm
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.metric import GSSFMetric
@@ -36,25 +34,25 @@ from gssf_plug.retrieval.batches import (
     load_batches,
     ordered_batches,
 )
-from gssf_plug.retrieval.checkpoints import Checkpoints
+from gssf_plug.retrieval.checkpoints import Checkpoints, check_recipe
 from gssf_plug.retrieval.config import RetrievalConfig
 from gssf_plug.retrieval.data.images import Rows
 from gssf_plug.retrieval.encoding import embed_rows
+from gssf_plug.retrieval.gradcache import check_chunks
 from gssf_plug.retrieval.interruption import EXIT_CODE, Interruption
-from gssf_plug.retrieval.journal import Journal
 from gssf_plug.retrieval.measures import Evaluation, image_text_measures
 from gssf_plug.retrieval.models import Embedding, RetrievalModel
 from gssf_plug.retrieval.objective import Objective
 from gssf_plug.retrieval.optimizer import build_optimizer, rate_factor, set_rates
 from gssf_plug.retrieval.progress import NotFiniteError, Progress
+from gssf_plug.retrieval.reports import Reports
 from gssf_plug.retrieval.step import take_step
-from gssf_plug.retrieval.weights import read_weights, write_weights
+from gssf_plug.retrieval.weights import BestWeights
 
 __all__ = ["RetrievalTrainer"]
 
 logger = logging.getLogger(__name__)
 
-BEST = "best.safetensors"
 Collate = Callable[[list[Any]], Mapping[str, Any]]
 
 
@@ -119,6 +117,7 @@ class RetrievalTrainer:
         self.evaluation = evaluation
         self.accelerator = accelerator or make_accelerator(config)
         check_accelerator(self.accelerator, config)
+        check_chunks(model, self.accelerator, config.chunk_size)
         self.batches = batches or RandomBatches(len(train_data), config.batch_size, seed=config.seed)
         check_batches(self.batches)
         self.steps = config.epochs * math.ceil(len(self.batches) / config.accumulation)
@@ -126,9 +125,9 @@ class RetrievalTrainer:
         self.objective, self.optimizer = self.accelerator.prepare(objective, build_optimizer(objective, config))
         self.folder = Path(config.output_dir)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep_checkpoints)
-        self.journal = Journal(self.folder / "log.jsonl", writes=self.accelerator.is_main_process)
+        self.reports = Reports(self.folder, self.accelerator, config)
+        self.best = BestWeights(self.folder / "best.safetensors", config.best, writes=self.accelerator.is_main_process)
         self.progress = Progress()
-        self._clock = time.perf_counter()
 
     def train(self, *, resume: bool = False) -> Progress:
         """Train to the end of the last epoch; weights, optimizer and generators are then those of the last step.
@@ -148,8 +147,7 @@ class RetrievalTrainer:
             SystemExit: after SIGTERM, with code 143.
         """
         self._begin(resume)
-        self._clock = time.perf_counter()
-        with Interruption() as interruption, self._bar() as bar:
+        with Interruption() as interruption, self.reports.bar(self.steps, self.progress) as bar:
             while self.progress.epoch < self.config.epochs:
                 self.objective.train()
                 for group in self._groups_of_epoch():
@@ -157,8 +155,7 @@ class RetrievalTrainer:
                     bar.update()
                     self._record()
                     self._save_if_due(interruption.requested(self.accelerator.device))
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        self.reports.finish()
         return self.progress
 
     def embed(self, data: Rows) -> Embedding:
@@ -167,7 +164,7 @@ class RetrievalTrainer:
         plan = ordered_batches(len(data), config.eval_batch_size, accelerator.num_processes)
         reader = self._reader(data, self.eval_collate, plan)
         embedding, unreadable = embed_rows(
-            self.model, reader, accelerator, workers=config.num_workers, progress=self._shows_progress()
+            self.model, reader, accelerator, workers=config.num_workers, progress=self.reports.shows
         )
         _warn_of(unreadable)
         return embedding
@@ -194,7 +191,7 @@ class RetrievalTrainer:
         Raises:
             CheckpointError: there are none, or they are damaged.
         """
-        read_weights(self.model, self.folder / BEST, str(self.accelerator.device))
+        self.best.load(self.model, self.accelerator.device)
 
     def _begin(self, resume: bool) -> None:
         """Restore the last checkpoint, or seed everything."""
@@ -209,26 +206,16 @@ class RetrievalTrainer:
             raise ArgumentError(
                 "resume", f"be True, since '{latest}' exists", False, "Resume, delete it, or choose another output_dir."
             )
-        if self.config.trackers:
-            plain = {key: value for key, value in self.config.to_json().items() if isinstance(value, int | float | str)}
-            self.accelerator.init_trackers("gssf-plug", config=plain)
         if latest is None:
             self.progress = Progress()
             set_seed(self.config.seed, device_specific=True)
         else:
             self._restore(latest)
-        self.journal.rewind(self.progress.step)
+        self.reports.begin(self.progress)
 
     def _restore(self, latest: Path) -> None:
         saved = self.checkpoints.describe(latest)
-        for name, value in self._recipe().items():
-            if saved["recipe"].get(name) != value:
-                raise ArgumentError(
-                    name,
-                    f"be what the run in '{self.folder}' began with, {saved['recipe'].get(name)!r}",
-                    repr(value),
-                    "Resume with the same recipe, or choose another output_dir.",
-                )
+        check_recipe(saved["recipe"], self._recipe(), self.folder)
         self.checkpoints.load(self.accelerator, latest)
         self.progress = Progress(**saved["progress"])
         logger.info("resumed '%s' at step %d of %d", self.folder, self.progress.step, self.steps)
@@ -266,9 +253,7 @@ class RetrievalTrainer:
         factor = rate_factor(progress.step, self.steps, config)
         set_rates(self.optimizer, factor)
         batches = [read.batch for read in group]
-        outcome = take_step(
-            self.objective, self.optimizer, self.accelerator, batches, max_gradient_norm=config.max_gradient_norm
-        )
+        outcome = take_step(self.objective, self.optimizer, self.accelerator, batches, config)
         if outcome.failure:
             self._pass_over(outcome.failure)
         else:
@@ -288,32 +273,16 @@ class RetrievalTrainer:
         progress = self.progress
         done = progress.step == self.steps
         if done or progress.step % self.config.log_every == 0:
-            mean = progress.loss_sum / progress.loss_count if progress.loss_count else None
-            rates = {f"rate_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
-            counts = {"skipped_steps": progress.skipped_steps, "unreadable_rows": progress.unreadable_rows}
-            self._log("train", {"loss": mean, **rates, **counts})
-            progress.loss_sum, progress.loss_count = 0.0, 0
+            self.reports.train(progress, self.optimizer)
         if self.eval_data is not None and (done or self._due(self.config.eval_every)):
             measures = self.evaluate()
-            self._log("eval", measures)
-            self._keep_if_best(measures)
-
-    def _keep_if_best(self, measures: Mapping[str, float]) -> None:
-        if self.config.best not in measures:
-            raise ArgumentError(
-                "best", f"be a measure of the evaluation, {sorted(measures)}", self.config.best, "Name one."
-            )
-        score = measures[self.config.best]
-        if self.progress.best_score is not None and score <= self.progress.best_score:
-            return
-        self.progress.best_score, self.progress.best_step = score, self.progress.step
-        if self.accelerator.is_main_process:
-            write_weights(self.model, self.folder / BEST)
+            self.reports.write("eval", measures, progress)
+            self.best.keep(self.model, measures, progress)
 
     def _save_if_due(self, stop: bool) -> None:
         done = self.progress.step == self.steps
         if done or stop or self._due(self.config.checkpoint_every):
-            self._tick()
+            self.reports.tick(self.progress)
             state = {"progress": asdict(self.progress), "recipe": self._recipe()}
             self.checkpoints.write(self.accelerator, self.progress.step, state)
         if stop and not done:
@@ -322,27 +291,6 @@ class RetrievalTrainer:
 
     def _due(self, every: int | None) -> bool:
         return self.progress.batch == 0 if every is None else self.progress.step % every == 0
-
-    def _log(self, kind: str, values: Mapping[str, Any]) -> None:
-        self._tick()
-        progress, seconds = self.progress, round(self.progress.seconds, 2)
-        self.journal.write({"step": progress.step, "epoch": progress.epoch, "kind": kind, "seconds": seconds, **values})
-        self.accelerator.log(
-            {f"{kind}/{name}": value for name, value in values.items() if value is not None}, progress.step
-        )
-
-    def _bar(self) -> Any:
-        hidden = not self._shows_progress()
-        return tqdm(total=self.steps, initial=self.progress.step, disable=hidden, unit="step", desc=self.folder.name)
-
-    def _shows_progress(self) -> bool:
-        return self.config.progress and self.accelerator.is_main_process
-
-    def _tick(self) -> None:
-        """Count the time since the last call."""
-        now = time.perf_counter()
-        self.progress.seconds += now - self._clock
-        self._clock = now
 
 
 def _warn_of(unreadable: list[str]) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gssf_plug import GSSFMetric
-from gssf_plug.losses import BatchHardTriplet, Hinge, InfoNCE, SemiHardTriplet, tiles
+from gssf_plug.losses import BatchHardTriplet, Hinge, InfoNCE, SemiHardTriplet, Sigmoid, tiles
 
 LOSSES = {
     "InfoNCE": lambda: InfoNCE(scale=5.0),
@@ -14,6 +14,7 @@ LOSSES = {
     "batch hard": lambda: BatchHardTriplet(learned_scale=True),
     "soft margin": lambda: BatchHardTriplet(margin=None),
     "semi-hard": lambda: SemiHardTriplet(margin=0.9),
+    "sigmoid": lambda: Sigmoid(learned=True),
 }
 
 

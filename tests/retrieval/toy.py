@@ -98,3 +98,22 @@ def collate_labelled(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def one_tower() -> OneTower:
     torch.manual_seed(3)
     return OneTower(nn.Linear(10, 8), GSSFMetric(8, block_size=4, constraint="symmetric"))
+
+
+def perturbed_two_towers() -> TwoTower:
+    """No dropout; far from neutral."""
+    return perturbed(model(dropout=0.0))
+
+
+def perturbed_one_tower() -> OneTower:
+    """Likewise."""
+    return perturbed(one_tower())
+
+
+def perturbed(model: Any) -> Any:
+    """Its metric, moved away from neutral."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.metric.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
