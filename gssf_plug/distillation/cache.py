@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -33,6 +32,7 @@ from gssf_plug.distillation.fingerprints import (
     digest_weights,
     tap_key,
 )
+from gssf_plug.distillation.shards import MANIFEST, VERSION, digest_file, read_manifest, read_shard
 from gssf_plug.distillation.taps import Feature, Tap
 from gssf_plug.distillation.teacher import ROW, TeacherInputs, TeacherModel, inputs_of, moved
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
@@ -40,10 +40,7 @@ from gssf_plug.files import write_atomically
 
 __all__ = ["TeacherCache", "precompute"]
 
-MANIFEST = "cache.json"
-VERSION = 1
 STALE = "Give another folder, or delete this one."
-DAMAGED = "It is damaged or truncated; delete it and run precompute again, which redoes only what is missing."
 
 
 class TeacherCache:
@@ -62,14 +59,14 @@ class TeacherCache:
         self, folder: str | os.PathLike[str], *, teacher: nn.Module | None = None, verify: bool = True
     ) -> None:
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
         if teacher is not None and self.manifest["key"]["teacher"] != digest_weights(teacher):
             raise CheckpointError(folder, "was made from another teacher's weights", STALE)
         rows, done = self.manifest["rows"], sum(shard["rows"] for shard in self.manifest["shards"])
         if rows != done:
             raise CheckpointError(folder, f"holds {done} of {rows} examples", "Run precompute again to complete it.")
         self._shards = [
-            _open_shard(self.folder / s["name"], s["digest"] if verify else None) for s in self.manifest["shards"]
+            read_shard(self.folder, shard, self.manifest["kinds"], verify=verify) for shard in self.manifest["shards"]
         ]
         self._starts = torch.tensor([0, *[s["rows"] for s in self.manifest["shards"]]]).cumsum(0)
         digests = torch.cat([shard["digests"] for shard in self._shards]).tolist()
@@ -223,7 +220,7 @@ def _start(folder: Path, key: dict[str, Any], digests: list[int]) -> dict[str, A
     content = hashlib.sha256(torch.tensor(digests).numpy().tobytes()).hexdigest()
     if not (folder / MANIFEST).exists():
         return {"version": VERSION, "key": key, "rows": len(digests), "content": content, "kinds": [], "shards": []}
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for part in sorted(key.keys() - {"inputs"}, reverse=True):  # the teacher first
         if manifest["key"].get(part) != key[part]:
             raise CheckpointError(folder, f"holds features of another {part} ({manifest['key'].get(part)})", STALE)
@@ -237,7 +234,7 @@ def _start(folder: Path, key: dict[str, Any], digests: list[int]) -> dict[str, A
         )
     intact: list[dict[str, Any]] = []
     for shard in manifest["shards"]:  # what comes after the first broken shard is redone
-        if not (folder / shard["name"]).is_file() or _digest_file(folder / shard["name"]) != shard["digest"]:
+        if not (folder / shard["name"]).is_file() or digest_file(folder / shard["name"]) != shard["digest"]:
             break
         intact.append(shard)
     return {**manifest, "shards": intact}
@@ -261,7 +258,7 @@ def _write_shard(folder: Path, manifest: dict[str, Any], parts: list[list[Featur
     path = folder / f"shard-{len(manifest['shards']):05d}.safetensors"
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
     manifest["kinds"] = kinds
-    manifest["shards"].append({"name": path.name, "rows": len(digests), "digest": _digest_file(path)})
+    manifest["shards"].append({"name": path.name, "rows": len(digests), "digest": digest_file(path)})
     text = json.dumps(manifest, indent=1, sort_keys=True)
     write_atomically(folder / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -284,34 +281,3 @@ def _stack(parts: list[Tensor], kind: str, device: torch.device) -> Feature:
     padded = nn.utils.rnn.pad_sequence(parts, batch_first=True)
     mask = torch.arange(padded.shape[1]) < counts[:, None]
     return Feature(padded.to(device), mask.to(device))
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise CheckpointError(folder, f"holds no {MANIFEST}", "Give a folder written by precompute.")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        known = manifest["version"] <= VERSION and {"key", "rows", "content", "kinds", "shards"} <= manifest.keys()
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(path, f"is no manifest of a teacher cache ({error})", DAMAGED) from None
-    if not known:
-        raise CheckpointError(path, "is of another format", "Upgrade gssf-plug, or run precompute again.")
-    return dict(manifest)
-
-
-def _open_shard(path: Path, digest: str | None) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(path, "is missing", DAMAGED)
-    if digest is not None and _digest_file(path) != digest:
-        raise CheckpointError(path, "is not what precompute wrote", DAMAGED)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(path, f"is no whole safetensors file ({error})", DAMAGED) from None
-
-
-def _digest_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
