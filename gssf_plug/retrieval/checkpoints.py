@@ -23,9 +23,9 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from gssf_plug.distributed import gather_detached
-from gssf_plug.errors import CheckpointError
+from gssf_plug.errors import ArgumentError, CheckpointError
 
-__all__ = ["FORMAT_VERSION", "Checkpoints"]
+__all__ = ["FORMAT_VERSION", "Checkpoints", "check_recipe"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,18 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
+
+
+def check_recipe(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise `ArgumentError` where a run would be resumed with another recipe than it began with, naming the first."""
+    for name, value in now.items():
+        if saved.get(name) != value:
+            raise ArgumentError(
+                name,
+                f"be what the run in '{folder}' began with, {saved.get(name)!r}",
+                repr(value),
+                "Resume with the same recipe, or choose another output_dir.",
+            )
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

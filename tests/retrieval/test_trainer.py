@@ -292,7 +292,7 @@ def test_a_real_refusal_of_the_system_is_told_too(tmp_path):
             trainer._save_if_due(True)
         trainer.progress.best_score = None
         with pytest.raises(CheckpointError, match=r"best\.safetensors' could not be written"):
-            trainer._keep_if_best({"rsum": 1.0})
+            trainer.best.keep(trainer.model, {"rsum": 1.0}, trainer.progress)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignore)
