@@ -1,0 +1,129 @@
+"""The retrieval tasks of the studies: frozen features of the bundled emoji data, three splits, no emoji in two of them.
+
+    text            keyword → emoji name, MiniLM on both sides (384 wide)
+    image-text      drawing → caption, MobileNetV2 (1280) and MiniLM (384); only with trained heads, which share a width
+    re-id           drawing → the same emoji by another vendor; drawings by the query's own vendor are taken out
+    fine-grained    drawing → the same emoji, itself taken out; five vendors, measured on classes never trained on
+
+Features are computed once, into --cache (five minutes), and every study reads them from there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from data.emoji import SPLITS, VENDORS, load_emoji
+from pretrained import embed_images, embed_texts
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["TASKS", "Split", "Task", "average_precision", "load_task"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Queries N, gallery M, what belongs together, and what is taken out of a ranking."""
+
+    queries: Tensor  # (N, D)
+    gallery: Tensor  # (M, E)
+    relevant: Tensor  # (N, M) boolean
+    hidden: Tensor  # (N, M) boolean
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, and whether both sides are one kind of item (then a metric is symmetric)."""
+
+    name: str
+    one_sided: bool
+    splits: dict[str, Split]
+
+
+def load_task(name: str, cache: Path) -> Task:
+    """The task with its features; computes and keeps them at the first call."""
+    build = TASKS[name]
+    return Task(name, name in ("re-id", "fine-grained"), {split: build(split, cache) for split in SPLITS})
+
+
+def average_precision(scores: Tensor, split: Split) -> Tensor:
+    """AP of each query that has a positive, in %: the mean over its positives of i / rank_i."""
+    positive = split.relevant & ~split.hidden
+    order = scores.masked_fill(split.hidden, float("-inf")).argsort(dim=1, descending=True)
+    right = positive.gather(1, order).float()
+    precision = right.cumsum(1) / torch.arange(1, right.shape[1] + 1)
+    count = right.sum(1)
+    return 100 * ((precision * right).sum(1) / count.clamp_min(1))[count > 0]
+
+
+def _text(split: str, cache: Path) -> Split:
+    emoji = _emoji(split)
+    vectors = _text_features(cache)
+    keywords = sorted({keyword for row in emoji for keyword in row["keywords"]})
+    position = {keyword: number for number, keyword in enumerate(keywords)}
+    relevant = torch.zeros(len(keywords), len(emoji), dtype=torch.bool)
+    for column, row in enumerate(emoji):
+        relevant[[position[keyword] for keyword in row["keywords"]], column] = True
+    queries = torch.stack([vectors[keyword] for keyword in keywords])
+    gallery = torch.stack([vectors[row["name"]] for row in emoji])
+    return Split(queries, gallery, relevant, torch.zeros_like(relevant))
+
+
+def _image_text(split: str, cache: Path) -> Split:
+    rows, images = _drawings(split, cache)
+    vectors = _text_features(cache)
+    captions = sorted({(row["label"], row["captions"][0]) for row in _emoji(split)})
+    labels, texts = torch.tensor([label for label, _ in captions]), [vectors[text] for _, text in captions]
+    relevant = rows["label"][:, None] == labels
+    return Split(images, torch.stack(texts), relevant, torch.zeros_like(relevant))
+
+
+def _re_id(split: str, cache: Path) -> Split:
+    rows, images = _drawings(split, cache)
+    same, camera = (rows[name][:, None] == rows[name] for name in ("label", "camera"))
+    return Split(images, images, same & ~camera, same & camera)
+
+
+def _fine_grained(split: str, cache: Path) -> Split:
+    rows, images = _drawings(split, cache, [vendor for vendor in VENDORS if vendor != "fluent-flat"])
+    same, itself = rows["label"][:, None] == rows["label"], torch.eye(len(images), dtype=torch.bool)
+    return Split(images, images, same & ~itself, itself)
+
+
+TASKS: dict[str, Callable[[str, Path], Split]] = {
+    "text": _text,
+    "image-text": _image_text,
+    "re-id": _re_id,
+    "fine-grained": _fine_grained,
+}
+
+
+def _emoji(split: str) -> list[dict]:
+    """One row per emoji, whatever its vendors."""
+    columns = load_emoji(split).select_columns(["label", "name", "keywords", "captions"])
+    return list({row["label"]: row for row in columns}.values())
+
+
+def _drawings(split: str, cache: Path, vendors: list[str] | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    rows = load_emoji(split)
+    kept = torch.tensor([vendor in (vendors or VENDORS) for vendor in rows["vendor"]])
+    columns = {name: torch.tensor(rows[name])[kept] for name in ("label", "camera")}
+    return columns, _image_features(cache)[split].float()[kept]
+
+
+def _image_features(cache: Path) -> dict[str, Tensor]:
+    path = cache / "images.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({split: embed_images(list(load_emoji(split)["image"])).half() for split in SPLITS}, path)
+    return load_file(path)
+
+
+def _text_features(cache: Path) -> dict[str, Tensor]:
+    rows = [row for split in SPLITS for row in _emoji(split)]
+    texts = sorted({text for row in rows for text in (row["name"], *row["keywords"], *row["captions"])})
+    path = cache / "texts.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"texts": embed_texts(texts)}, path)
+    return dict(zip(texts, load_file(path)["texts"], strict=True))

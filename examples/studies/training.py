@@ -1,0 +1,179 @@
+"""One training of a study: a metric over frozen features, with or without a trained head; chosen on validation data.
+
+Every row trains the same 300 steps of 256 pairs. Its rate is the better of two and its step the best of three, both by
+validation mAP; the test split is measured once per seed with what was chosen.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from baselines import FixedCosine, LowRank, ScaledCosine
+from torch import Tensor, nn
+
+from gssf_plug import GSSFMetric
+from gssf_plug.losses import Hinge, InfoNCE
+from studies.tasks import Split, Task, average_precision
+
+__all__ = ["LOSSES", "ROWS", "Scorer", "train"]
+
+STEPS, BATCH, LOOKS = 300, 256, 3
+HEAD_WIDTH, HEAD_RATE = 256, 1e-3
+LOSSES: dict[str, Callable[[], nn.Module]] = {"hinge": Hinge, "softmax": InfoNCE}
+
+
+class Options(NamedTuple):
+    """What every structure is built with."""
+
+    dim: int
+    constraint: str | None
+
+
+def _structured(*terms: str, block_size: int = 16) -> Callable[[Options], nn.Module]:
+    return lambda o: GSSFMetric(o.dim, terms=terms, block_size=block_size, constraint=o.constraint)
+
+
+ROWS: dict[str, Callable[[Options], nn.Module]] = {
+    "cosine": lambda o: FixedCosine(o.dim),
+    "cosine + scale": lambda o: ScaledCosine(o.dim),
+    "Diag": _structured("diagonal"),
+    "B-Diag 16": _structured("block_diagonal"),
+    "B-Diag 64": _structured("block_diagonal", block_size=64),
+    "both 16": _structured("diagonal", "block_diagonal"),
+    "low-rank as 16": lambda o: LowRank(o.dim, 8),
+    "full": _structured("dense"),
+}
+
+
+class Scorer(nn.Module):
+    """Heads, where there are any, and the metric.
+
+    Args:
+        metric: the last step.
+        heads: one module per side, the same one twice in tasks of one kind of item.
+    """
+
+    def __init__(self, metric: nn.Module, heads: tuple[nn.Module, nn.Module]) -> None:
+        super().__init__()
+        self.metric = metric
+        self.query_head, self.gallery_head = heads
+
+    def forward(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """(N, D), (M, E) -> (N, M)."""
+        return self.metric(self.query_head(queries), self.gallery_head(gallery))
+
+
+def train(
+    task: Task,
+    build: Callable[[Options], nn.Module],
+    loss: nn.Module,
+    *,
+    heads: bool,
+    seed: int,
+    rate: float,
+    penalty: float = 0.0,
+    delay: int = 0,
+    fraction: float = 1.0,
+) -> dict[str, Any]:
+    """Train one row; its mAP on validation and test, per query on test, parameters and seconds.
+
+    Args:
+        task: features and splits.
+        build: makes the metric.
+        loss: on a score matrix.
+        heads: train linear heads along (else features are frozen and the metric is all that learns).
+        seed: of batches and of heads.
+        rate: of the metric.
+        penalty: weight of the metric's distance from neutral.
+        delay: steps before the metric trains.
+        fraction: share of the training queries.
+    """
+    torch.manual_seed(seed)
+    began, scorer = time.perf_counter(), _scorer(task, build, heads)
+    metric = list(scorer.metric.parameters())
+    others = [*scorer.query_head.parameters(), *scorer.gallery_head.parameters(), *loss.parameters()]
+    groups = [{"params": metric, "lr": rate}, {"params": list(dict.fromkeys(others)), "lr": HEAD_RATE}]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]] or [nn.Parameter(torch.zeros(()))])
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    looks = [(_mean_ap(scorer, task.splits["validation"]), 0, _copy(scorer))] if not heads else []
+    learns = bool(metric) or heads
+    for step, (queries, gallery, relevant, hidden) in enumerate(_batches(task.splits["train"], fraction), start=1):
+        if not learns:
+            break
+        for parameter in metric:
+            parameter.requires_grad_(step > delay)
+        value = loss(scorer(queries, gallery), relevant, forbidden=hidden)
+        if penalty and isinstance(scorer.metric, GSSFMetric):
+            value = value + penalty * scorer.metric.penalty()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        if step % (STEPS // LOOKS) == 0:
+            looks.append((_mean_ap(scorer, task.splits["validation"]), step, _copy(scorer)))
+    best, step, weights = max(looks, key=lambda look: look[0])
+    scorer.load_state_dict(weights)
+    scores = _scores(scorer, task.splits["test"])
+    per_query = average_precision(scores, task.splits["test"])
+    return {
+        "validation": best,
+        "mAP": per_query.mean().item(),
+        "per_query": [round(value, 2) for value in per_query.tolist()],
+        "hubness": _hubness(scores),
+        "asymmetry": _asymmetry(scorer.metric),
+        "parameters": sum(parameter.numel() for parameter in metric),
+        "step": step,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _scorer(task: Task, build: Callable[[Options], nn.Module], heads: bool) -> Scorer:
+    train_split = task.splits["train"]
+    widths = train_split.queries.shape[1], train_split.gallery.shape[1]
+    constraint = "symmetric" if task.one_sided else None
+    if not heads:
+        return Scorer(build(Options(widths[0], constraint)), (nn.Identity(), nn.Identity()))
+    made = [nn.Linear(width, HEAD_WIDTH) for width in widths]
+    if task.name != "image-text":
+        made[1] = made[0]  # one encoder for both sides
+    return Scorer(build(Options(HEAD_WIDTH, constraint)), (made[0], made[1]))
+
+
+def _batches(split: Split, fraction: float) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """STEPS batches of pairs that belong together; what belongs together by chance counts as positive, too."""
+    kept = torch.rand(len(split.queries), generator=torch.Generator().manual_seed(0)) < fraction
+    pairs = (split.relevant & ~split.hidden & kept[:, None]).nonzero()
+    for _ in range(STEPS):
+        rows, columns = pairs[torch.randint(len(pairs), (BATCH,))].T
+        chosen = split.relevant[rows][:, columns], split.hidden[rows][:, columns]
+        yield split.queries[rows], split.gallery[columns], *chosen
+
+
+@torch.no_grad()
+def _scores(scorer: Scorer, split: Split) -> Tensor:
+    return scorer(split.queries, split.gallery)
+
+
+def _mean_ap(scorer: Scorer, split: Split) -> float:
+    return average_precision(_scores(scorer, split), split).mean().item()
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def _hubness(scores: Tensor, k: int = 10) -> float:
+    """Skewness of how often an item is among the first k of a query; 0 where all come up alike."""
+    counts = torch.bincount(scores.topk(k, dim=1).indices.flatten(), minlength=scores.shape[1]).double()
+    centred = counts - counts.mean()
+    return (centred.pow(3).mean() / centred.pow(2).mean().pow(1.5)).item()
+
+
+def _asymmetry(metric: nn.Module) -> float:
+    """‖M − Mᵀ‖ / ‖M − I‖ of a structured metric: 0 symmetric, 2 antisymmetric; 0 where nothing was learned."""
+    if not isinstance(metric, GSSFMetric):
+        return 0.0
+    matrix = metric.matrix().detach()
+    change = torch.linalg.matrix_norm(matrix - torch.eye(len(matrix)))
+    return (torch.linalg.matrix_norm(matrix - matrix.T) / change).item() if change > 0 else 0.0

@@ -1,0 +1,84 @@
+"""The studies run from features to table, on small random features that hold a planted dependency between channels."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from data.emoji import SPLITS, load_emoji
+from safetensors.torch import save_file
+from studies.grid import paired
+from studies.tasks import Split, average_precision, load_task
+
+WIDTH = 64
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of the right number of rows; drawings of one emoji are alike up to a mixing of channels per camera."""
+    folder = tmp_path_factory.mktemp("features")
+    rows = {split: load_emoji(split).select_columns(["label", "name", "keywords", "captions"]) for split in SPLITS}
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(2000, WIDTH, generator=generator)
+    images = {split: centres[torch.tensor(part["label"])] for split, part in rows.items()}
+    noise = {split: torch.randn(part.shape, generator=generator) for split, part in images.items()}
+    save_file({split: (images[split] + noise[split]).half() for split in SPLITS}, folder / "images.safetensors")
+    every = [row for part in rows.values() for row in part]
+    texts = {text for row in every for text in (row["name"], *row["keywords"], *row["captions"])}
+    save_file({"texts": torch.randn(len(texts), WIDTH, generator=generator)}, folder / "texts.safetensors")
+    return folder
+
+
+def test_average_precision_against_a_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, 9, generator=generator)
+    relevant, hidden = (torch.rand(6, 9, generator=generator) < share for share in (0.4, 0.2))
+    relevant[0] = False
+    found = average_precision(scores, Split(scores, scores, relevant, hidden)).tolist()
+    expected = []
+    for row in range(6):
+        kept = [(scores[row, m].item(), bool(relevant[row, m])) for m in range(9) if not hidden[row, m]]
+        right = [match for _, match in sorted(kept, reverse=True)]
+        hits = [sum(right[: place + 1]) / (place + 1) for place, match in enumerate(right) if match]
+        expected += [100 * sum(hits) / len(hits)] if hits else []
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["text", "image-text", "re-id", "fine-grained"])
+def test_tasks_hold_together(name: str, cache: Path) -> None:
+    task = load_task(name, cache)
+    for split in task.splits.values():
+        assert split.relevant.shape == split.hidden.shape == (len(split.queries), len(split.gallery))
+        assert (split.relevant & ~split.hidden).any(1).float().mean() > 0.95
+        if task.one_sided:
+            assert split.hidden.diagonal().all()
+
+
+def test_paired_test_finds_a_gain_and_no_gain() -> None:
+    values = torch.linspace(0, 100, 200)
+    runs = {(name, 0): {"per_query": (values + shift).tolist()} for name, shift in (("a", 0.0), ("b", 0.0))}
+    runs["c", 0] = {"per_query": (values + 1 + values.sin()).tolist()}
+    assert paired(runs, "b", "a") == (0.0, 1.0)
+    gain, p = paired(runs, "c", "a")
+    assert gain == pytest.approx(1.0, abs=0.2)
+    assert p < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["data_size", "grouping", "softmax"])
+def test_study_makes_its_table(study: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, training = importlib.import_module(f"studies.{study}"), importlib.import_module("studies.training")
+    monkeypatch.setattr(training, "STEPS", 4)
+    monkeypatch.setattr(training, "LOOKS", 1)
+    monkeypatch.setattr(sys, "argv", [study, "--quick", "--cache", str(cache), "--output", str(tmp_path)])
+    threads = torch.get_num_threads()
+    module.main()
+    torch.set_num_threads(threads)
+    text = (tmp_path / f"{study}.md").read_text()
+    assert "| cosine |" in text
+    logs = list(tmp_path.glob("*.jsonl"))
+    before = [log.read_text() for log in logs]
+    module.main()  # nothing is run again
+    torch.set_num_threads(threads)
+    assert [log.read_text() for log in logs] == before
