@@ -13,21 +13,29 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 
 from gssf_plug.attention.layer_metric import LayerMetric
-from gssf_plug.files import Format, write_folder
+from gssf_plug.files import CardFacts, Format, is_hub_id, render_card, write_folder
 
 __all__ = ["FORMAT", "layer_record", "push_adapter", "save_adapter"]
 
 FORMAT = Format("gssf-plug/attention", config="adapter_config.json", weights="adapter_model.safetensors")
+USAGE = """from gssf_plug.attention import load_attention
+
+patch = load_attention(model, path)
+patch.merge()  # optional: a plain model"""
 
 
 def save_adapter(
-    path: str | PathLike[str], model: nn.Module, queries: Mapping[str, LayerMetric], adapter_name: str
+    path: str | PathLike[str],
+    model: nn.Module,
+    queries: Mapping[str, LayerMetric],
+    adapter_name: str,
+    facts: CardFacts | None = None,
 ) -> None:
-    """Write the metrics of `adapter_name` into the folder `path`."""
+    """Write the metrics of `adapter_name` into the folder `path`; `facts` for the model card."""
     covered = {name: query for name, query in queries.items() if query.metric(adapter_name) is not None}
     tensors: dict[str, Tensor] = {}
     for name, query in covered.items():
@@ -41,7 +49,7 @@ def save_adapter(
         "layers": {name: layer_record(query, adapter_name) for name, query in covered.items()},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    write_folder(path, FORMAT, config, tensors, _card(config, tensors))
+    write_folder(path, FORMAT, config, tensors, _card(config, tensors, facts), replace_card=facts is not None)
 
 
 def layer_record(query: LayerMetric, adapter_name: str) -> dict[str, Any]:
@@ -76,17 +84,15 @@ def push_adapter(
         )
 
 
-def _card(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def _card(config: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: CardFacts | None) -> str:
+    """The card; its base model is the one that the model was loaded from, where that was on the Hub."""
     base = config["base_model"]
-    named = isinstance(base, str) and base.count("/") <= 1 and not base.startswith((".", "/"))
-    front = ModelCardData(
-        library_name="gssf-plug", base_model=base if named else None, tags=["gssf", "adapter", "attention"]
-    )
+    named: CardFacts = {"base_model": base} if is_hub_id(base) and not Path(base).exists() else {}
     count = sum(tensor.numel() for tensor in tensors.values())
-    return (
-        f"---\n{front.to_yaml()}\n---\n\n# GSSF attention adapter\n\n"
-        f"A learned metric between the queries and keys (qᵀAk; GSSF, IEEE TIP 2024, arXiv 2410.15266) of "
-        f"{len(config['layers'])} attention layers of a {config['base_model_class']}: {count:,} parameters.\n\n"
-        "```python\nfrom gssf_plug.attention import load_attention\n\npatch = load_attention(model, path)\n"
-        "patch.merge()  # optional: a plain model\n```\n"
+    about = (
+        "A learned metric between the queries and keys (qᵀAk; GSSF, IEEE TIP 2024, arXiv 2410.15266) of "
+        f"{len(config['layers'])} attention layers of a {config['base_model_class']}: {count:,} parameters."
+    )
+    return render_card(
+        "GSSF attention adapter", about, USAGE, ("gssf", "adapter", "attention"), {**named, **(facts or {})}
     )

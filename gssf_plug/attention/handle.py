@@ -23,6 +23,7 @@ from gssf_plug.attention.score_merge import plan_score_fold
 from gssf_plug.attention.score_sites import record_calls
 from gssf_plug.attention.scores import ScoreMetric
 from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.files import CardFacts
 from gssf_plug.metric import GSSFMetric
 
 __all__ = ["AttentionPatch", "PatchedLayer"]
@@ -234,14 +235,27 @@ class AttentionPatch:
         rows.append(f"{len(self.layers)} layers, {total:,} parameters in adapter '{self.active_adapter}'")
         return "\n".join(rows)
 
-    def save_pretrained(self, path: str | PathLike[str], *, adapter_name: str | None = None) -> None:
+    def save_pretrained(
+        self,
+        path: str | PathLike[str],
+        *,
+        adapter_name: str | None = None,
+        model_card_kwargs: CardFacts | None = None,
+    ) -> None:
         """Write one adapter alone, default the active one: safetensors, JSON and a model card.
+
+        Args:
+            path: folder, created where missing.
+            adapter_name: which adapter; default the active one.
+            model_card_kwargs: what only you know, for the card: {"data": ..., "measures": ..., "license": ...}, see
+                `gssf_plug.files.CardFacts`. A card that is already there is kept, unless this is given.
 
         Raises:
             CheckpointError: the disk refuses; what was there before is whole.
         """
         name = self._known(adapter_name)
-        save_adapter(path, self.model, {key: layer.query for key, layer in self.layers.items()}, name)
+        queries = {key: layer.query for key, layer in self.layers.items()}
+        save_adapter(path, self.model, queries, name, model_card_kwargs)
 
     def push_to_hub(
         self,
@@ -252,10 +266,11 @@ class AttentionPatch:
         token: str | bool | None = None,
         revision: str | None = None,
         commit_message: str = "Upload a GSSF attention adapter",
+        model_card_kwargs: CardFacts | None = None,
     ) -> str:
         """Save one adapter into a temporary folder and upload it; gives the commit's address."""
         return push_adapter(
-            lambda folder: self.save_pretrained(folder, adapter_name=adapter_name),
+            lambda folder: self.save_pretrained(folder, adapter_name=adapter_name, model_card_kwargs=model_card_kwargs),
             repo_id,
             private=private,
             token=token,

@@ -21,7 +21,13 @@ from gssf_plug.metric import GSSFMetric
 __all__ = ["load_attention"]
 
 REMEDY = "Load it onto the model that it was trained on."
-RECORD = {"layout", "query_norm", "heads", "head_size", "metric"}
+RECORD: dict[str, tuple[type, ...]] = {
+    "layout": (str,),
+    "query_norm": (str, type(None)),
+    "heads": (int,),
+    "head_size": (int,),
+    "metric": (dict,),
+}
 
 
 def load_attention(
@@ -82,7 +88,8 @@ def _records(config: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any
     if not isinstance(records, dict) or not records:
         raise CheckpointError(folder, "names no layers", "It is damaged; save it again.")
     for name, record in records.items():
-        if not isinstance(record, dict) or record.keys() != RECORD:
+        damaged = not isinstance(record, dict) or record.keys() != RECORD.keys()
+        if damaged or any(type(record[key]) not in types for key, types in RECORD.items()):
             raise CheckpointError(folder, f"has a damaged record of the layer '{name}'", "Save it again.")
     return records
 
@@ -127,7 +134,7 @@ def _check_fits(folder: Path, name: str, record: Mapping[str, Any], query: Layer
 def _metric(folder: Path, name: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GSSFMetric:
     own = {key.partition("|")[2]: tensor for key, tensor in tensors.items() if key.partition("|")[0] == name}
     try:
-        metric = GSSFMetric.from_files(dict(record["metric"]), own, folder)
+        metric = GSSFMetric.from_files(record["metric"], own, folder)
     except CheckpointError as error:
         raise CheckpointError(folder, f"does not hold together at '{name}': {error}", "Save it again.") from error
     if metric.dim not in (record["head_size"], record["heads"] * record["head_size"]):

@@ -8,6 +8,7 @@ no more memory than its own size, runs no code, and names no file outside itself
 """
 
 from gssf_plug.files.cards import CardFacts as CardFacts
+from gssf_plug.files.cards import is_hub_id as is_hub_id
 from gssf_plug.files.cards import render_card as render_card
 from gssf_plug.files.folders import Format as Format
 from gssf_plug.files.folders import write_atomically as write_atomically
@@ -27,6 +28,7 @@ __all__ = [
     "HubModule",
     "check_tensors",
     "inside",
+    "is_hub_id",
     "load_strictly",
     "locate",
     "parse_json",

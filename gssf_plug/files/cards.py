@@ -13,7 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from gssf_plug.errors import ArgumentError, near_matches
 
-__all__ = ["CardFacts", "render_card"]
+__all__ = ["CardFacts", "is_hub_id", "render_card"]
 
 TASK = "feature-extraction"
 UNSAID = "Not stated by whoever saved this."
@@ -72,6 +72,15 @@ def render_card(title: str, about: str, usage: str, tags: Sequence[str], facts: 
     return f"---\n{_front_matter(title, tags, facts).to_yaml()}\n---\n\n# {title}\n\n{about}\n\n{body}\n"
 
 
+def is_hub_id(name: Any) -> bool:
+    """Whether the Hub would take `name` as the id of a repository."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return isinstance(name, str)
+
+
 def _front_matter(title: str, tags: Sequence[str], facts: CardFacts) -> ModelCardData:
     """With measures and the name of their data, the model index that the Hub shows as results."""
     name = facts.get("evaluated_on")
@@ -110,8 +119,6 @@ def _check(facts: Mapping[str, Any]) -> None:
     for key in ("datasets", "base_model"):
         listed = _listed(facts.get(key)) or []
         for repo in [listed] if isinstance(listed, str) else listed:
-            try:
-                validate_repo_id(repo)
-            except HFValidationError as error:
+            if not is_hub_id(repo):
                 remedy = "Give Hub ids such as 'user/name'; describe anything else in `data` or `notes`."
-                raise ArgumentError(key, "hold ids of the Hugging Face Hub", repr(repo), remedy) from error
+                raise ArgumentError(key, "hold ids of the Hugging Face Hub", repr(repo), remedy)
