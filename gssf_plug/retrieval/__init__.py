@@ -5,6 +5,10 @@ from gssf_plug.retrieval.alignment import LogSumExp as LogSumExp
 from gssf_plug.retrieval.alignment import TextToImage as TextToImage
 from gssf_plug.retrieval.alignment import average as average
 from gssf_plug.retrieval.batches import RandomBatches as RandomBatches
+from gssf_plug.retrieval.collators import LabelCollator as LabelCollator
+from gssf_plug.retrieval.collators import PairCollator as PairCollator
+from gssf_plug.retrieval.collators import ProcessorTransform as ProcessorTransform
+from gssf_plug.retrieval.collators import WordAugmentation as WordAugmentation
 from gssf_plug.retrieval.config import RetrievalConfig as RetrievalConfig
 from gssf_plug.retrieval.dual_encoder import DualEncoder as DualEncoder
 from gssf_plug.retrieval.embedding import Embedding as Embedding
@@ -40,6 +44,7 @@ __all__ = [
     "IdentityBatches",
     "ImageTextModel",
     "ImageToText",
+    "LabelCollator",
     "LastStrideOne",
     "LocalAlignment",
     "LogSumExp",
@@ -47,6 +52,8 @@ __all__ = [
     "NotFiniteError",
     "Numbered",
     "OneTower",
+    "PairCollator",
+    "ProcessorTransform",
     "Progress",
     "RandomBatches",
     "ResidualMLP",
@@ -56,6 +63,7 @@ __all__ = [
     "TextToImage",
     "Tower",
     "TwoTower",
+    "WordAugmentation",
     "WordGRU",
     "alignment_measures",
     "average",

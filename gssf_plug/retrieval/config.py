@@ -25,6 +25,10 @@ class RetrievalConfig:
         learning_rate: of everything that has no rate of its own.
         metric_learning_rate: of the metric's parameters. They start neutral and need a higher rate; 2e-2 ruins them.
         encoder_learning_rate: of the encoders, where they are pretrained; None means `learning_rate`.
+        image_encoder_learning_rate: of the encoder of images alone, as in VSE∞; None means `encoder_learning_rate`.
+        text_encoder_learning_rate: of the encoder of texts alone; likewise.
+        frozen_encoder_epochs: first epochs in which the rate of encoders is 0. Their gradients are still computed, and
+            count where they are clipped.
         loss_learning_rate: of the loss's parameters, such as proxies or a classifier; None means `learning_rate`.
         weight_decay: AdamW's; never on metric, loss, biases, normalisation layers or other vectors and scalars.
         warmup: share of the steps in which the rates rise linearly from 0, 0 … 1.
@@ -59,6 +63,9 @@ class RetrievalConfig:
     learning_rate: float = 5e-4
     metric_learning_rate: float = 2e-3
     encoder_learning_rate: float | None = None
+    image_encoder_learning_rate: float | None = None
+    text_encoder_learning_rate: float | None = None
+    frozen_encoder_epochs: int = 0
     loss_learning_rate: float | None = None
     weight_decay: float = 1e-4
     warmup: float = 0.05
@@ -112,8 +119,9 @@ _AT_LEAST_ONE = (
     "keep_checkpoints", "log_every",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
-    "learning_rate", "metric_learning_rate", "encoder_learning_rate", "loss_learning_rate", "weight_decay",
-    "decay_factor", "max_gradient_norm", "seed", "num_workers",
+    "learning_rate", "metric_learning_rate", "encoder_learning_rate", "image_encoder_learning_rate",
+    "text_encoder_learning_rate", "frozen_encoder_epochs", "loss_learning_rate", "weight_decay", "decay_factor",
+    "max_gradient_norm", "seed", "num_workers",
 )  # fmt: skip
 _FREE_ON_RESUME = {
     "output_dir", "eval_batch_size", "checkpoint_every", "keep_checkpoints", "on_nan", "num_workers", "trackers",

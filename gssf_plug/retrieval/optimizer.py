@@ -11,9 +11,12 @@ from torch.optim import AdamW, Optimizer
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.retrieval.config import RetrievalConfig
+from gssf_plug.retrieval.models import ImageTextModel
 from gssf_plug.retrieval.objective import Objective
 
 __all__ = ["build_optimizer", "rate_factor", "set_rates"]
+
+ENCODERS = ("encoders", "image_encoder", "text_encoder")
 
 
 def build_optimizer(objective: Objective, config: RetrievalConfig) -> AdamW:
@@ -25,22 +28,13 @@ def build_optimizer(objective: Objective, config: RetrievalConfig) -> AdamW:
     Raises:
         ArgumentError: nothing to train.
     """
-    model = objective.model
-    metric = _ids([model.metric] if model.metric is not None else [])
-    encoders, loss = _ids(model.encoders()), _ids([objective.loss])
-    encoder_rate = config.learning_rate if config.encoder_learning_rate is None else config.encoder_learning_rate
+    rates = _special_rates(objective, config)
+    loss = _ids([objective.loss])
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     for parameter in objective.parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in metric:
-            name, rate = "metric", config.metric_learning_rate
-        elif id(parameter) in encoders:
-            name, rate = "encoders", encoder_rate
-        elif id(parameter) in loss and config.loss_learning_rate is not None:
-            name, rate = "loss", config.loss_learning_rate
-        else:
-            name, rate = "rest", config.learning_rate
+        name, rate = rates.get(id(parameter), ("rest", config.learning_rate))
         plain = name == "metric" or id(parameter) in loss or parameter.ndim <= 1
         groups.setdefault((name, rate, 0.0 if plain else config.weight_decay), []).append(parameter)
     if not groups:
@@ -55,14 +49,31 @@ def build_optimizer(objective: Objective, config: RetrievalConfig) -> AdamW:
     )
 
 
+def _special_rates(objective: Objective, config: RetrievalConfig) -> dict[int, tuple[str, float]]:
+    """Group and rate of parameters that do not have the ordinary one, by id; the last entry of a parameter holds."""
+    model = objective.model
+    either = config.learning_rate if config.encoder_learning_rate is None else config.encoder_learning_rate
+    wanted: list[tuple[str, float | None, Iterable[nn.Module]]] = [
+        ("loss", config.loss_learning_rate, [objective.loss]),
+        ("encoders", either, model.encoders()),
+        ("metric", config.metric_learning_rate, model.metrics()),
+    ]
+    if isinstance(model, ImageTextModel):
+        wanted.insert(2, ("image_encoder", config.image_encoder_learning_rate, model.image_encoders()))
+        wanted.insert(3, ("text_encoder", config.text_encoder_learning_rate, model.text_encoders()))
+    return {
+        parameter: (name, rate) for name, rate, modules in wanted if rate is not None for parameter in _ids(modules)
+    }
+
+
 def _ids(modules: Iterable[nn.Module]) -> set[int]:
     return {id(parameter) for module in modules for parameter in module.parameters()}
 
 
-def set_rates(optimizer: Optimizer, factor: float) -> None:
-    """Every group's rate becomes its peak times `factor`."""
+def set_rates(optimizer: Optimizer, factor: float, *, frozen: bool = False) -> None:
+    """Every group's rate becomes its peak times `factor`; that of encoders 0 where they are `frozen`."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+        group["lr"] = 0.0 if frozen and group["name"] in ENCODERS else group["peak"] * factor
 
 
 def rate_factor(step: int, steps: int, config: RetrievalConfig) -> float:

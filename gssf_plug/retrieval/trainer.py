@@ -251,7 +251,7 @@ class RetrievalTrainer:
             _warn_of(read.unreadable)
             progress.unreadable_rows += len(read.unreadable)
         factor = rate_factor(progress.step, self.steps, config)
-        set_rates(self.optimizer, factor)
+        set_rates(self.optimizer, factor, frozen=progress.epoch < config.frozen_encoder_epochs)
         batches = [read.batch for read in group]
         outcome = take_step(self.objective, self.optimizer, self.accelerator, batches, config)
         if outcome.failure:

@@ -7,7 +7,7 @@ from torch import nn
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses import Hinge
-from gssf_plug.retrieval import Tower, TwoTower
+from gssf_plug.retrieval import LocalAlignment, Tower, TwoTower
 from gssf_plug.retrieval.objective import Objective
 from gssf_plug.retrieval.optimizer import build_optimizer, rate_factor, set_rates
 
@@ -55,6 +55,46 @@ def test_the_loss_may_have_its_own_rate(tmp_path):
     objective = Objective(TwoTower(nn.Linear(4, 8), None, toy.model().metric), Hinge(learned_scale=True))
     config = toy.recipe(tmp_path, learning_rate=1e-3, loss_learning_rate=0.1, weight_decay=0.1)
     assert names_by_group(objective, build_optimizer(objective, config))["loss", 0.1, 0.0] == ["loss.scale.log_scale"]
+
+
+def test_each_side_may_have_its_own_rate_and_encoders_may_wait(tmp_path):
+    model = TwoTower(Tower(nn.Linear(4, 6), projection=nn.Linear(6, 8)), nn.Linear(5, 8), toy.model().metric)
+    objective = Objective(model, Hinge())
+    config = toy.recipe(tmp_path, learning_rate=1e-3, encoder_learning_rate=1e-4, image_encoder_learning_rate=1e-5)
+    optimizer = build_optimizer(objective, config)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == {"image_encoder": 1e-5, "encoders": 1e-4, "rest": 1e-3, "metric": 1e-2}
+    set_rates(optimizer, 0.5, frozen=True)
+    frozen = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert frozen == {"image_encoder": 0, "encoders": 0, "rest": 5e-4, "metric": 5e-3}
+    both = toy.recipe(tmp_path, image_encoder_learning_rate=1e-5, text_encoder_learning_rate=1e-6)
+    named = {group["name"]: group["lr"] for group in build_optimizer(objective, both).param_groups}
+    assert named == {"image_encoder": 1e-5, "text_encoder": 1e-6, "rest": 1e-2, "metric": 1e-2}
+
+
+def test_every_metric_of_a_model_has_the_metrics_rate(tmp_path):
+    metrics = toy.model().metric, toy.model().metric
+    objective = Objective(LocalAlignment(None, None, metric=metrics[0], attention_metric=metrics[1]), Hinge())
+    groups = names_by_group(objective, build_optimizer(objective, toy.recipe(tmp_path, metric_learning_rate=0.5)))
+    assert len(groups.pop(("metric", 0.5, 0.0))) == 4
+    assert not groups
+
+
+def test_frozen_encoders_do_not_move_in_their_epochs(tmp_path):
+    trainer = toy.trainer(tmp_path, changes={"frozen_encoder_epochs": 1, "epochs": 2}, model=toy.model(dropout=0.0))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    moved = []
+    record = trainer._record
+    trainer._record = lambda: (
+        record()
+        or moved.append(
+            {name for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+        )
+    )
+    trainer.train()
+    assert moved[2]
+    assert not any("encoder" in name for name in moved[2])
+    assert any("encoder" in name for name in moved[-1])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "step", "constant"])

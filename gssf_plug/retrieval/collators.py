@@ -1,0 +1,211 @@
+"""Rows of a data set to the batches that the models of this room read.
+
+    PairCollator     {image | features, captions, label} -> images, image_ids, texts, text_ids
+    LabelCollator    {image | features, label}           -> inputs, labels
+
+Images become {"pixel_values"} by a transform; features, such as those of regions, become {"features",
+"attention_mask"}, padded to the longest. Texts become whatever a tokenizer of transformers makes of them. Randomness
+comes from Python's global generator, which RetrievalTrainer seeds for every batch.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError
+
+__all__ = ["LabelCollator", "PairCollator", "ProcessorTransform", "WordAugmentation"]
+
+Transform = Callable[[Image.Image], Tensor]
+Row = Mapping[str, Any]
+
+
+class ProcessorTransform:
+    """An image processor of transformers as a transform of one image, such as CLIP's own.
+
+    Args:
+        processor: an image processor, or a processor that has one.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = getattr(processor, "image_processor", processor)
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
+        """The tensor of an image."""
+        pixels: Tensor = self.processor(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+
+class WordAugmentation:
+    """Changes words of a caption while training: VSE∞'s and RCAR's.
+
+    A share of the words is chosen; half of these are masked, a tenth become random tokens, the rest is taken out. All
+    tokens of a word go together.
+
+    Args:
+        tokenizer: a fast tokenizer with a mask token.
+        share: of the words, 0 … 1; default 0.2.
+
+    Raises:
+        ArgumentError: a share outside its range, or a tokenizer without a mask token or without word numbers.
+
+    References:
+        Chen et al., VSE∞, arXiv 2011.04305, its code.
+    """
+
+    def __init__(self, tokenizer: Any, *, share: float = 0.2) -> None:
+        if not 0 <= share <= 1:
+            raise ArgumentError("share", "lie in 0 … 1", share, "VSE∞ uses 0.2.")
+        if tokenizer.mask_token_id is None or not tokenizer.is_fast:
+            got = "one without a mask token" if tokenizer.is_fast else type(tokenizer).__name__
+            remedy = "Use a fast tokenizer, and add_special_tokens({'mask_token': '<mask>'}) before the model is built."
+            raise ArgumentError("tokenizer", "be a fast tokenizer with a mask token", got, remedy)
+        self.mask, self.size, self.share = tokenizer.mask_token_id, len(tokenizer), share
+
+    def __call__(self, tokens: Sequence[int], words: Sequence[int | None]) -> list[int]:
+        """The tokens of one text, changed.
+
+        Args:
+            tokens: ids, special tokens included.
+            words: for each the number of its word; None for special tokens, which stay.
+        """
+        fates = {word: random.random() for word in dict.fromkeys(words) if word is not None}
+        changed: list[int] = []
+        for token, word in zip(tokens, words, strict=True):
+            fate = 1.0 if word is None else fates[word]
+            if fate >= self.share:
+                changed.append(token)
+            elif fate < 0.5 * self.share:
+                changed.append(self.mask)
+            elif fate < 0.6 * self.share:
+                changed.append(random.randrange(self.size))
+        return changed
+
+
+class PairCollator:
+    """Batches of images and captions, for TwoTower, DualEncoder and LocalAlignment.
+
+    Args:
+        tokenizer: of transformers; its whole output goes to the text encoder.
+        transform: RGB image to tensor (3, H, W), all of one size; None (default) for rows with features.
+        captions: "all" (default) takes every caption of a row; "one" draws one, for training.
+        max_length: tokens of a text at most; default the tokenizer's limit, if it has one.
+        padding: True (default) pads to the longest of the batch; "max_length" to `max_length`, as SigLIP was trained.
+        words: `WordAugmentation` for training; None (default) takes captions as they are.
+
+    Shape:
+        rows {"image" or "features", "captions": texts or one, "label": id} -> {"images", "image_ids" (N,), "texts",
+        "text_ids" (M,)}; a text has the id of its row.
+
+    Raises:
+        ArgumentError: a row without a column, without a caption, or an image without a transform.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        transform: Transform | None = None,
+        captions: Literal["one", "all"] = "all",
+        max_length: int | None = None,
+        padding: Literal[True, "max_length"] = True,
+        words: WordAugmentation | None = None,
+    ) -> None:
+        if captions not in ("one", "all"):
+            raise ArgumentError("captions", "be 'one' or 'all'", repr(captions), "Take 'one' for training.")
+        limit = getattr(tokenizer, "model_max_length", None)
+        self.tokenizer, self.transform, self.words = tokenizer, transform, words
+        self.captions, self.padding = captions, padding
+        self.max_length = max_length if max_length is not None else limit if limit and limit < 100_000 else None
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """One batch."""
+        texts = [self._captions_of(row) for row in rows]
+        ids = torch.tensor([_column(row, "label") for row in rows])
+        counts = torch.tensor([len(own) for own in texts])
+        return {
+            "images": _image_inputs(rows, self.transform),
+            "image_ids": ids,
+            "texts": self._tokenized([text for own in texts for text in own]),
+            "text_ids": ids.repeat_interleave(counts),
+        }
+
+    def _captions_of(self, row: Row) -> list[str]:
+        captions = _column(row, "captions")
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        if not captions:
+            raise ArgumentError(
+                "captions", "hold at least one text in every row", "none", "Drop images without captions."
+            )
+        return [random.choice(captions)] if self.captions == "one" else captions
+
+    def _tokenized(self, texts: list[str]) -> dict[str, Tensor]:
+        cut = {"truncation": self.max_length is not None, "max_length": self.max_length}
+        if self.words is None:
+            return dict(self.tokenizer(texts, padding=self.padding, return_tensors="pt", **cut))
+        encoded = self.tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **cut)
+        tokens = [self.words(ids, encoded.word_ids(number)) for number, ids in enumerate(encoded["input_ids"])]
+        padded = self.tokenizer.pad(
+            {"input_ids": tokens}, padding=self.padding, max_length=self.max_length, return_tensors="pt"
+        )
+        return dict(padded)
+
+
+class LabelCollator:
+    """Batches of one modality, for OneTower.
+
+    Args:
+        transform: RGB image to tensor (3, H, W), all of one size; None (default) for rows with features.
+        ids: column that becomes the labels; default "label". For the evaluations by row number take "row", with
+            `Numbered`.
+
+    Shape:
+        rows {"image" or "features", ids} -> {"inputs", "labels" (N,)}.
+
+    Raises:
+        ArgumentError: a row without a column, or an image without a transform.
+    """
+
+    def __init__(self, *, transform: Transform | None = None, ids: str = "label") -> None:
+        self.transform = transform
+        self.ids = ids
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """One batch."""
+        labels = torch.tensor([_column(row, self.ids) for row in rows])
+        return {"inputs": _image_inputs(rows, self.transform), "labels": labels}
+
+
+def _image_inputs(rows: Sequence[Row], transform: Transform | None) -> dict[str, Tensor]:
+    if "features" in rows[0]:
+        return _padded([torch.as_tensor(row["features"]) for row in rows])
+    if transform is None:
+        got = f"None for rows with the columns {sorted(rows[0])}"
+        raise ArgumentError(
+            "transform", "be given where rows have no 'features'", got, "Give one from image to tensor."
+        )
+    pixels = [transform(_column(row, "image")) for row in rows]
+    sizes = sorted({tuple(image.shape) for image in pixels})
+    if len(sizes) > 1:
+        raise ArgumentError("transform", "make tensors of one size", f"{sizes[0]} and {sizes[1]}", "Let it resize.")
+    return {"pixel_values": torch.stack(pixels)}
+
+
+def _padded(features: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Vectors (D) to (N, D); regions (R, D) to (N, R, D) with a mask."""
+    if features[0].ndim == 1:
+        return {"features": torch.stack(list(features))}
+    lengths = torch.tensor([len(own) for own in features])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return {"features": torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True), "attention_mask": mask}
+
+
+def _column(row: Row, name: str) -> Any:
+    if name not in row:
+        raise ArgumentError("rows", f"have the column '{name}'", sorted(row), "Rename it with columns_of.")
+    return row[name]
