@@ -4,6 +4,7 @@ matplotlib is imported when a function is called (`pip install gssf-plug[plots]`
 alone. The text on a figure is what the caller gives, and nothing is drawn that the tensors do not hold.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from gssf_plug.metric.metric import GSSFMetric
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_curves", "plot_metric", "plot_retrieved"]
+__all__ = ["plot_curves", "plot_metric", "plot_retrieved", "plot_structures"]
 
 Item = str | Tensor  # a text, or an image (3, H, W): bytes, or floats in 0 … 1
 RIGHT, WRONG = "#2a9d3f", "#c9c9c9"
@@ -96,6 +97,28 @@ def plot_metric(metric: GSSFMetric, *, title: str = "") -> "Figure":
     return figure
 
 
+def plot_structures(metrics: Mapping[str, GSSFMetric], *, title: str = "") -> "Figure":
+    """Which entries of the matrix may differ from the identity: U, channels in the caller's order, one panel a metric.
+
+    Args:
+        metrics: by name; drawn in this order, at their own width.
+        title: above everything.
+
+    Raises:
+        ArgumentError: no metric.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    if not metrics:
+        raise ArgumentError("metrics", "hold at least one metric", "none", "Give metrics by name.")
+    figure = _figure(2.6 * len(metrics), 3.1)
+    for axis, (name, metric) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
+        structure = _learnable(metric)
+        axis.imshow(structure.numpy(), cmap="Blues", vmin=0, vmax=1.3, interpolation="nearest")
+        axis.set(title=name, xlabel=f"{int(structure.sum()):,} of {structure.numel():,}", xticks=[], yticks=[])
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def plot_curves(curves: Mapping[str, Sequence[float]], *, title: str = "", x: str = "rank", y: str = "%") -> "Figure":
     """Several curves over ranks 1, 2, …, such as CMC: "R@k" of `reid_ranking(..., ranks=range(1, 21))`.
 
@@ -121,6 +144,15 @@ def plot_curves(curves: Mapping[str, Sequence[float]], *, title: str = "", x: st
     axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+@torch.no_grad()
+def _learnable(metric: GSSFMetric) -> Bool[Tensor, "dim dim"]:
+    """Where the matrix is not zero once the parameters are not."""
+    metric, generator = copy.deepcopy(metric), torch.Generator().manual_seed(0)
+    for parameter in metric.parameters():
+        parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+    return metric.matrix().cpu() != 0
 
 
 def _figure(width: float, height: float) -> "Figure":

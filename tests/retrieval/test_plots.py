@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
-from gssf_plug.retrieval.plots import RIGHT, WRONG, plot_metric, plot_retrieved
+from gssf_plug.retrieval.plots import RIGHT, WRONG, plot_metric, plot_retrieved, plot_structures
 
 
 def frames(figure, rows, columns):
@@ -52,6 +52,29 @@ def test_the_metric_is_drawn_as_it_is(terms, tmp_path):
     drawn = torch.tensor([bar.get_height() for bar in figure.axes[1].patches], dtype=torch.float32)
     torch.testing.assert_close(drawn, torch.tensor(norms))
     figure.savefig(tmp_path / "learned.png")
+
+
+def test_structures_are_drawn_as_they_are():
+    metrics = {
+        "Diag": GSSFMetric(8, terms=("diagonal",)),
+        "both": GSSFMetric(8, block_size=4, grouping=torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])),
+        "psd": GSSFMetric(8, terms=("block_diagonal",), block_size=2, constraint="psd"),
+    }
+    before = {name: metric.matrix().clone() for name, metric in metrics.items()}
+    axes = plot_structures(metrics).axes
+    drawn = {axis.get_title(): torch.from_numpy(axis.images[0].get_array().data) for axis in axes}
+    even = torch.arange(8) % 2
+    assert torch.equal(drawn["Diag"], torch.eye(8, dtype=torch.bool))
+    assert torch.equal(drawn["both"], even[:, None] == even)
+    assert torch.equal(drawn["psd"], torch.block_diag(*[torch.ones(2, 2)] * 4).bool())
+    assert [axis.get_xlabel() for axis in axes] == ["8 of 64", "32 of 64", "16 of 64"]
+    assert all(torch.equal(metrics[name].matrix(), matrix) for name, matrix in before.items())
+
+
+@pytest.mark.bad_input
+def test_structures_of_nothing_are_refused():
+    with pytest.raises(ArgumentError, match="`metrics` must hold at least one metric"):
+        plot_structures({})
 
 
 @pytest.mark.bad_input
