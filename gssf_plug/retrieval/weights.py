@@ -57,7 +57,8 @@ class BestWeights:
         Raises:
             CheckpointError: there are none, or they are damaged.
         """
-        read_weights(model, self.path, str(device))
+        # safetensors knows no "cpu:0", which is what Accelerate calls it where there are several processes
+        read_weights(model, self.path, "cpu" if torch.device(device).type == "cpu" else str(device))
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
