@@ -33,13 +33,13 @@ def listed(loss: Loss | Sequence[Loss], weight: float | Sequence[float]) -> tupl
     return losses, weights
 
 
-def checked_projector(projector: str | nn.Module | None, terms: int) -> str | nn.Module | None:
-    """A module that serves one term, None, or "auto"; nothing else."""
+def checked_projector(projector: str | nn.Module | None, pairs: int) -> str | nn.Module | None:
+    """A module that serves one pair, None, or "auto"; nothing else."""
     if projector is not None and projector != "auto" and not isinstance(projector, nn.Module):
         raise ArgumentError("projector", "be 'auto', None or a module", repr(projector), "Use 'auto'.")
-    if isinstance(projector, nn.Module) and terms > 1:
+    if isinstance(projector, nn.Module) and pairs > 1:
         raise ArgumentError(
-            "projector", "be a module for a single term only", f"one module for {terms} terms", "Use 'auto'."
+            "projector", "be a module for a single pair only", f"one module for {pairs} pairs", "Use 'auto'."
         )
     return projector
 

@@ -12,12 +12,11 @@ are synchronised, and relational losses see the batch of all processes.
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.distillation.alignment import align, as_vector
 from gssf_plug.distillation.arguments import (
     Loss,
     check_one_forward,
@@ -34,6 +33,7 @@ from gssf_plug.distillation.parts import load_parts, save_parts
 from gssf_plug.distillation.plan import Check, Plan, PlanRow
 from gssf_plug.distillation.taps import Feature, FeatureTaps
 from gssf_plug.distillation.teacher import PREFIX, Teacher, TeacherInputs, argument_names, call, select_inputs
+from gssf_plug.distillation.terms import compare, projector_for
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 
@@ -51,7 +51,7 @@ class Distiller(nn.Module):
             serves one pair; by name each pair gets its own.
         weight: of the loss, or one per loss of the list; default 1.
         projector: "auto" (a Linear where a loss needs equal widths and they differ), None (never), or a module from the
-            student's width to the teacher's, for a single term.
+            student's width to the teacher's, for a single pair. The losses of a pair share it.
         task_weight: of the student's own loss (`outputs.loss`, the batch must hold labels); default 0.
         student_inputs: a function from a batch to the student's inputs; default the columns that its forward takes.
             With it `run` may run the student as often as it likes; features are then read in one forward more.
@@ -97,7 +97,7 @@ class Distiller(nn.Module):
         self.task_weight = task_weight
         self._student_inputs = student_inputs
         self._losses, self._weights = listed(loss, weight)
-        self._projector = checked_projector(projector, len(self.pairs) * len(self._losses))
+        self._projector = checked_projector(projector, len(self.pairs))
         self._taps = FeatureTaps(student, {str(i): ours for i, (ours, _) in enumerate(self.pairs)})
         source.watch({str(i): theirs for i, (_, theirs) in enumerate(self.pairs)})
         self.projectors, self.losses = nn.ModuleList(), nn.ModuleList()
@@ -150,9 +150,9 @@ class Distiller(nn.Module):
                 self.train(was_training)
         if not self.planned:
             self.projectors, self.losses = nn.ModuleList(), nn.ModuleList()  # also after a plan that failed half-way
-            for pair, loss in self._terms():
+            for pair in range(len(self.pairs)):
                 student, teacher = ours[str(pair)].tensor, theirs[str(pair)].tensor
-                self._build(loss, student, _channels(student), _channels(teacher))
+                self._build(pair, student, _channels(student), _channels(teacher))
         with torch.no_grad():
             self._compare(ours, theirs)
         rows = [
@@ -239,50 +239,47 @@ class Distiller(nn.Module):
         return call(self.student, chosen)
 
     def _compare(self, ours: dict[str, Feature], theirs: dict[str, Feature]) -> dict[str, Tensor]:
-        losses = {}
-        for (pair, _), name, loss, projector in zip(
-            self._terms(), self.term_names(), self.losses, self.projectors, strict=True
-        ):
-            assert isinstance(loss, FeatureLoss)
-            student, teacher = ours[str(pair)], theirs[str(pair)]
-            with torch.autocast(student.tensor.device.type, enabled=False):
-                if loss.vectors:
-                    x, y, mask = as_vector(student), as_vector(teacher), None
-                else:
-                    x, y, mask = align(student, teacher)
-                dtype = torch.promote_types(x.dtype, torch.float32)
-                losses[name] = loss(projector(x.to(dtype)), y, mask)
-        return losses
+        values: list[Tensor] = []
+        for pair, projector in enumerate(self.projectors):
+            values += compare(ours[str(pair)], theirs[str(pair)], projector, self._losses_of(pair))
+        return dict(zip(self.term_names(), values, strict=True))
 
-    def _build(self, loss: Loss, like: Tensor, student_dim: int, teacher_dim: int) -> None:
-        built = loss_by_name(loss, student_dim, teacher_dim) if isinstance(loss, str) else loss
-        if any(built is other for other in self.losses) and next(built.parameters(), None) is not None:
-            raise ArgumentError(
-                "loss",
-                "have no parameters to serve several pairs",
-                type(built).__name__,
-                "Give its short name, or one Distiller per pair.",
-            )
-        projector: nn.Module = nn.Identity()
-        if isinstance(self._projector, nn.Module):
-            projector = self._projector
-        elif self._projector == "auto" and built.same_width and student_dim != teacher_dim:
-            projector = nn.Linear(student_dim, teacher_dim)
-        self.losses.append(built.to(like.device))
+    def _losses_of(self, pair: int) -> list[FeatureLoss]:
+        count = len(self._losses)
+        return [cast(FeatureLoss, loss) for loss in self.losses[pair * count : (pair + 1) * count]]
+
+    def _build(self, pair: int, like: Tensor, student_dim: int, teacher_dim: int) -> None:
+        for loss in self._losses:
+            built = loss_by_name(loss, student_dim, teacher_dim) if isinstance(loss, str) else loss
+            if any(built is other for other in self.losses) and next(built.parameters(), None) is not None:
+                raise ArgumentError(
+                    "loss",
+                    "have no parameters to serve several pairs",
+                    type(built).__name__,
+                    "Give its short name, or one Distiller per pair.",
+                )
+            self.losses.append(built.to(like.device))
+        projector = projector_for(self._losses_of(pair), self._projector, student_dim, teacher_dim)
         self.projectors.append(projector.to(like.device))
 
     def _row(self, term: int, pair: int, student: Feature, teacher: Feature) -> PlanRow:
-        projector, loss = self.projectors[term], self.losses[term]
-        kind = "none" if isinstance(projector, nn.Identity) else type(projector).__name__
+        projector, loss = self.projectors[pair], self.losses[term]
+        users = [number for number, other in enumerate(self._losses_of(pair)) if other.same_width]
+        place = term % len(self._losses)
+        if isinstance(projector, nn.Identity) or place not in users:
+            projector, kind = nn.Identity(), "none"
+        else:
+            kind = type(projector).__name__ if place == users[0] else "the same"
+        counted = (loss,) if kind == "the same" else (projector, loss)
         return PlanRow(
             student=self.pairs[pair][0].path,
             teacher=self.pairs[pair][1].path,
             student_shape=tuple(student.tensor.shape),
             teacher_shape=tuple(teacher.tensor.shape),
             loss=type(loss).__name__,
-            weight=self._weights[term % len(self._losses)],
+            weight=self._weights[place],
             projector=kind,
-            parameters=sum(p.numel() for part in (projector, loss) for p in part.parameters()),
+            parameters=sum(p.numel() for part in counted for p in part.parameters()),
         )
 
     def _require_plan(self) -> None:

@@ -254,7 +254,7 @@ def test_projectors_given_and_forbidden():
         with pytest.raises(ArgumentError, match="`student` must have the teacher's width 24 for MSE, but got 16"):
             forbidden.plan(text())
         assert not forbidden.planned
-    with pytest.raises(ArgumentError, match="`projector` must be a module for a single term only, but got one module"):
+    with pytest.raises(ArgumentError, match="`projector` must be a module for a single pair only, but got one module"):
         Distiller(student, teacher, "uniform", "mse", projector=mine)
     with pytest.raises(ArgumentError, match="`projector` must be 'auto', None or a module, but got 'linear'"):
         Distiller(student, teacher, PAIR, "mse", projector="linear")
@@ -395,3 +395,31 @@ def test_one_loss_with_parameters_serves_one_pair():
     one = Distiller(student, teacher, [(Tap("", pooling=mean_pool), Tap("", pooling=mean_pool))], shared)
     one.plan(text())
     assert one.metrics()["output"] is shared.metric
+
+
+def test_the_losses_of_a_pair_share_its_projector():
+    """One Linear for those that compare channels; the others see the student's own features."""
+    student, teacher = pair_of_berts()
+    shared = Relation(GSSFMetric(24, block_size=8, constraint="psd"), projected=True)
+    distiller = Distiller(student, teacher, PAIR, ["mse", shared, "gssf", "cosine"])
+    plan = distiller.plan(text())
+    assert [row.projector for row in plan.rows] == ["Linear", "the same", "none", "the same"]
+    assert len(distiller.projectors) == 1
+    assert plan.parameters == sum(
+        p.numel() for part in (distiller.projectors, distiller.losses) for p in part.parameters()
+    )
+    distiller.eval()
+    losses, batch = distiller(text()), text()
+    ours = mean_pool(student(**batch).last_hidden_state, batch["attention_mask"])
+    theirs = mean_pool(teacher(**batch).last_hidden_state, batch["attention_mask"])
+    projected = distiller.projectors[0](ours)
+    expected = [shared(projected, theirs), distiller.losses[2](ours, theirs)]
+    found = [losses["encoder.layer.1:relation"], losses["encoder.layer.1:gssf"]]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.bad_input
+def test_a_projector_that_serves_nothing_is_refused():
+    student, teacher = pair_of_berts()
+    with pytest.raises(ArgumentError, match="`projector` must serve a loss that compares channel by channel"):
+        Distiller(student, teacher, PAIR, "sp", projector=nn.Linear(16, 24)).plan(text())

@@ -31,7 +31,8 @@ class FeatureLoss(nn.Module):
     Class attributes:
         relational: compares examples with one another; gathers over processes.
         vectors: takes one vector per example; tokens are averaged under their mask, so lengths may differ.
-        same_width: student and teacher channels must correspond, so the Distiller puts a projector where widths differ.
+        same_width: student and teacher channels must correspond, so the Distiller puts a projector where widths differ
+            (an instance may differ from its class).
 
     Shape:
         student (N, D) or (N, T, D), teacher the same with its own width, mask (N, T) -> scalar, float32 or better.
@@ -43,7 +44,7 @@ class FeatureLoss(nn.Module):
 
     relational: ClassVar[bool] = False
     vectors: ClassVar[bool] = False
-    same_width: ClassVar[bool] = False
+    same_width: bool = False
 
     def forward(
         self, student: Float[Tensor, " n *s"], teacher: Float[Tensor, " n *t"], mask: Mask | None = None

@@ -22,7 +22,9 @@ class Relation(FeatureLoss):
     with afterwards (`metric.fold` on the query side), and without it the plain cosine of the student still serves.
 
     Args:
-        metric: of the student's width. Items are of one kind, so give it constraint="symmetric" or "psd".
+        metric: of the student's width; of the teacher's where `projected`. Items are of one kind, so give it
+            constraint="symmetric" or "psd".
+        projected: measure the student's features after the pair's projector, which then ships with the metric.
 
     Relations:
         `SP` compares rows after normalisation, `PKT` distributions; both take the metric too.
@@ -30,9 +32,10 @@ class Relation(FeatureLoss):
 
     relational, vectors = True, True
 
-    def __init__(self, metric: GSSFMetric) -> None:
+    def __init__(self, metric: GSSFMetric, *, projected: bool = False) -> None:
         super().__init__()
         self.metric = metric
+        self.same_width = projected
 
     def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
         """Mean squared difference off the diagonal."""
