@@ -5,7 +5,6 @@ import torch
 from retrieval import toy
 
 from gssf_plug.retrieval.progress import Progress
-from gssf_plug.retrieval.weights import BestWeights
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # Accelerate says cpu:0 where several processes run
