@@ -150,8 +150,9 @@ class PairCollator:
             return dict(self.tokenizer(texts, padding=self.padding, return_tensors="pt", **cut))
         encoded = self.tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **cut)
         tokens = [self.words(ids, encoded.word_ids(number)) for number, ids in enumerate(encoded["input_ids"])]
+        longest = None if self.padding is True else self.max_length  # with both, transformers warns
         padded = self.tokenizer.pad(
-            {"input_ids": tokens}, padding=self.padding, max_length=self.max_length, return_tensors="pt"
+            {"input_ids": tokens}, padding=self.padding, max_length=longest, return_tensors="pt"
         )
         return dict(padded)
 
