@@ -1,7 +1,8 @@
 """What a retrieval model is made of, as JSON, and the parts again from that JSON.
 
     None                             null
-    a model of transformers          {"transformers": "ResNetModel"}, in a folder of its own, named by its place
+    a model of transformers          {"transformers": "ResNetModel"}, in a folder of its own, named by its place; with
+                                     "add_pooling_layer": false where it was made so, which its own files do not say
     a GSSFMetric                     {"metric": "gssf-plug/metric"}, likewise
     a part of ours or of torch.nn    {"class": "GPO", "arguments": {"code": 32, "hidden": 32}}
     a sequence of parts              {"class": "Sequential", "children": [["0", …], …]}
@@ -98,7 +99,8 @@ class Describer:
         name = type(part).__name__
         if isinstance(part, PreTrainedModel) and getattr(transformers, name, None) is type(part):
             self.folders[place] = part
-            return {"transformers": name}
+            bare = "add_pooling_layer" in signature(type(part)).parameters and getattr(part, "pooler", None) is None
+            return {"transformers": name, **({"add_pooling_layer": False} if bare else {})}
         if isinstance(part, GSSFMetric):
             self.folders[place] = part
             return {"metric": GSSFMetric.file_format.kind}
@@ -176,7 +178,8 @@ class Builder:
         if kind == "metric":
             return GSSFMetric.from_pretrained(inside(self.folder, place))
         if kind == "transformers":
-            return self._transformers(name, place)
+            options = {"add_pooling_layer": False} if saved.get("add_pooling_layer") is False else {}
+            return self._transformers(name, place, options)
         if kind == "class" and (name in OWN or name in TORCH):
             return self._constructed(OWN[name] if name in OWN else TORCH[name][0], saved["arguments"], place)
         raise self._odd(place, f"the unknown {kind} {name!r}")
@@ -201,14 +204,14 @@ class Builder:
             f"Build it yourself: from_pretrained(path, parts={{'{place}': module}}).",
         )
 
-    def _transformers(self, name: str, place: str) -> PreTrainedModel:
+    def _transformers(self, name: str, place: str, options: dict[str, Any]) -> PreTrainedModel:
         kind: Any = getattr(transformers, name, None)
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
             raise self._odd(place, f"the model {name!r}, which this transformers {transformers.__version__} lacks")
         path = inside(self.folder, place)
         try:
             loaded: Any = kind.from_pretrained(
-                path, output_loading_info=True, local_files_only=True, use_safetensors=True
+                path, output_loading_info=True, local_files_only=True, use_safetensors=True, **options
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(path, f"cannot be loaded ({error})", "Save the model again.") from error
