@@ -1,0 +1,124 @@
+"""Every recipe is started on a miniature copy of its data set: plan, training, evaluation, results."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import train_retrieval
+import yaml
+from examples.recipe_runs import small
+from recipe_options import RECIPES, load_recipe
+
+from gssf_plug.retrieval import OneTower
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+TWINS = [name for name in NAMES if name.endswith("_gssf")]
+SCRIPT = Path(train_retrieval.__file__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_plans_trains_and_measures(name, folders, tmp_path, capsys):
+    arguments = small(name, folders, tmp_path / "run")
+    assert train_retrieval.main([*arguments, "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    for line in ("data", "model", "loss", "steps", "memory"):
+        assert f"\n{line} " in plan
+    assert not (tmp_path / "run").exists()
+    assert train_retrieval.main(arguments) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    measures = results["test"]
+    wanted = "rsum" if load_recipe(name).data.dataset in ("flickr30k", "coco", "region_features") else "R@1"
+    assert 0 <= measures[wanted] <= 600
+    assert all(math.isfinite(value) for value in measures.values())
+    assert f"{measures[wanted]:8.2f}" in capsys.readouterr().out
+    assert ("5-fold rsum" in measures) == ("_coco_" in name and "clip" not in name)
+    assert ("mAP" in measures) == name.startswith(("bot_", "vit_"))
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_every_setting_has_its_twin_and_its_source():
+    assert [name.removesuffix("_gssf") for name in TWINS] == [name for name in NAMES if name not in TWINS]
+    for name in NAMES:
+        text = (RECIPES / f"{name}.yaml").read_text()
+        assert text.startswith("# ")
+        assert max(map(len, text.splitlines())) <= 120
+        if name not in TWINS and name != "clip_f30k":  # a setting of our own
+            assert "arXiv" in text
+            assert "Published" in text or "table" in text
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_differs_in_the_similarity_alone(name):
+    base, twin = load_recipe(name.removesuffix("_gssf")), load_recipe(name)
+    assert (base.metric.metric, twin.metric.metric) == ("cosine", "gssf")
+    assert base.model == twin.model
+    assert base.loss == twin.loss
+    if name != "clip_coco_zero_shot_gssf":  # without training there is nothing to compare
+        assert base.data == twin.data
+        changed = {**base.training.to_json(), "output_dir": ""}
+        assert changed == {**twin.training.to_json(), "output_dir": ""}
+
+
+def test_the_values_of_a_recipe_reach_its_parts():
+    recipe = load_recipe("bot_market1501")
+    assert recipe.training.decay_at == (0.3333, 0.5833)
+    assert recipe.training.max_gradient_norm is None
+    assert recipe.loss.images_per_identity == 4
+    assert recipe.training.output_dir == "outputs/bot_market1501"
+    assert recipe.model.image_model == "microsoft/resnet-50"
+    assert yaml.safe_load((RECIPES / "bot_market1501.yaml").read_text())["learning_rate"] == 0.00035
+
+
+def test_the_plan_counts(folders, tmp_path, capsys):
+    arguments = small("vse_infinity_f30k_regions_bigru_gssf", folders, tmp_path)
+    train_retrieval.main([*arguments, "--epochs", "3", "--accumulation", "2", "--dry_run"])
+    plan = " ".join(capsys.readouterr().out.split())
+    assert "train 60 pairs of 12 images" in plan
+    assert "dev 5 images, 25 captions" in plan
+    assert "test 6 images, 30 captions" in plan
+    assert "metric 80 " in plan  # 16 + 16·4
+    assert "steps 3 = 3 epochs × 1; batches of 24 rows" in plan
+    train_retrieval.main([*small("bot_market1501", folders, tmp_path), "--dry_run"])
+    plan = " ".join(capsys.readouterr().out.split())
+    assert "train 24 images of 6 classes" in plan
+    assert "test 6 queries, 13 in the gallery" in plan
+
+
+def test_the_same_seed_gives_the_same_measures_and_a_run_is_resumed(folders, tmp_path):
+    name = "vse_infinity_f30k_regions_bigru_gssf"
+    measured = []
+    for run in ("a", "b"):
+        train_retrieval.main(small(name, folders, tmp_path / run))
+        measured.append(json.loads((tmp_path / run / "results.json").read_text())["test"])
+    assert measured[0] == measured[1]
+    again = small(name, folders, tmp_path / "a")
+    assert train_retrieval.main(again) == 2  # refuses to train over it
+    assert train_retrieval.main([*again, "--resume"]) == 0
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["test"] == measured[0]
+
+
+def test_what_was_trained_is_published(folders, tmp_path):
+    train_retrieval.main(small("bot_market1501_gssf", folders, tmp_path / "run"))
+    model = OneTower.from_pretrained(tmp_path / "run" / "model")
+    assert model.metric.dim == 16
+
+
+@pytest.mark.slow
+def test_as_a_script_and_with_accelerate(folders, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    results = []
+    for number, command in enumerate(([sys.executable], [*launch, "--main_process_port", "0"])):
+        arguments = small("vsepp_f30k_regions_bigru_gssf", folders, tmp_path / str(number))
+        done = subprocess.run(
+            [*command, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("i2t_R@1 ") == 1  # one process prints
+        results.append(json.loads((tmp_path / str(number) / "results.json").read_text())["test"])
+    assert results[0] == pytest.approx(results[1], abs=40)  # dropout-free, batches the same: tiny sets tie
+    assert set(results[0]) == set(results[1])
