@@ -1,10 +1,11 @@
 """The objectives of this library: student and teacher compared through the structured metric."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gssf_plug.distillation.losses.feature_loss import FeatureLoss, mean_per_example
+from gssf_plug.distillation.losses.feature_loss import FeatureLoss, mean_per_example, require_positive
 from gssf_plug.distillation.losses.relational import same_example
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses import InfoNCE
@@ -18,6 +19,10 @@ class Relation(FeatureLoss):
 
         mean over i ≠ j of ( s(x_i, x_j) - cos(t_i, t_j) )²,      s: the metric on the student's own features
 
+    With a temperature τ the nearest count most: the rows become distributions over the other examples,
+
+        mean over i of KL( softmax_j≠i(cos(t_i, t_j) / τ) ‖ softmax_j≠i(s(x_i, x_j) / τ) ).
+
     The metric cannot cheat by its scale, since the targets are given. It ships with the student: s is what you rank
     with afterwards (`metric.fold` on the query side), and without it the plain cosine of the student still serves.
 
@@ -25,24 +30,35 @@ class Relation(FeatureLoss):
         metric: of the student's width; of the teacher's where `projected`. Items are of one kind, so give it
             constraint="symmetric" or "psd".
         projected: measure the student's features after the pair's projector, which then ships with the metric.
+        temperature: τ, above 0, usually 0.05 to 0.2; default None, the squared error.
+
+    Raises:
+        ArgumentError: a temperature that is not positive.
 
     Relations:
-        `SP` compares rows after normalisation, `PKT` distributions; both take the metric too.
+        `SP` compares rows after normalisation, `PKT` distributions without a temperature; both take the metric too.
     """
 
     relational, vectors = True, True
 
-    def __init__(self, metric: GSSFMetric, *, projected: bool = False) -> None:
+    def __init__(self, metric: GSSFMetric, *, projected: bool = False, temperature: float | None = None) -> None:
         super().__init__()
+        if temperature is not None:
+            require_positive("temperature", temperature)
         self.metric = metric
         self.same_width = projected
+        self.temperature = temperature
 
     def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
-        """Mean squared difference off the diagonal."""
+        """Mean squared difference off the diagonal, or mean divergence of the rows."""
         target = (unit := normalize(teacher, dim=-1)) @ unit.T
-        difference = (self.metric(student, student) - target).square()
-        count = len(student) * (len(student) - 1)
-        return (difference.sum() - difference.diagonal().sum()) / count
+        scores = self.metric(student, student)
+        if self.temperature is None:
+            difference = (scores - target).square()
+            return (difference.sum() - difference.diagonal().sum()) / (len(student) * (len(student) - 1))
+        others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+        ours, theirs = ((s[others].view(len(s), -1) / self.temperature).log_softmax(1) for s in (scores, target))
+        return (theirs.exp() * (theirs - ours)).sum(1).mean()
 
 
 class Contrastive(FeatureLoss):

@@ -33,6 +33,30 @@ class TestRelation(FeatureLossContract):
         assert loss(student, student) > 1e-3
 
 
+class TestSoftenedRelation(FeatureLossContract):
+    student_width = 8
+
+    def make(self):
+        return Relation(GSSFMetric(8, block_size=4, constraint="symmetric"), temperature=0.3)
+
+    def reference(self, loss, student, teacher, mask):
+        matrix, n, total = loss.metric.matrix(), len(student), 0
+        for i in range(n):
+            others = [j for j in range(n) if j != i]
+            ours = torch.stack(
+                [student[i] @ matrix @ student[j] / student[i].norm() / student[j].norm() for j in others]
+            )
+            theirs = torch.stack([torch.cosine_similarity(teacher[i], teacher[j], dim=0) for j in others])
+            p, q = (theirs / 0.3).softmax(0), (ours / 0.3).softmax(0)
+            total += (p * (p / q).log()).sum()
+        return total / n
+
+    @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+    def test_temperature_is_positive(self, temperature):
+        with pytest.raises(ArgumentError, match="`temperature` must be a positive number"):
+            Relation(GSSFMetric(8, block_size=4), temperature=temperature)
+
+
 class TestContrastive(FeatureLossContract):
     zero_for_equals = False
 
