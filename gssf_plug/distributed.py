@@ -2,6 +2,7 @@ r"""One batch over many processes: gather rows, uneven counts allowed, gradients
 
     gather(x)            rows of all processes, in the order of rank; differentiable
     gather_detached(x)   the same without gradients, for ids, labels, cameras
+    share(pieces)        this process's part of work that is divided; add_over_processes(x) adds the results
 
 Without a process group (or with one process) both return their argument. Everything else is Accelerate's.
 
@@ -15,16 +16,26 @@ the gradient of one process that holds the whole batch. Parameters used after th
 get ∂L/∂θ on every process, and the mean of equals is the same. So under DDP no factor is needed anywhere; a loop that
 sums gradients instead of averaging them divides its loss by P.
 
-It refuses nothing: tensors that differ between processes in more than their first dimension are a broken invariant,
-and torch.distributed aborts on them.
+Nothing is shared behind a caller's back: functions that divide their work do so with `distributed=True` alone, where
+every process calls with the same arguments.
+
+Nothing else is refused: tensors that differ between processes in more than their first dimension are a broken
+invariant, and torch.distributed aborts on them.
 """
+
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["gather", "gather_detached", "process_count"]
+from gssf_plug.errors import ArgumentError
+
+__all__ = ["add_over_processes", "gather", "gather_detached", "process_count", "share"]
+
+Piece = TypeVar("Piece")
 
 
 def process_count() -> int:
@@ -51,6 +62,32 @@ def gather_detached(rows: Shaped[Tensor, " n *rest"]) -> Shaped[Tensor, " total 
     """As `gather`, for any dtype and without gradients; rows come in the same order."""
     rows = rows.detach()
     return rows if process_count() == 1 else torch.cat(_gather_parts(rows))
+
+
+def share(pieces: Sequence[Piece], distributed: bool) -> Sequence[Piece]:
+    """This process's contiguous part of `pieces`, or all where `distributed` is False.
+
+    Raises:
+        ArgumentError: `distributed=True` without an initialised process group.
+    """
+    if not distributed:
+        return pieces
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ArgumentError(
+            "distributed",
+            "be False without an initialised torch.distributed process group",
+            "True",
+            "Launch with `accelerate launch` or torchrun, or leave the default.",
+        )
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    return pieces[len(pieces) * rank // processes : len(pieces) * (rank + 1) // processes]
+
+
+def add_over_processes(counts: Tensor, distributed: bool) -> Tensor:
+    """Sum of `counts` over all processes, in place; unchanged where `distributed` is False."""
+    if distributed:
+        dist.all_reduce(counts)
+    return counts
 
 
 class _Gather(torch.autograd.Function):

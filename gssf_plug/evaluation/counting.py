@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gssf_plug.distributed import add_over_processes
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.matches import Matches
-from gssf_plug.evaluation.processes import add_over_processes
 
 __all__ = ["Ranked", "Tally", "checked_ranks", "query_chunks", "rank_positives"]
 

@@ -1,19 +1,25 @@
 """Exact top-k under a metric, in chunks. Memory is bounded by one chunk of scores and the result.
 
-Ties go to the lower gallery index, whatever the chunk size, so a result does not depend on the machine's memory.
+The gallery is read once, in order: a memory-mapped one of any size will do. Scores are computed in float32 or better
+whatever its dtype. Ties go to the lower gallery index, whatever the chunk size, so a result does not depend on the
+machine's memory, nor, with `distributed=True`, on how many processes share the gallery.
+
 For approximate search put `metric.gallery(items)` into any inner-product index, and query it with
 `metric.fold(queries)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gssf_plug.distributed import gather_detached, process_count, share
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric.screening import can_screen, pad_pairs, screened
 
 __all__ = ["Neighbours", "topk"]
 
@@ -39,23 +45,28 @@ def topk(
     *,
     forbidden: Bool[Tensor, "n m"] | ForbiddenPairs | None = None,
     query_chunk: int = 1024,
-    gallery_chunk: int = 16384,
+    gallery_chunk: int = 8192,
+    distributed: bool = False,
 ) -> Neighbours:
     """The k best gallery items of every query, exactly, best first; equal scores in order of gallery index.
 
     Args:
         metric: the similarity; None means cosine.
         queries: N×D features, not yet folded.
-        gallery: M×D features, not yet normalised.
+        gallery: M×D features, not yet normalised; also a memory-mapped tensor, such as
+            `torch.from_file(path, size=m * dim, dtype=torch.float16).view(m, dim)`. On another device than the queries
+            it is moved chunk by chunk.
         k: how many, 1 … M.
         forbidden: pairs that must not be returned: a boolean N×M matrix, or a function of query indices (n,) and
             gallery indices (m,) that gives n×m of it (nothing of size N×M is then formed).
-        query_chunk: queries scored at once, default 1,024.
-        gallery_chunk: gallery items scored at once, default 16,384. A chunk of scores takes
-            query_chunk · gallery_chunk · 4 bytes, 64 MB by default.
+        query_chunk: queries scored at once, default 1,024. The gallery is read once for each such chunk.
+        gallery_chunk: gallery items scored at once, default 8,192. A chunk of scores takes
+            query_chunk · gallery_chunk · 4 bytes, 32 MB by default.
+        distributed: share the gallery among the processes, all of which call with the same arguments (a memory-mapped
+            gallery is read in parts), and all of which receive the same result.
 
     Returns:
-        Neighbours: scores (N, k) and indices (N, k).
+        Neighbours: scores (N, k), float32 or better, and indices (N, k).
 
     Raises:
         ArgumentError: an empty gallery, k below 1 or above M, NaN or infinite features, another width than the
@@ -63,14 +74,18 @@ def topk(
     """
     _check_search(queries, gallery, k, forbidden)
     _check_positive_chunks(query_chunk, gallery_chunk)
-    metric = metric if metric is not None else _cosine(gallery)
+    if not len(queries):
+        scores = queries.new_empty(0, k, dtype=torch.promote_types(queries.dtype, torch.float32))
+        return Neighbours(scores, torch.empty(0, k, dtype=torch.long, device=queries.device))
+    metric = metric if metric is not None else _cosine(queries)
+    own = share(range(0, len(gallery), gallery_chunk), distributed)
+    parts = [slice(start, min(start + gallery_chunk, len(gallery))) for start in own]
     found = [
-        _search_chunk(metric, queries, gallery, k, forbidden, rows, gallery_chunk)
+        _search_chunk(metric, queries, gallery, k, forbidden, rows, parts)
         for rows in torch.arange(len(queries), device=queries.device).split(query_chunk)
     ]
-    if not found:
-        return Neighbours(queries.new_empty(0, k), torch.empty(0, k, dtype=torch.long, device=queries.device))
-    return Neighbours(torch.cat([part.scores for part in found]), torch.cat([part.indices for part in found]))
+    whole = Neighbours(torch.cat([part.scores for part in found]), torch.cat([part.indices for part in found]))
+    return _best_of_processes(whole, k) if distributed else whole
 
 
 def _cosine(features: Tensor) -> GSSFMetric:
@@ -84,29 +99,63 @@ def _search_chunk(
     k: int,
     forbidden: Tensor | ForbiddenPairs | None,
     rows: Int[Tensor, " n"],
-    gallery_chunk: int,
+    parts: Sequence[slice],
 ) -> Neighbours:
     """The k best of one chunk of queries: the gallery is read in order and merged into what was best so far."""
-    folded = metric.fold(queries[rows])
-    best = None
-    for columns in torch.arange(len(gallery), device=gallery.device).split(gallery_chunk):
-        scores = folded @ metric.gallery(gallery[columns[0] : columns[-1] + 1]).T
-        if forbidden is not None:
-            hidden = forbidden(rows, columns) if callable(forbidden) else forbidden[rows][:, columns]
-            scores = scores.masked_fill(hidden, float("-inf"))
-        values, local = _stable_topk(scores, min(k, len(columns)))
-        found = Neighbours(values, columns[local])
-        best = found if best is None else _merge(best, found, k)
-    assert best is not None
+    folded = metric.fold(_promoted(queries[rows]))
+    best = Neighbours(folded.new_full((len(rows), k), float("-inf")), torch.full_like(rows[:, None], -1).repeat(1, k))
+
+    def items_of(which: slice | Tensor) -> Tensor:
+        start = which.start if isinstance(which, slice) else 0
+        return metric.gallery(_finite("gallery", _promoted(gallery[which].to(folded.device)), start))
+
+    screening = metric.normalize and can_screen(folded)
+    found = screened(folded, items_of, parts, k, partial(_hidden, forbidden, rows)) if screening else None
+    if found is not None:
+        best = Neighbours(*found)
+    else:
+        for part in parts:
+            new = _better(folded @ items_of(part).T, best.scores[:, -1], k, _hidden(forbidden, rows, part))
+            best = _merge(best, new._replace(indices=new.indices + part.start), k)
     return Neighbours(best.scores, best.indices.masked_fill(best.scores == float("-inf"), -1))
+
+
+def _hidden(
+    forbidden: Tensor | ForbiddenPairs | None, rows: Int[Tensor, " n"], part: slice
+) -> Bool[Tensor, "n m"] | None:
+    columns = torch.arange(part.start, part.stop, device=rows.device)
+    return forbidden(rows, columns) if callable(forbidden) else None if forbidden is None else forbidden[rows][:, part]
+
+
+def _better(
+    scores: Float[Tensor, "n m"], least: Float[Tensor, " n"], k: int, hidden: Bool[Tensor, "n m"] | None
+) -> Neighbours:
+    """The scores of each row above `least`, in order of index, padded with -inf; the k best where they are many."""
+    if hidden is not None:
+        scores = scores.masked_fill_(hidden, float("-inf"))
+    rows, columns = (scores > least[:, None]).nonzero(as_tuple=True)
+    if len(rows) > 2 * k * len(scores):
+        return Neighbours(*_stable_topk(scores, min(k, scores.shape[1])))
+    return Neighbours(*pad_pairs(len(scores), rows, columns, scores[rows, columns]))
+
+
+def _best_of_processes(own: Neighbours, k: int) -> Neighbours:
+    """The k best of all processes, whose parts of the gallery follow each other in the order of rank."""
+    scores, indices = (gather_detached(part).unflatten(0, (process_count(), -1)) for part in own)
+    best = Neighbours(scores[0], indices[0])
+    for other in zip(scores[1:], indices[1:], strict=True):
+        best = _merge(best, Neighbours(*other), k)
+    return best
 
 
 def _merge(best: Neighbours, new: Neighbours, k: int) -> Neighbours:
     """The k best of two results; `best` holds lower indices, so a stable sort keeps ties in order."""
+    if new.scores.shape[1] == 0:
+        return best
     scores = torch.cat([best.scores, new.scores], dim=1)
     indices = torch.cat([best.indices, new.indices], dim=1)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return Neighbours(scores[:, :k], indices.gather(1, order)[:, :k])
+    return Neighbours(scores[:, :k], indices.gather(1, order[:, :k]))
 
 
 def _stable_topk(scores: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
@@ -127,17 +176,7 @@ def _check_search(queries: Tensor, gallery: Tensor, k: int, forbidden: Tensor | 
         raise ArgumentError("gallery", "hold at least one item", "an empty gallery", "Give the features to search in.")
     if not 1 <= k <= len(gallery):
         raise ArgumentError("k", f"be between 1 and the gallery's size {len(gallery)}", k, "Ask for fewer items.")
-    for name, features in (("queries", queries), ("gallery", gallery)):
-        for start, chunk in enumerate(features.split(65536)):
-            finite = chunk.isfinite().all(dim=-1)
-            if not bool(finite.all()):
-                row = start * 65536 + int((~finite).nonzero()[0])
-                raise ArgumentError(
-                    name,
-                    "be finite",
-                    f"NaN or infinity in row {row}",
-                    "Find what made it, or drop these rows.",
-                )
+    _finite("queries", queries, 0)
     if isinstance(forbidden, Tensor) and forbidden.shape != (len(queries), len(gallery)):
         raise ArgumentError(
             "forbidden",
@@ -145,6 +184,23 @@ def _check_search(queries: Tensor, gallery: Tensor, k: int, forbidden: Tensor | 
             tuple(forbidden.shape),
             "Give one row per query and one column per gallery item.",
         )
+
+
+def _finite(name: str, features: Tensor, before: int) -> Tensor:
+    """The features, after a look at each; `before` rows precede them."""
+    if not bool(features.sum().isfinite()):  # one pass; a sum that overflows alone is looked at again
+        finite = features.isfinite().all(dim=-1)
+        if bool(finite.all()):
+            return features
+        row = before + int((~finite).nonzero()[0])
+        raise ArgumentError(
+            name, "be finite", f"NaN or infinity in row {row}", "Find what made it, or drop these rows."
+        )
+    return features
+
+
+def _promoted(features: Tensor) -> Tensor:
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def _check_positive_chunks(query_chunk: int, gallery_chunk: int) -> None:
