@@ -69,7 +69,7 @@ def load_data(recipe: Recipe) -> RecipeData:
         DataError: a missing or damaged part.
     """
     options = recipe.data
-    rows = open_split(options, options.train_split)
+    rows = open_split(options, first_split(recipe))
     if recipe.model.framework not in IMAGE_TEXT:
         labels = sets.column(rows, "label")
         validation, test = (_of_labels(options, split) for split in (options.validation_split, options.test_split))
@@ -81,6 +81,12 @@ def load_data(recipe: Recipe) -> RecipeData:
     test = _of_captions(recipe, options.test_split, folds=options.folds)
     count = f"{len(pairs):,} pairs of {len(rows):,} images"
     return RecipeData(pairs, texts, [], count, validation, test)
+
+
+def first_split(recipe: Recipe) -> str:
+    """The split to train on; the test split where nothing is trained, so that no more need be on disk."""
+    zero_shot = recipe.model.framework == "dual_encoder" and not recipe.run.train
+    return recipe.data.test_split if zero_shot and recipe.data.test_split else recipe.data.train_split
 
 
 def open_split(options: DataOptions, split: str) -> Any:

@@ -1,7 +1,8 @@
 """What a recipe would do, before it does it: counts, parameters, steps, and an estimate of the memory of a step.
 
 The memory of activations is measured, not guessed: what the forward pass of a few rows keeps for the backward pass, and
-as much more for every further row. The matrix of scores is counted for the whole batch.
+as much more for every further row. The matrix of scores is counted for the whole batch; what is computed twice to save
+memory (SCAN's blocks, about 50 MiB) is not.
 """
 
 from collections.abc import Iterable
@@ -21,7 +22,8 @@ def render_plan(recipe: Recipe, data: RecipeData, trainer: RetrievalTrainer) -> 
     """The plan as text, one line for each thing."""
     config, model = recipe.training, trainer.model
     lines = [("recipe", recipe.name), ("data", f"{recipe.data.dataset} in '{recipe.data.data_dir}'")]
-    lines.append((f"  {recipe.data.train_split}", data.count))
+    if recipe.run.train:
+        lines.append((f"  {recipe.data.train_split}", data.count))
     for split, held in ((recipe.data.validation_split, data.validation), (recipe.data.test_split, data.test)):
         if held is not None:
             lines.append((f"  {split}", held.count))
@@ -66,18 +68,21 @@ def kept_bytes(trainer: RetrievalTrainer, rows: list[int]) -> int:
     return total
 
 
+def activation_bytes(trainer: RetrievalTrainer) -> float:
+    """Bytes that a process keeps for the backward pass of its part of a batch, from four and eight rows."""
+    batch = next(iter(trainer.batches))
+    few, more = batch[:4], batch[:8]
+    kept = kept_bytes(trainer, few)
+    per_row = (kept_bytes(trainer, more) - kept) / (len(more) - len(few)) if len(more) > len(few) else kept / len(few)
+    return max(0.0, kept + per_row * (len(batch) / trainer.accelerator.num_processes - len(few)))
+
+
 def _memory(trainer: RetrievalTrainer, trained: int, total: int) -> str:
-    first = next(iter(trainer.batches))
-    few, more = first[: len(first) // 4 * 2 or 2][:4], first[:8]
-    small = kept_bytes(trainer, few)
-    per_row = (
-        (kept_bytes(trainer, more) - small) / max(1, len(more) - len(few)) if len(more) > len(few) else small / len(few)
-    )
-    processes, rows = trainer.accelerator.num_processes, _rows(trainer)
-    activations = max(0.0, small + per_row * (rows / processes - len(few)))
-    scores = 4 * SCORE_COPIES * rows * rows
-    weights = 4 * total + 12 * trained
-    sizes = {"weights, gradients and optimizer": weights, "activations": activations, "scores": scores}
+    sizes = {
+        "weights, gradients and optimizer": 4 * total + 12 * trained,
+        "activations": activation_bytes(trainer),
+        "scores": 4 * SCORE_COPIES * _rows(trainer) ** 2,
+    }
     text = " + ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in sizes.items())
     return f"about {sum(sizes.values()) / 2**30:.1f} GiB per process in float32: {text}"
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,12 @@ from pathlib import Path
 import pytest
 import train_retrieval
 import yaml
+from datasets import Dataset, DatasetDict
 from examples.recipe_runs import small
+from recipe_data import load_data
 from recipe_options import RECIPES, load_recipe
+from recipe_plan import activation_bytes, kept_bytes
+from retrieval.data import miniature
 
 from gssf_plug.retrieval import OneTower
 
@@ -86,6 +91,37 @@ def test_the_plan_counts(folders, tmp_path, capsys):
     plan = " ".join(capsys.readouterr().out.split())
     assert "train 24 images of 6 classes" in plan
     assert "test 6 queries, 13 in the gallery" in plan
+
+
+@pytest.mark.parametrize("name", ["vse_infinity_f30k_regions_bigru", "scan_f30k_i2t_avg_gssf", "bot_market1501"])
+def test_the_memory_of_a_batch_is_that_of_its_first_rows(name, folders, tmp_path):
+    recipe = load_recipe(name, small(name, folders, tmp_path)[1:])
+    trainer = train_retrieval.make_trainer(recipe, load_data(recipe))
+    whole = next(iter(trainer.batches))
+    assert activation_bytes(trainer) == pytest.approx(kept_bytes(trainer, whole), rel=0.1)
+
+
+def test_own_folders_and_columns(folders, tmp_path):
+    pictures = miniature.image_folder(tmp_path)
+    arguments = small("proxy_anchor_cub200_gssf", folders, tmp_path / "a")
+    train_retrieval.main([*arguments, "--dataset", "image_folder", "--data_dir", str(pictures)])
+    images = [str(path) for path in sorted((pictures / "train").rglob("*.png"))]
+    texts = [f"a picture number {number % 3}" for number in range(len(images))]
+    rows = Dataset.from_dict({"file": images, "text": texts})
+    DatasetDict({"train": rows, "val": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    names = ["--image_column", "file", "--captions_column", "text", "--batch_size", "6"]
+    arguments = [*small("vse_infinity_f30k_grids_bigru_gssf", folders, tmp_path / "b"), "--dataset", "columns"]
+    assert train_retrieval.main([*arguments, "--data_dir", str(tmp_path / "saved"), *names]) == 0
+    for run, measure in (("a", "R@1"), ("b", "rsum")):
+        assert measure in json.loads((tmp_path / run / "results.json").read_text())["test"]
+
+
+def test_without_training_only_the_test_images_are_needed(folders, tmp_path):
+    root = miniature.coco(tmp_path / "coco")
+    shutil.rmtree(root / "train2014")
+    arguments = [*small("clip_coco_zero_shot", folders, tmp_path / "run"), "--data_dir", str(root)]
+    assert train_retrieval.main(arguments) == 0
+    assert train_retrieval.main([*arguments, "--train", "true"]) == 2
 
 
 def test_the_same_seed_gives_the_same_measures_and_a_run_is_resumed(folders, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -138,6 +139,19 @@ def test_features_are_mapped_and_workers_open_them_themselves(tmp_path):
     assert isinstance(reader._array, np.memmap)
     assert len(pickle.dumps(reader)) < 1_000
     assert np.array_equal(pickle.loads(pickle.dumps(reader))({"features": [3]})["features"][0], rows[3]["features"])
+
+
+def test_features_larger_than_the_memory_they_take(tmp_path):
+    images, shape = 4_000, (36, 2048)
+    array = np.lib.format.open_memmap(tmp_path / "train_ims.npy", "w+", np.float32, (images, *shape))  # 1.2 GB, sparse
+    array[1234, 5, 6] = 7.0
+    del array
+    (tmp_path / "train_caps.txt").write_text("a dog .\n" * (5 * images))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows = region_features(tmp_path, "train")
+    assert rows[1234]["features"][5, 6] == 7.0
+    assert sum(float(rows[row]["features"].sum()) for row in range(0, images, 100)) == 0.0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
 def test_a_row_is_a_copy(tmp_path):
