@@ -92,7 +92,8 @@ class PairCollator:
 
     Args:
         tokenizer: of transformers; its whole output goes to the text encoder.
-        transform: RGB image to tensor (3, H, W), all of one size; None (default) for rows with features.
+        transform: RGB image to tensor (3, H, W), all of one size; None (default) for rows with features. Of rows with
+            both it takes the images.
         captions: "all" (default) takes every caption of a row; "one" draws one, for training.
         max_length: tokens of a text at most; default the tokenizer's limit, if it has one.
         padding: True (default) pads to the longest of the batch; "max_length" to `max_length`, as SigLIP was trained.
@@ -161,7 +162,7 @@ class LabelCollator:
     """Batches of one modality, for OneTower.
 
     Args:
-        transform: RGB image to tensor (3, H, W), all of one size; None (default) for rows with features.
+        transform: as in `PairCollator`.
         ids: column that becomes the labels; default "label". For the evaluations by row number take "row", with
             `Numbered`.
 
@@ -183,7 +184,7 @@ class LabelCollator:
 
 
 def _image_inputs(rows: Sequence[Row], transform: Transform | None) -> dict[str, Tensor]:
-    if "features" in rows[0]:
+    if "features" in rows[0] and (transform is None or "image" not in rows[0]):
         return _padded([torch.as_tensor(row["features"]) for row in rows])
     if transform is None:
         got = f"None for rows with the columns {sorted(rows[0])}"
