@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 from torch import Tensor, nn
 
 from gssf_plug.attention.layer_metric import LayerMetric
+from gssf_plug.attention.sharding import is_sharded, whole, writes
 from gssf_plug.files import CardFacts, Format, is_hub_id, render_card, write_folder
 
 __all__ = ["FORMAT", "layer_record", "push_adapter", "save_adapter"]
@@ -35,13 +36,18 @@ def save_adapter(
     adapter_name: str,
     facts: CardFacts | None = None,
 ) -> None:
-    """Write the metrics of `adapter_name` into the folder `path`; `facts` for the model card."""
+    """Write the metrics of `adapter_name` into the folder `path`; `facts` for the model card.
+
+    Sharded metrics are gathered: then every process has to call this, the first one writes, and all wait for it.
+    """
     covered = {name: query for name, query in queries.items() if query.metric(adapter_name) is not None}
     tensors: dict[str, Tensor] = {}
     for name, query in covered.items():
         metric = query.metric(adapter_name)
         assert metric is not None
         tensors |= {f"{name}|{key}": tensor for key, tensor in metric.state_dict().items()}
+    sharded = any(is_sharded(tensor) for tensor in tensors.values())
+    tensors = {key: whole(tensor) for key, tensor in tensors.items()}
     config = {
         "base_model": getattr(model, "name_or_path", "") or None,
         "base_model_type": getattr(getattr(model, "config", None), "model_type", None),
@@ -49,7 +55,10 @@ def save_adapter(
         "layers": {name: layer_record(query, adapter_name) for name, query in covered.items()},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    write_folder(path, FORMAT, config, tensors, _card(config, tensors, facts), replace_card=facts is not None)
+    if not sharded or writes():
+        write_folder(path, FORMAT, config, tensors, _card(config, tensors, facts), replace_card=facts is not None)
+    if sharded:
+        torch.distributed.barrier()
 
 
 def layer_record(query: LayerMetric, adapter_name: str) -> dict[str, Any]:

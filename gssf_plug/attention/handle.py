@@ -4,38 +4,21 @@ It owns nothing but what merging replaced: the metrics live in the model, below 
 second handle, or one for a deep copy of the model, is made by `AttentionPatch(model)`.
 """
 
-import copy
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike
 
-import torch
 from torch import nn
 
 from gssf_plug.attention.checkpoint import push_adapter, save_adapter
+from gssf_plug.attention.folding import PatchedLayer, plan_folds
 from gssf_plug.attention.layer_metric import CHILD, LayerMetric
-from gssf_plug.attention.merge import EATEN, Fold, MergeReport, NotFoldable, plan_fold
-from gssf_plug.attention.query import QueryMetric
-from gssf_plug.attention.score_merge import plan_score_fold
-from gssf_plug.attention.score_sites import record_calls
-from gssf_plug.attention.scores import ScoreMetric
+from gssf_plug.attention.merge import EATEN, Fold, MergeReport
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.files import CardFacts
-from gssf_plug.metric import GSSFMetric
 
-__all__ = ["AttentionPatch", "PatchedLayer"]
-
-
-@dataclass
-class PatchedLayer:
-    """One patched attention module: where it is, its metrics, and the fold while it is merged."""
-
-    owner: nn.Module
-    query: LayerMetric
-    fold: Fold | None = None
+__all__ = ["AttentionPatch"]
 
 
 class AttentionPatch:
@@ -168,7 +151,7 @@ class AttentionPatch:
         self._check_unmerged("merged again")
         if not self.enabled:
             raise ArgumentError("patch", "be enabled to be merged", "a disabled one", "Call patch.enable() first.")
-        folds, refused = self._plan()
+        folds, refused = plan_folds(self.model, self.layers)
         if refused and (not partial or not folds):
             name, reason = next(iter(refused.items()))
             raise ArgumentError(
@@ -222,7 +205,7 @@ class AttentionPatch:
 
     def summary(self) -> str:
         """Per layer: site, heads, parameters, whether it merges; then what was left alone, and why."""
-        folds, refused = ({}, {}) if self.merged else self._plan(once_trained=True)
+        folds, refused = ({}, {}) if self.merged else plan_folds(self.model, self.layers, once_trained=True)
         rows = [f"{'layer':<44} {'site':<30} {'heads':>9} {'parameters':>11}  mergeable"]
         for name, layer in self.layers.items():
             query, metric = layer.query, layer.query.metric()
@@ -234,6 +217,22 @@ class AttentionPatch:
         total = sum(parameter.numel() for parameter in self.parameters())
         rows.append(f"{len(self.layers)} layers, {total:,} parameters in adapter '{self.active_adapter}'")
         return "\n".join(rows)
+
+    @contextmanager
+    def accepted_by_trainer(self) -> Iterator[None]:
+        """Make transformers' `Trainer` inside this context where the base is quantised.
+
+        Its check asks for PEFT's adapters; the metric is one too, and trains beside frozen quantised weights. Outside
+        the context the model says again what it is.
+        """
+        quantised = bool(getattr(self.model, "is_quantized", False))
+        if quantised:
+            self.model.__dict__["is_quantized"] = False
+        try:
+            yield
+        finally:
+            if quantised:
+                self.model.__dict__["is_quantized"] = True
 
     def save_pretrained(
         self,
@@ -278,28 +277,6 @@ class AttentionPatch:
             commit_message=commit_message,
         )
 
-    def _plan(self, *, once_trained: bool = False) -> tuple[dict[str, Fold], dict[str, str]]:
-        """The folds, and why others are none; `once_trained` asks for any values, not for the present ones."""
-        users = Counter(parameter for module in self.model.modules() for parameter in module.parameters(recurse=False))
-        scores = {name: layer.owner for name, layer in self.layers.items() if isinstance(layer.query, ScoreMetric)}
-        calls = record_calls(self.model, scores)
-        folds: dict[str, Fold] = {}
-        refused: dict[str, str] = {}
-        for name, layer in self.layers.items():
-            metric = layer.query.metric()
-            if metric is None:
-                continue
-            if once_trained:
-                metric = _moved(metric)
-            try:
-                if isinstance(layer.query, ScoreMetric):
-                    folds[name] = plan_score_fold(layer.owner, layer.query, metric, users, calls.get(name))
-                elif isinstance(layer.query, QueryMetric):
-                    folds[name] = plan_fold(layer.owner, layer.query, metric, users)
-            except NotFoldable as reason:
-                refused[name] = str(reason)
-        return folds, refused
-
     def _switch(self, states: Mapping[str, bool]) -> None:
         for name, enabled in states.items():
             layer = self.layers[name]
@@ -326,12 +303,3 @@ def _write_all(fold: Fold, merged: bool) -> None:
         fold.write()
     else:
         fold.restore()
-
-
-def _moved(metric: GSSFMetric) -> GSSFMetric:
-    """A copy with other values, no two of them alike."""
-    metric, generator = copy.deepcopy(metric), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in metric.parameters():
-            parameter.copy_(torch.rand(parameter.shape, generator=generator).add(0.5))
-    return metric

@@ -1,6 +1,7 @@
 """load_attention: put a saved adapter onto a model, strictly."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from gssf_plug.attention.layer_metric import LayerMetric
 from gssf_plug.attention.patch import Sites, attach, check_adapter_name, check_model, find_metrics
 from gssf_plug.attention.score_sites import score_modules
 from gssf_plug.attention.scores import SCORE
+from gssf_plug.attention.sharding import fill
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
 from gssf_plug.files import locate, read_folder
 from gssf_plug.metric import GSSFMetric
@@ -21,6 +23,7 @@ from gssf_plug.metric import GSSFMetric
 __all__ = ["load_attention"]
 
 REMEDY = "Load it onto the model that it was trained on."
+OTHERWISE = "Load it under a new name, without hot_swap."
 RECORD: dict[str, tuple[type, ...]] = {
     "layout": (str,),
     "query_norm": (str, type(None)),
@@ -35,6 +38,7 @@ def load_attention(
     path: str | PathLike[str],
     *,
     adapter_name: str = "default",
+    hot_swap: bool = False,
     dtype: torch.dtype | None = None,
     example_inputs: Mapping[str, Any] | None = None,
     revision: str | None = None,
@@ -48,6 +52,9 @@ def load_attention(
         model: the base model; on a patched one the adapter is added under a new name.
         path: a folder, or a Hub id.
         adapter_name: name on this model; need not be the one it was saved under.
+        hot_swap: copy the values into the adapter of that name, which the model holds already with the same layers and
+            structures. Parameters stay the same objects: nothing is compiled again, no optimizer is made again, and
+            the model may be compiled, wrapped or sharded. Which adapter is active does not change.
         dtype: of the metric's parameters; default as saved.
         example_inputs: as in `patch_attention`; the layouts are proven here, too.
         revision: branch, tag or commit on the Hub, like the three that follow.
@@ -57,30 +64,80 @@ def load_attention(
 
     Raises:
         CheckpointError: missing, damaged, of another model; names the first mismatch; the model is untouched.
-        ArgumentError: the model cannot be patched, or holds an adapter of that name.
+        ArgumentError: the model cannot be patched, or holds an adapter of that name (with `hot_swap`: holds none).
     """
-    check_model(model)
     check_adapter_name(adapter_name)
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    if hot_swap:
+        patch = AttentionPatch(_unwrapped(model))
+        _copy_into(patch, _read(patch.model, path, hub), adapter_name)
+        return patch
+    check_model(model)
+    saved = _read(model, path, hub)
+    norms = {record["query_norm"] for record in saved.records.values()}
+    owners = {name: model.get_submodule(name) for name in saved.records}
+    sites: Sites = "score" if {record["layout"] for record in saved.records.values()} == {SCORE} else "projection"
+    norm = "after" if norms - {None} else "before"
+    queries, refused = find_metrics(model, owners, sites, norm, example_inputs)
+    for name, record in saved.records.items():
+        if name in refused:
+            raise CheckpointError(saved.folder, f"needs the layer '{name}', where {refused[name]}", REMEDY)
+        _check_fits(saved.folder, name, record, queries[name])
+        if adapter_name in queries[name].adapters:
+            remedy = "Choose another name, copy into that adapter with hot_swap=True, or remove that patch."
+            raise ArgumentError("adapter_name", "be new on this model", repr(adapter_name), remedy)
+    saved_dtype = next(iter(saved.metrics.values())).structures.parameters().__next__().dtype
+    return attach(model, queries, saved.metrics, adapter_name, {}, dtype or saved_dtype)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A folder that was read: what it says about each layer, and its metric, by the layer's path in this model."""
+
+    folder: Path
+    records: dict[str, dict[str, Any]]
+    metrics: dict[str, GSSFMetric]
+
+
+def _read(model: nn.Module, path: str | PathLike[str], hub: Mapping[str, Any]) -> _Saved:
     folder = locate(path, FORMAT, **hub)
     config, tensors = read_folder(folder, FORMAT)
     records = _records(config, folder)
     names = _paths_in(model, records, config, folder)
-    norms = {record["query_norm"] for record in records.values()}
-    owners = {names[saved]: model.get_submodule(names[saved]) for saved in records}
-    sites: Sites = "score" if {record["layout"] for record in records.values()} == {SCORE} else "projection"
-    norm = "after" if norms - {None} else "before"
-    queries, refused = find_metrics(model, owners, sites, norm, example_inputs)
-    metrics = {}
-    for saved, record in records.items():
-        name = names[saved]
-        if name in refused:
-            raise CheckpointError(folder, f"needs the layer '{name}', where {refused[name]}", REMEDY)
-        _check_fits(folder, name, record, queries[name], adapter_name)
-        metrics[name] = _metric(folder, saved, record, tensors)
+    metrics = {names[saved]: _metric(folder, saved, record, tensors) for saved, record in records.items()}
     _check_all_used(folder, records, tensors)
-    saved_dtype = next(iter(metrics.values())).structures.parameters().__next__().dtype
-    return attach(model, queries, metrics, adapter_name, {}, dtype or saved_dtype)
+    return _Saved(folder, {names[saved]: record for saved, record in records.items()}, metrics)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`'s and DistributedDataParallel's wrappers."""
+    while type(model).__name__ in ("OptimizedModule", "DistributedDataParallel"):
+        inner: Any = getattr(model, "_orig_mod", None) or model.module
+        model = inner
+    return model
+
+
+def _copy_into(patch: AttentionPatch, saved: _Saved, adapter_name: str) -> None:
+    """Put the saved values into an adapter of the model, all or nothing."""
+    if adapter_name not in patch.adapter_names:
+        remedy = near_matches(adapter_name, patch.adapter_names)
+        raise ArgumentError("adapter_name", "name an adapter that is there to swap", repr(adapter_name), remedy)
+    here = {n: metric for n, layer in patch.layers.items() if (metric := layer.query.metric(adapter_name)) is not None}
+    for name in here.keys() ^ saved.metrics.keys():
+        which = "lacks" if name in here else "has"
+        raise CheckpointError(
+            saved.folder, f"{which} the layer '{name}', unlike the adapter it would replace", OTHERWISE
+        )
+    pairs = []
+    for name, metric in here.items():
+        _check_fits(saved.folder, name, saved.records[name], patch.layers[name].query)
+        old, new = metric.state_dict(), saved.metrics[name].state_dict()
+        shapes = [{key: tuple(tensor.shape) for key, tensor in state.items()} for state in (old, new)]
+        if shapes[0] != shapes[1] or metric.file_config() != saved.metrics[name].file_config():
+            raise CheckpointError(saved.folder, f"has another structure for '{name}' than the adapter", OTHERWISE)
+        pairs += [(old[key], new[key]) for key in old]
+    for tensor, value in pairs:
+        fill(tensor, value)
 
 
 def _records(config: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
@@ -115,7 +172,7 @@ def _behind_first(name: str) -> str:
     return name.partition(".")[2]
 
 
-def _check_fits(folder: Path, name: str, record: Mapping[str, Any], query: LayerMetric, adapter_name: str) -> None:
+def _check_fits(folder: Path, name: str, record: Mapping[str, Any], query: LayerMetric) -> None:
     pairs = (
         ("layout", record["layout"], query.layout),
         ("query_norm", record["query_norm"], query.norm),
@@ -125,10 +182,6 @@ def _check_fits(folder: Path, name: str, record: Mapping[str, Any], query: Layer
     for what, saved, here in pairs:
         if saved != here:
             raise CheckpointError(folder, f"has {what} {saved!r} for '{name}' where the model has {here!r}", REMEDY)
-    if adapter_name in query.adapters:
-        raise ArgumentError(
-            "adapter_name", "be new on this model", repr(adapter_name), "Choose another name, or remove that patch."
-        )
 
 
 def _metric(folder: Path, name: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GSSFMetric:

@@ -48,8 +48,8 @@ class QueryMetric(LayerMetric):
         owner.register_forward_hook(self.restore_weights, always_call=True)
 
     def detach(self, owner: nn.Module) -> None:
-        """Undo `attach`."""
-        for module in {self.site(owner), owner}:
+        """Undo `attach`, also where another adapter (PEFT) was put around the projection since."""
+        for module in {*self.site(owner).modules(), owner}:
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
                     hooks.pop(key)

@@ -1,0 +1,68 @@
+"""Which layers of a patched model can be merged, with the folds made and checked, before anything is changed."""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gssf_plug.attention.layer_metric import LayerMetric
+from gssf_plug.attention.merge import Fold, NotFoldable, plan_fold
+from gssf_plug.attention.query import QueryMetric
+from gssf_plug.attention.score_merge import plan_score_fold
+from gssf_plug.attention.score_sites import record_calls
+from gssf_plug.attention.scores import ScoreMetric
+from gssf_plug.metric import GSSFMetric
+
+__all__ = ["PatchedLayer", "plan_folds"]
+
+
+@dataclass
+class PatchedLayer:
+    """One patched attention module: where it is, its metrics, and the fold while it is merged."""
+
+    owner: nn.Module
+    query: LayerMetric
+    fold: Fold | None = None
+
+
+def plan_folds(
+    model: nn.Module, layers: Mapping[str, PatchedLayer], *, once_trained: bool = False
+) -> tuple[dict[str, Fold], dict[str, str]]:
+    """The fold of each layer's active metric, and why others have none.
+
+    Args:
+        model: whose weights would change; each of them may belong to one module only.
+        layers: the patched layers by path.
+        once_trained: ask for any values that training may find, not for the present ones.
+    """
+    users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
+    scores = {name: layer.owner for name, layer in layers.items() if isinstance(layer.query, ScoreMetric)}
+    calls = record_calls(model, scores)
+    folds: dict[str, Fold] = {}
+    refused: dict[str, str] = {}
+    for name, layer in layers.items():
+        metric = layer.query.metric()
+        if metric is None:
+            continue
+        if once_trained:
+            metric = _moved(metric)
+        try:
+            if isinstance(layer.query, ScoreMetric):
+                folds[name] = plan_score_fold(layer.owner, layer.query, metric, users, calls.get(name))
+            elif isinstance(layer.query, QueryMetric):
+                folds[name] = plan_fold(layer.owner, layer.query, metric, users)
+        except NotFoldable as reason:
+            refused[name] = str(reason)
+    return folds, refused
+
+
+def _moved(metric: GSSFMetric) -> GSSFMetric:
+    """A copy with other values, no two of them alike."""
+    metric, generator = copy.deepcopy(metric), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in metric.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator).add(0.5))
+    return metric
