@@ -6,9 +6,9 @@ memory (SCAN's blocks, about 50 MiB) is not.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from recipe_data import RecipeData
 from recipe_options import Recipe
 from torch import nn
@@ -31,20 +31,17 @@ def render_plan(recipe: Recipe, data: RecipeData, trainer: RetrievalTrainer) -> 
     lines.append(("model", f"{type(model).__name__}, {total:,} parameters; with the loss {trained:,} are trained"))
     for name, part in model.named_children():
         lines.append((f"  {name}", f"{_count(part.parameters()):,}"))
-    lines.append(("loss", f"{trainer_loss(trainer)}"))
+    loss = trainer.accelerator.unwrap_model(trainer.objective).loss
+    lines.append(("loss", " ".join(repr(loss).split())))
     processes = trainer.accelerator.num_processes
-    per_epoch = len(trainer.batches) // config.accumulation
+    per_epoch = trainer.steps // config.epochs
     batch = f"batches of {_rows(trainer):,} rows" + (f" on {processes} processes" if processes > 1 else "")
     lines.append(("steps", f"{trainer.steps:,} = {config.epochs} epochs × {per_epoch:,}; {batch}"))
-    lines.append(("rates", f"{config.learning_rate:g}, metric {config.metric_learning_rate:g}, {config.schedule}"))
+    rates = {group["name"]: f"{group['name']} {group['peak']:g}" for group in trainer.optimizer.param_groups}
+    lines.append(("rates", f"{', '.join(rates.values())}; {config.schedule}"))
     lines.append(("memory", _memory(trainer, trained, total)))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines)
-
-
-def trainer_loss(trainer: RetrievalTrainer) -> str:
-    """The loss in one line."""
-    return " ".join(repr(trainer.accelerator.unwrap_model(trainer.objective).loss).split())
 
 
 def kept_bytes(trainer: RetrievalTrainer, rows: list[int]) -> int:
@@ -62,7 +59,7 @@ def kept_bytes(trainer: RetrievalTrainer, rows: list[int]) -> int:
     batch = trainer.collate([trainer.train_data[row] for row in rows])
     objective.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = objective(_on(batch, trainer.accelerator.device))
+        loss = objective(send_to_device(batch, trainer.accelerator.device))
         total = sum(kept.values())
     del loss
     return total
@@ -94,11 +91,3 @@ def _rows(trainer: RetrievalTrainer) -> int:
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
-
-
-def _on(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if hasattr(batch, "items"):
-        return {key: _on(value, device) for key, value in batch.items()}
-    return batch

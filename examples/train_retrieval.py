@@ -19,8 +19,9 @@ from pathlib import Path
 
 from recipe_data import RecipeData, load_data
 from recipe_models import build_parts
-from recipe_options import RECIPES, Recipe, load_recipe
+from recipe_options import Recipe
 from recipe_plan import render_plan
+from recipe_reading import RECIPES, load_recipe
 
 from gssf_plug.errors import GSSFError
 from gssf_plug.retrieval import IdentityBatches, RandomBatches, RetrievalTrainer

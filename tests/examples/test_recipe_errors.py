@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import train_retrieval
 from examples.recipe_runs import small
-from recipe_options import check_value, load_recipe, recipe_path
+from recipe_reading import check_value, load_recipe, recipe_path
 from retrieval.data import miniature
 
 from gssf_plug.errors import ArgumentError, DataError
@@ -42,6 +42,7 @@ def write(tmp_path):
         ("decay_at: [0.5, half]", r"`decay_at` must be of type list\[float\], but got \[0\.5, 'half'\]"),
         ("data_dir: null", "`data_dir` must be of type str, but got None"),
         ("margin: {a: 1}", r"`margin` must be of type float, but got \{'a': 1\} of type dict"),
+        ("3: epochs", "`3` must be a key that recipes have, but got 'epochs'. Choose from"),
         ("batch_size: 0", "`batch_size` must be at least 1"),
     ],
 )
@@ -145,7 +146,13 @@ def test_training_goes_on_over_damaged_images_by_choice(folders, tmp_path, capsy
     assert max(line["unreadable_rows"] for line in lines if line["kind"] == "train") == 2
 
 
-def test_help_names_the_recipes(capsys):
+def test_help_names_the_recipes_and_their_keys(capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_retrieval.main(["bot_market1501", "--help"])
+    assert ended.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--images_per_identity" in printed
+    assert "(default: 0.00035)" in printed  # the recipe's own
     assert train_retrieval.main([]) == 2
     assert train_retrieval.main(["--help"]) == 0
     assert "vse_infinity_f30k_regions_bert_gssf" in capsys.readouterr().out

@@ -14,8 +14,8 @@ import yaml
 from datasets import Dataset, DatasetDict
 from examples.recipe_runs import small
 from recipe_data import load_data
-from recipe_options import RECIPES, load_recipe
 from recipe_plan import activation_bytes, kept_bytes
+from recipe_reading import RECIPES, load_recipe
 from retrieval.data import miniature
 
 from gssf_plug.retrieval import OneTower
@@ -93,7 +93,7 @@ def test_the_plan_counts(folders, tmp_path, capsys):
     assert "test 6 queries, 13 in the gallery" in plan
 
 
-@pytest.mark.parametrize("name", ["vse_infinity_f30k_regions_bigru", "scan_f30k_i2t_avg_gssf", "bot_market1501"])
+@pytest.mark.parametrize("name", ["vsepp_f30k_regions_bigru_gssf", "scan_f30k_i2t_avg_gssf", "bot_market1501"])
 def test_the_memory_of_a_batch_is_that_of_its_first_rows(name, folders, tmp_path):
     recipe = load_recipe(name, small(name, folders, tmp_path)[1:])
     trainer = train_retrieval.make_trainer(recipe, load_data(recipe))
@@ -124,11 +124,11 @@ def test_without_training_only_the_test_images_are_needed(folders, tmp_path):
     assert train_retrieval.main([*arguments, "--train", "true"]) == 2
 
 
-def test_the_same_seed_gives_the_same_measures_and_a_run_is_resumed(folders, tmp_path):
+def test_workers_change_nothing_and_a_run_is_resumed(folders, tmp_path):
     name = "vse_infinity_f30k_regions_bigru_gssf"
     measured = []
-    for run in ("a", "b"):
-        train_retrieval.main(small(name, folders, tmp_path / run))
+    for run, workers in (("a", "0"), ("b", "2")):
+        train_retrieval.main([*small(name, folders, tmp_path / run), "--num_workers", workers])
         measured.append(json.loads((tmp_path / run / "results.json").read_text())["test"])
     assert measured[0] == measured[1]
     again = small(name, folders, tmp_path / "a")
