@@ -14,6 +14,7 @@ from gssf_plug.attention.query import QueryMetric
 from gssf_plug.attention.score_merge import plan_score_fold
 from gssf_plug.attention.score_sites import record_calls
 from gssf_plug.attention.scores import ScoreMetric
+from gssf_plug.attention.sharding import is_sharded
 from gssf_plug.metric import GSSFMetric
 
 __all__ = ["PatchedLayer", "plan_folds"]
@@ -38,14 +39,18 @@ def plan_folds(
         layers: the patched layers by path.
         once_trained: ask for any values that training may find, not for the present ones.
     """
+    spread = {name for name, layer in layers.items() if any(is_sharded(p) for p in layer.owner.parameters())}
     users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
     scores = {name: layer.owner for name, layer in layers.items() if isinstance(layer.query, ScoreMetric)}
-    calls = record_calls(model, scores)
+    calls = record_calls(model, scores) if not spread else {}
     folds: dict[str, Fold] = {}
     refused: dict[str, str] = {}
     for name, layer in layers.items():
         metric = layer.query.metric()
         if metric is None:
+            continue
+        if name in spread:
+            refused[name] = "its weights are sharded over processes; save the adapter, and merge it in one process"
             continue
         if once_trained:
             metric = _moved(metric)
