@@ -8,6 +8,7 @@ from torch import nn
 
 from gssf_plug.errors import CheckpointError
 from gssf_plug.files import Format, load_strictly, read_folder, write_folder
+from gssf_plug.metric import GSSFMetric
 
 if TYPE_CHECKING:
     from gssf_plug.distillation.distiller import Distiller
@@ -29,15 +30,13 @@ def load_parts(distiller: "Distiller", folder: str | os.PathLike[str]) -> None:
         CheckpointError: missing, damaged, or of other pairs or losses.
     """
     config, tensors = read_folder(folder, FORMAT)
-    if config != _config(distiller):
-        odd = next(
-            key
-            for key in sorted(config.keys() | _config(distiller).keys())
-            if config.get(key) != _config(distiller).get(key)
-        )
+    expected = _config(distiller)
+    config.setdefault("metrics", expected["metrics"])  # folders of before they were written
+    odd = [key for key in sorted(config.keys() | expected.keys()) if config.get(key) != expected.get(key)]
+    if odd:
         raise CheckpointError(
             folder,
-            f"was saved from another distiller: its {odd} are {config.get(odd)}, not {_config(distiller).get(odd)}",
+            f"was saved from another distiller: its {odd[0]} are {config.get(odd[0])}, not {expected.get(odd[0])}",
             "Build the Distiller as it was built then.",
         )
     module = _module(distiller)
@@ -55,4 +54,5 @@ def _config(distiller: "Distiller") -> dict[str, Any]:
     return {
         "pairs": [[ours.path, theirs.path] for ours, theirs in distiller.pairs],
         "losses": [type(loss).__name__ for loss in distiller.losses],
+        "metrics": [m.file_config() for loss in distiller.losses for m in loss.modules() if isinstance(m, GSSFMetric)],
     }

@@ -224,9 +224,10 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 def check_finite(feature: Feature, path: str) -> None:
     """Raise on NaN or infinity in a feature's valid part."""
-    tensor = feature.tensor if feature.mask is None else torch.where(feature.mask[..., None], feature.tensor, 0.0)
-    if not bool(tensor.isfinite().all()):
-        row = int((~tensor.flatten(1).isfinite()).any(1).nonzero()[0])
+    finite = feature.tensor.isfinite()
+    whole = finite.flatten(1).all(1) if feature.mask is None else (finite.all(-1) | ~feature.mask).all(1)
+    if not bool(whole.all()):
+        row = int((~whole).nonzero()[0])
         raise ArgumentError(
             "teacher",
             "give finite features",

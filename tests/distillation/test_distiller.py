@@ -332,6 +332,18 @@ def test_parts_are_saved_beside_the_student(tmp_path):
         third.load_parts(tmp_path)
 
 
+def test_parts_of_another_metric_are_refused(tmp_path):
+    """A matrix that was trained as LᵀL has the shapes of one that was not."""
+    student, teacher = pair_of_berts()
+    for constraint in ("psd", "symmetric"):
+        distiller = Distiller(student, teacher, PAIR, Relation(GSSFMetric(16, constraint=constraint)))
+        distiller.plan(text())
+        if constraint == "psd":
+            distiller.save_parts(tmp_path)
+    with pytest.raises(CheckpointError, match="another distiller: its metrics are .*'constraint': 'psd'"):
+        distiller.load_parts(tmp_path)
+
+
 class Neutral(FeatureLoss):
     def compute(self, student, teacher, mask):
         return student.sum() * 0
