@@ -17,6 +17,7 @@ from gssf_plug import GSSFMetric
 from gssf_plug.attention import load_attention, patch_attention
 from gssf_plug.attention.checkpoint import FORMAT as ATTENTION
 from gssf_plug.distillation import Distiller, Tap, TeacherCache, precompute
+from gssf_plug.distillation.losses import Relation
 from gssf_plug.distillation.parts import FORMAT as DISTILLER
 from gssf_plug.distillation.shards import VERSION as CACHE_VERSION
 from gssf_plug.features import GPO
@@ -124,13 +125,18 @@ def attention_case(make: Callable[[], PreTrainedModel], **options: Any) -> Case:
     return Case("attention", save, read)
 
 
-def distiller_case(loss: str) -> Case:
+def relation() -> Relation:
+    """What "gssf" was when these files were written."""
+    return Relation(GSSFMetric(SMALL["hidden_size"], block_size=min(SMALL["hidden_size"], 16), constraint="symmetric"))
+
+
+def distiller_case(loss: Callable[[], str | Relation]) -> Case:
     pairs = {"encoder.layer.0": "encoder.layer.0"}
 
     def save(folder: Path) -> Tensors:
         student, teacher, ids = small_bert(), small_bert(), torch.randint(11, (4, 6))
         inputs = {**weights_of("student", student), **weights_of("teacher", teacher), "ids": ids}
-        distiller = Distiller(student, teacher, pairs=pairs, loss=loss)
+        distiller = Distiller(student, teacher, pairs=pairs, loss=loss())
         distiller.plan({"input_ids": ids})
         perturb(distiller.losses, 0.1)
         perturb(distiller.projectors, 0.1)
@@ -139,7 +145,7 @@ def distiller_case(loss: str) -> Case:
 
     def read(folder: Path, inputs: Tensors) -> Tensors:
         student, teacher = (model_with(name, small_bert, inputs) for name in ("student", "teacher"))
-        distiller = Distiller(student, teacher, pairs=pairs, loss=loss)
+        distiller = Distiller(student, teacher, pairs=pairs, loss=loss())
         distiller.plan({"input_ids": inputs["ids"]})
         distiller.load_parts(folder)
         torch.manual_seed(0)  # CRD draws its negatives
@@ -224,8 +230,8 @@ CASES: dict[str, Case] = {
     "bert_shared": attention_case(small_bert, block_size=4, per_head=False),
     "llama": attention_case(small_llama, terms=("diagonal",)),
     "llama_score": attention_case(small_llama, block_size=2, sites="score"),
-    "gssf": distiller_case("gssf"),
-    "crd": distiller_case("crd"),
+    "gssf": distiller_case(relation),
+    "crd": distiller_case(lambda: "crd"),
     "tokens": cache_case(),
     "two_tower": two_tower_case(),
     "one_tower": one_tower_case(),
