@@ -1,12 +1,14 @@
-"""The default evaluation of image and text."""
+"""Evaluations of image and text, of re-identification and of instances."""
+
+from functools import partial
 
 import pytest
 import torch
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation import image_text_recall
-from gssf_plug.retrieval import Embedding, image_text_measures
+from gssf_plug.evaluation import image_text_recall, instance_recall, reid_ranking
+from gssf_plug.retrieval import Embedding, Numbered, image_text_measures, instance_measures, reid_measures
 from gssf_plug.retrieval.measures import first_of_each
 
 
@@ -38,3 +40,37 @@ def test_a_text_of_no_image_is_named():
     embedding = Embedding(torch.ones(2, 4), torch.tensor([1, 2]), torch.ones(2, 4), torch.tensor([2, 3]))
     with pytest.raises(ArgumentError, match="`text_ids` must be ids of images, but got 3"):
         image_text_measures(embedding, None)
+
+
+def one_sided(features, rows):
+    return Embedding(features, rows, features, rows)
+
+
+def test_rows_are_looked_up_by_number_whatever_is_missing():
+    """Four of twenty rows could not be read; the rest came in another order."""
+    ids, cameras = torch.arange(20) % 5, torch.arange(20) // 5
+    rows = torch.randperm(20)[:16]
+    x = torch.randn(5, 6)[ids[rows]] + torch.randn(16, 6)
+    asks, own = cameras == 0, cameras[rows] == 0
+    metric = GSSFMetric(6, block_size=3, constraint="symmetric")
+    got = reid_measures(ids, cameras, asks=asks)(one_sided(x, rows), metric)
+    sides = [column[side] for column in (x, ids[rows], cameras[rows]) for side in (own, ~own)]
+    assert got == reid_ranking(*sides, metric=metric)
+    everyone = reid_measures(ids, cameras, ranks=(2,))(one_sided(x, rows), None)
+    both = [column for column in (x, ids[rows], cameras[rows]) for _ in range(2)]
+    assert everyone == reid_ranking(*both, ranks=(2,))
+    assert "R@2" in everyone
+    assert instance_measures(ids)(one_sided(x, rows), metric) == instance_recall(x, ids[rows], metric=metric)
+    shop = instance_measures(ids, asks=asks, ks=(1, 3))(one_sided(x, rows), None)
+    gallery = {"gallery": x[~own], "gallery_labels": ids[rows][~own]}
+    assert shop == instance_recall(x[own], ids[rows][own], ks=(1, 3), **gallery)
+
+
+def test_folds_and_numbers():
+    x, y = torch.randn(6, 4), torch.randn(12, 4)
+    owners = torch.arange(6).repeat_interleave(2)
+    embedding = Embedding(x, torch.arange(6), y, owners)
+    got = partial(image_text_measures, folds=3)(embedding, None)
+    assert got == image_text_recall(x, y, owners, folds=3)
+    assert got != image_text_measures(embedding, None)
+    assert list(Numbered([{"a": 1}, {"a": 2}])) == [{"a": 1, "row": 0}, {"a": 2, "row": 1}]

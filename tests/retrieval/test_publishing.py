@@ -142,6 +142,16 @@ def test_every_model_comes_back_the_same(make, tmp_path):
     assert repr(loaded) == repr(model)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_kept(dtype, tmp_path):
+    model = perturbed(grids()).to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded = TwoTower.from_pretrained(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype == tensor.dtype, name
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
 def test_shared_parts_stay_shared(tmp_path):
     scan().save_pretrained(tmp_path / "scan")
     loaded = LocalAlignment.from_pretrained(tmp_path / "scan")
