@@ -12,6 +12,7 @@ Refuses to start over a folder that holds checkpoints of another run.
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
@@ -23,6 +24,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.files import CardFacts
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.retrieval.acceleration import check_accelerator, make_accelerator
 from gssf_plug.retrieval.batches import (
@@ -192,6 +194,20 @@ class RetrievalTrainer:
             CheckpointError: there are none, or they are damaged.
         """
         self.best.load(self.model, self.accelerator.device)
+
+    def save_model(self, folder: str | os.PathLike[str], *, model_card_kwargs: CardFacts | None = None) -> None:
+        """Write the model with its present weights as a folder that loads without the trainer; every process calls it.
+
+        Args:
+            folder: for `type(model).from_pretrained(folder)`. After `load_best()` it holds the best weights.
+            model_card_kwargs: facts for the model card, as in `save_pretrained`.
+
+        Raises:
+            CheckpointError: where the disk refuses.
+        """
+        if self.accelerator.is_main_process:
+            self.model.save_pretrained(folder, model_card_kwargs=model_card_kwargs)
+        self.accelerator.wait_for_everyone()
 
     def _begin(self, resume: bool) -> None:
         """Restore the last checkpoint, or seed everything."""

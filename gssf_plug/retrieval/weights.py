@@ -1,7 +1,7 @@
 """The best weights of a run: one safetensors file, replaced by a rename, shared tensors kept once.
 
 To publish them, or to load them without the trainer, write a folder: `trainer.load_best()`, then
-`trainer.model.save_pretrained(folder)`.
+`trainer.save_model(folder)`.
 """
 
 from collections.abc import Mapping

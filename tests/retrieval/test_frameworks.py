@@ -84,8 +84,11 @@ def test_image_text_frameworks_learn_save_and_load(name, tmp_path):
     moved = [metric.matrix().sub(torch.eye(metric.dim)).abs().max() for metric in trainer.model.metrics()]
     assert moved
     assert min(moved) > 1e-3
-    trainer.model.save_pretrained(tmp_path / "saved")
+    trainer.load_best()
+    trainer.save_model(tmp_path / "saved", model_card_kwargs={"data": "twelve things"})
+    assert "twelve things" in (tmp_path / "saved" / "README.md").read_text()
     before = trainer.evaluate()
+    assert before["rsum"] == pytest.approx(trainer.progress.best_score)
     loaded = type(trainer.model).from_pretrained(tmp_path / "saved")
     assert loaded.processors["tokenizer"]("w1 w2")["input_ids"] == frameworks.tokenizer()("w1 w2")["input_ids"]
     AcceleratorState._reset_state(reset_partial_state=True)
