@@ -13,7 +13,6 @@ from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import GPO, BNNeck, SizeAugmentation, cls_pool, last_pool, mean_max_pool, mean_pool
 from gssf_plug.losses import BatchHardTriplet, Hinge, IdentityLoss, InfoNCE, Sigmoid, WeightedSum
-from gssf_plug.losses.pml import GSSFDistance, MetricLearningLoss
 from gssf_plug.retrieval import OneTower, Tower, TwoTower
 from gssf_plug.retrieval.alignment import ImageToText, LogSumExp, TextToImage, average
 from gssf_plug.retrieval.collators import LabelCollator, PairCollator, WordAugmentation
@@ -109,6 +108,8 @@ def _proxy_anchor(recipe: Recipe, data: RecipeData, steps_per_epoch: int) -> Par
     """Proxy-Anchor: mean plus maximum of the last map, a proxy for each class."""
     from pytorch_metric_learning.distances import CosineSimilarity
     from pytorch_metric_learning.losses import ProxyAnchorLoss
+
+    from gssf_plug.losses.pml import GSSFDistance, MetricLearningLoss
 
     encoder, dim = _pretrained("image_model", recipe.model.image_model), recipe.model.embed_dim
     metric = metric_of(recipe.metric, dim, symmetric=True)

@@ -74,7 +74,7 @@ def _renamed(rows: "Dataset", wanted: dict[str, str]) -> "Dataset":
     rows = rows.with_format(None).select_columns(sorted(set(wanted.values())))
     if "image" in wanted and isinstance(rows.features[wanted["image"]], Image):
         rows = rows.cast_column(wanted["image"], Image(decode=False))  # we decode, so that a damaged one is named
-    numbers = {name: _numbers(column(rows, wanted[name])) for name in ("label", "camera") if name in wanted}
+    numbers = {name: _numbers(name, column(rows, wanted[name])) for name in ("label", "camera") if name in wanted}
     numbers.setdefault("label", list(range(len(rows))))
     kept = {theirs: ours for ours, theirs in wanted.items() if ours not in numbers}
     rows = rows.select_columns(list(kept)).rename_columns(
@@ -86,7 +86,10 @@ def _renamed(rows: "Dataset", wanted: dict[str, str]) -> "Dataset":
     return rows
 
 
-def _numbers(values: list[Any]) -> list[int]:
+def _numbers(name: str, values: list[Any]) -> list[int]:
+    if None in values:
+        got = f"none in row {values.index(None)}"
+        raise ArgumentError(name, "be filled in every row", got, "Drop these rows, or name another column.")
     return values if all(isinstance(value, int) for value in values) else numbered([str(value) for value in values])
 
 

@@ -119,6 +119,12 @@ def test_image_rows_over_a_set(photos):
     assert rows[0]["image"].shape == (3, 4, 4)
 
 
+def test_a_row_without_a_label():
+    rows = Dataset.from_dict({"file": ["a", "b"], "who": [3, None]})
+    with pytest.raises(ArgumentError, match="`label` must be filled in every row, but got none in row 1"):
+        columns_of(rows, image="file", label="who")
+
+
 def test_wrong_names(photos, tmp_path):
     with pytest.raises(
         ArgumentError, match=r"`captions` must be a column of the set, .* but got 'txt'\. Did you mean 'text'\?"
