@@ -56,9 +56,11 @@ class Relation(FeatureLoss):
         if self.temperature is None:
             difference = (scores - target).square()
             return (difference.sum() - difference.diagonal().sum()) / (len(student) * (len(student) - 1))
-        others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
-        ours, theirs = ((s[others].view(len(s), -1) / self.temperature).log_softmax(1) for s in (scores, target))
-        return (theirs.exp() * (theirs - ours)).sum(1).mean()
+        itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
+        ours, theirs = (
+            (s / self.temperature).masked_fill(itself, float("-inf")).log_softmax(1) for s in (scores, target)
+        )
+        return (theirs.exp() * (theirs - ours).masked_fill(itself, 0.0)).sum(1).mean()
 
 
 class Contrastive(FeatureLoss):
