@@ -1,20 +1,23 @@
-"""Distil a text encoder into a small CNN: across architectures and modalities, in a plain Accelerate loop.
+"""Distil ImageNet's MobileNetV2 into a CNN of a seventh of its size: across architectures, in a plain Accelerate loop.
 
-    python examples/distil_image_encoder.py                                   # the packaged MiniLM, no network
+    python examples/distil_image_encoder.py                                   # the bundled MobileNetV2, no network
+    python examples/distil_image_encoder.py --teacher facebook/dinov2-small --size 224
     accelerate launch examples/distil_image_encoder.py                        # the same on many GPUs
     python examples/distil_image_encoder.py --quick                           # a smoke test
 
-Teacher: MiniLM (a transformer) on the emoji's name. Student: a CNN of 0.3 M parameters, from scratch, on its drawing at
-32×32. The test emoji were never trained on. Rows and measures are those of distil_text_encoder.py, here
+Teacher: pretrained on ImageNet, 1280 wide, on drawings of 96×96. Student: four strided convolutions, 128 wide, from
+scratch, on drawings of 32×32. The test emoji were never trained on. Rows, measures and statistics are those of
+distil_text_encoder.py, here
 
-  rho     Spearman correlation of a drawing's similarities to all other test drawings with those of the names
-  NN@10   how many of a drawing's ten nearest drawings have names among the ten nearest, drawings of one emoji apart
-  mAP     finding the other vendors' drawings of the same emoji: what the teacher cannot see at all
+  rho     Spearman correlation of a drawing's similarities to all other test drawings with the teacher's
+  NN@10   how many of a drawing's ten nearest drawings are among the teacher's ten nearest
+  mAP     finding the other vendors' drawings of the same emoji: a task that neither side was trained for
 
 The loop below is all that a Distiller needs: plan, prepare the distiller (not the student), backward, save the student.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +25,28 @@ import torch
 from accelerate import Accelerator
 from data.emoji import load_emoji
 from distil_text_encoder import (
-    MEASURES,
     WIDTH,
     Method,
+    Score,
+    agreement,
     average_precisions,
-    methods,
+    optimizer_for,
     own_side,
-    row_correlations,
-    shared_neighbours,
+    tabulate,
 )
-from pretrained import PACKAGED, load_text_encoder
-from runs import append, difference, finished, render
+from pretrained import BUNDLED, image_batch, load_image_encoder
+from runs import add_options
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
 from gssf_plug import GSSFMetric
 from gssf_plug.distillation import Distiller, Tap, TeacherCache, precompute
-from gssf_plug.features import mean_pool
 from gssf_plug.retrieval.data.images import image_tensor
 
-SIZE = 32
-NAME = Tap("", pooling=mean_pool)
+SIZE, BATCH = 32, 64
+POOLED = Tap("", output="pooler_output")
 
 
 class SmallCNN(nn.Module):
@@ -67,61 +69,60 @@ class SmallCNN(nn.Module):
 
 
 class Drawings:
-    """One split: pixels, emoji, vendor, and the row of each emoji's name in the cache."""
+    """One split: the student's pixels, emoji, vendor, and the row of each drawing in the cache."""
 
     def __init__(self, split: str, every: int) -> None:
         rows = load_emoji(split)
-        rows = rows.select([row for row, label in enumerate(rows["label"]) if label % every == 0])
-        pixels = torch.stack([image_tensor(image, SIZE) for image in tqdm(rows["image"], desc=split)])
+        self.rows = rows.select([row for row, label in enumerate(rows["label"]) if label % every == 0])
+        pixels = torch.stack([image_tensor(image, SIZE) for image in tqdm(self.rows["image"], desc=split)])
         self.images = pixels.float() / 127.5 - 1
-        self.labels, self.cameras = torch.tensor(rows["label"]), torch.tensor(rows["camera"])
-        self.names = rows["name"]
-        self.teacher_row = torch.empty(0, dtype=torch.long)
+        self.labels, self.cameras = torch.tensor(self.rows["label"]), torch.tensor(self.rows["camera"])
+        self.teacher_row = torch.arange(len(pixels))
 
 
-def cached_names(teacher: str, folder: Path, splits: list[Drawings]) -> TeacherCache:
-    """The teacher's features of every name; each drawing is told its row."""
-    tokenizer, model = load_text_encoder(teacher)
-    names = sorted({name for split in splits for name in split.names})
+def cached_teacher(name: str, size: int, folder: Path, split: str, drawings: Drawings) -> TeacherCache:
+    """The teacher's features of the drawings of one split."""
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return dict(tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt"))
+        return {"pixel_values": image_batch([row["image"] for row in rows], size)}
 
-    cache = precompute(model, [NAME], [{"text": name} for name in names], folder, collate=collate)
-    row_of = {name: row for row, name in enumerate(names)}
-    for split in splits:
-        split.teacher_row = torch.tensor([row_of[name] for name in split.names])
+    images = drawings.rows.select_columns(["image"])
+    cache = precompute(load_image_encoder(name), [POOLED], images, folder / split, collate=collate)
+    cache.watch({"0": POOLED})
     return cache
+
+
+def teacher_features(cache: TeacherCache) -> Tensor:
+    """All of them."""
+    return cache.features({"teacher_row": torch.arange(len(cache))}, torch.device("cpu"))["0"].tensor
 
 
 def distil(
     accelerator: Accelerator,
-    method: Method | None,
     train: Drawings,
-    test: Drawings,
-    cache: TeacherCache,
-    seed: int,
+    held: Drawings,
+    caches: tuple[TeacherCache, Tensor],
     epochs: int,
+    method: Method | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Train one student; None classifies the training emoji instead."""
+    cache, target = caches
     torch.manual_seed(seed)
     student = SmallCNN()
-    data = DataLoader(
-        TensorDataset(train.images, train.teacher_row), batch_size=128, shuffle=True, drop_last=len(train.images) >= 128
-    )
+    columns = TensorDataset(train.images, train.teacher_row, train.labels.unique(return_inverse=True)[1])
+    data = DataLoader(columns, batch_size=BATCH, shuffle=True, drop_last=len(columns) >= BATCH)
     if method is None:
-        module: nn.Module = nn.Sequential(student, nn.Linear(WIDTH, len(cache)))
+        module: nn.Module = nn.Sequential(student, nn.Linear(WIDTH, len(train.labels.unique())))
     else:
-        width = cache.features({"teacher_row": torch.tensor([0])}, torch.device("cpu"))["0"].tensor.shape[1]
-        module = Distiller(student, cache, [("", NAME)], method.losses(WIDTH, width), weight=list(method.weights))
+        module = Distiller(student, cache, [("", POOLED)], **method.options(WIDTH, target.shape[1]))
         module.plan({"image": train.images[:8], "teacher_row": train.teacher_row[:8]})
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * len(data) + 1)
-    wrapped, optimizer, data = accelerator.prepare(module.train(), optimizer, data)
+    optimizer, schedule = optimizer_for(module, rate=2e-3, steps=epochs * len(data))
+    wrapped, optimizer, data, schedule = accelerator.prepare(module.train(), optimizer, data, schedule)
     for _ in range(epochs):
-        for image, row in data:
+        for image, row, label in data:
             if method is None:
-                loss = cross_entropy(wrapped(image), row)
+                loss = cross_entropy(wrapped(image), label)
             else:
                 loss = wrapped({"image": image, "teacher_row": row})["loss"]
             optimizer.zero_grad()
@@ -129,74 +130,53 @@ def distil(
             optimizer.step()
             schedule.step()
     accelerator.free_memory()
-    own = (nn.Identity(), None) if method is None else own_side(module)
-    return measure(student.eval(), *own, test, cache)
+    return measure(student.eval(), *own_side(module), held, target)
 
 
 @torch.no_grad()
 def measure(
-    student: SmallCNN, projector: nn.Module, metric: GSSFMetric | None, test: Drawings, cache: TeacherCache
+    student: SmallCNN, projector: nn.Module, metric: GSSFMetric | None, held: Drawings, target: Tensor
 ) -> dict[str, Any]:
     """The three measures, plain and own, per drawing."""
     device = next(student.parameters()).device
-    features = torch.cat([student(part.to(device)) for part in test.images.split(512)]).cpu()
+    features = torch.cat([student(part.to(device)) for part in held.images.split(512)]).cpu()
     projector, metric = projector.cpu(), None if metric is None else metric.cpu()
-    cosine = lambda x, y: normalize(x, dim=-1) @ normalize(y, dim=-1).T  # noqa: E731
-    names = cache.features({"teacher_row": test.teacher_row}, torch.device("cpu"))["0"].tensor
-    one = torch.tensor([test.labels.tolist().index(label) for label in test.labels.unique().tolist()])
-    other_vendor = test.cameras[:, None] != test.cameras[None, :]
-    same = (test.labels[:, None] == test.labels[None, :]) & other_vendor
+    other_vendor = held.cameras[:, None] != held.cameras[None, :]
+    same = (held.labels[:, None] == held.labels[None, :]) & other_vendor
     asks = same.any(1)
-    result = {}
-    for kind, score in (("plain", cosine), ("own", metric or (lambda x, y: cosine(projector(x), projector(y))))):
-        ours = score(features, features)
-        result[f"rho {kind}"] = row_correlations(score(features[one], features[one]), cosine(names[one], names[one]))
-        result[f"NN@10 {kind}"] = shared_neighbours(
-            score(features[one], features[one]), cosine(names[one], names[one]), k=10
-        )
-        result[f"mAP {kind}"] = average_precisions(ours.masked_fill(~other_vendor, float("-inf")), same)[asks]
-    return {key: [round(value, 4) for value in (100 * values).tolist()] for key, values in result.items()}
+
+    def precision(score: Score) -> Tensor:
+        return average_precisions(score(features, features).masked_fill(~other_vendor, float("-inf")), same)[asks]
+
+    return agreement(features, target, projector, metric, precision)
 
 
 def main() -> None:
     """Read, cache, train what is missing, print the table."""
     options = parse_options()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    train, test = (Drawings(split, options.every) for split in ("train", "test"))
+    train, held = (Drawings(split, options.every) for split in ("train", options.split))
     with accelerator.main_process_first():
-        cache = cached_names(options.teacher, options.out / "teacher", [train, test])
-    cache.watch({"0": NAME})
-    rows: list[Method | None] = [None, *methods()]
-    named = {"none (classification)" if method is None else method.name: method for method in rows}
-    log = options.out / "runs.jsonl"
-    kept = finished(log)
-    todo = [(name, seed) for seed in range(options.seeds) for name in named if (name, seed) not in kept]
+        cache, other = (
+            cached_teacher(options.teacher, options.size, options.out / "teacher", split, drawings)
+            for split, drawings in (("train", train), (options.split, held))
+        )
+    run = partial(distil, accelerator, train, held, (cache, teacher_features(other)), options.epochs)
     accelerator.wait_for_everyone()
-    for name, seed in tqdm(todo, desc="students", disable=not accelerator.is_main_process):
-        result = distil(accelerator, named[name], train, test, cache, seed, options.epochs)
-        if accelerator.is_main_process:
-            append(log, name, seed, result)
-    if not accelerator.is_main_process:
-        return
-    kept = finished(log)
-    columns = [f"{measure} {kind}" for measure in MEASURES for kind in ("plain", "own")]
-    print("\n" + render(kept, columns, list(named)))
-    for column in columns:
-        print(difference(kept, column, {method.name for method in rows if method is not None and method.ours}))
+    tabulate(options, "none (classification)", run, accelerator.is_main_process)
 
 
 def parse_options() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default=PACKAGED, help="Hub id or folder of a text encoder")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teacher", default=BUNDLED, help="Hub id or folder of an image encoder with a pooler_output")
+    parser.add_argument("--size", type=int, default=96, help="of the teacher's drawings")
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--every", type=int, default=1, help="keep every n-th emoji")
-    parser.add_argument("--out", type=Path, default=Path("outputs/distil_image_encoder"))
-    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, every sixteenth emoji")
+    add_options(parser, Path("outputs/distil_image_encoder"))
     options = parser.parse_args()
     if options.quick:
-        options.seeds, options.epochs, options.every = 1, 1, 16
+        options.seeds, options.epochs, options.every, options.size = 1, 1, 16, 32
     return options
 
 

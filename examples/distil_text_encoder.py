@@ -1,13 +1,13 @@
 """Distil a sentence encoder into one a hundred times smaller, and compare objectives: classic ones and those of GSSF.
 
-    python examples/distil_text_encoder.py                                    # the packaged MiniLM, no network
+    python examples/distil_text_encoder.py --workers 2                        # the packaged MiniLM, no network
     python examples/distil_text_encoder.py --teacher sentence-transformers/all-mpnet-base-v2
     python examples/distil_text_encoder.py --quick                            # a smoke test
 
 Teacher: MiniLM, 6 layers, 384 wide. Student: 2 layers, 128 wide, from scratch, with those of the teacher's word pieces
-that occur in training. Texts: what functions of the installed Python, torch and numpy say they do (10,000 sentences);
-held-out texts come from other files. The teacher runs over the texts once (`precompute`); every run then reads its
-features from disk. Equal steps, batches and student for all.
+that occur in training, at most 16 in a text. Texts: what functions of the installed Python, torch and numpy say they do
+(10,000 sentences); held-out texts come from other files. The teacher runs over the texts once (`precompute`); every run
+then reads its features from disk. Equal steps, batches and student for all.
 
 Measured on held-out texts, twice: `plain`, the student's own cosine, and `own`, with what the method trained beside the
 student (its metric, or its projector):
@@ -21,16 +21,16 @@ validation files with `--split validation`.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from data.docstrings import PACKAGES, load_docstrings
 from pretrained import PACKAGED, load_text_encoder
-from runs import append, difference, finished, render
+from runs import add_options, difference, fill, render
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 from transformers import BertConfig, BertModel
 
 from gssf_plug import GSSFMetric
@@ -52,23 +52,30 @@ from gssf_plug.losses import InfoNCE
 
 WIDTH, POOLED = 128, Tap("", pooling=mean_pool)
 MEASURES = ("rho", "NN@10", "mAP")
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Method:
-    """Name, losses and weights, and whether it is one of ours."""
+    """Name, losses (from the widths of student and teacher) and weights, and whether the metric is in it."""
 
     name: str
-    losses: Callable[[int, int], list[FeatureLoss]]  # from the widths of student and teacher
-    weights: tuple[float, ...] = (1.0,)
+    losses: Callable[[int, int], list[FeatureLoss]]
+    weights: tuple[float, ...] = ()  # default 1 each
     ours: bool = False
+
+    def options(self, student: int, teacher: int) -> dict[str, Any]:
+        """For the Distiller, from the widths of the two."""
+        losses = self.losses(student, teacher)
+        return {"loss": losses, "weight": list(self.weights) if self.weights else [1.0] * len(losses)}
 
 
 def methods() -> list[Method]:
-    """Rows of the table, classic ones first. `relation, cosine` is ours without the metric: what it must beat."""
-    neutral = lambda s: GSSFMetric(s).requires_grad_(False)  # noqa: E731
-    metric = lambda s: GSSFMetric(s, constraint="symmetric")  # noqa: E731
-    psd = lambda s: GSSFMetric(s, constraint="psd")  # noqa: E731
+    """Rows of the table, classic ones first. Those with "no metric" are ours without it: what they must beat."""
+    neutral = lambda width: GSSFMetric(width).requires_grad_(False)  # noqa: E731
+    psd = lambda width: GSSFMetric(width, constraint="psd")  # noqa: E731
+    precision = lambda width: GSSFMetric(width, constraint="psd", normalize=False)  # noqa: E731
+    near, wide = 0.1, 0.2  # temperatures
     return [
         Method("FitNets", lambda s, t: [MSE()], (100.0,)),
         Method("cosine", lambda s, t: [Cosine()]),
@@ -76,19 +83,22 @@ def methods() -> list[Method]:
         Method("RKD", lambda s, t: [RKD()]),
         Method("PKT", lambda s, t: [PKT()], (1000.0,)),
         Method("CRD", lambda s, t: [CRD()]),
-        Method("relation, cosine", lambda s, t: [Relation(neutral(s))], (10.0,)),
-        Method("relation + cosine, no metric", lambda s, t: [Relation(neutral(s)), Cosine()], (10.0, 1.0)),
-        Method("GSSF SP", lambda s, t: [SP(metric(s))], (100.0,), True),
-        Method("GSSF PKT", lambda s, t: [PKT(metric(s))], (1000.0,), True),
-        Method("GSSF relation", lambda s, t: [Relation(metric(s))], (10.0,), True),
-        Method("GSSF relation, psd", lambda s, t: [Relation(psd(s))], (10.0,), True),
-        Method("GSSF relation, psd + cosine", lambda s, t: [Relation(psd(s)), Cosine()], (10.0, 1.0), True),
-        Method("GSSF contrastive", lambda s, t: [Contrastive(GSSFMetric(t))], (1.0,), True),
+        Method("relation, no metric", lambda s, t: [Relation(neutral(s), temperature=near)]),
         Method(
-            "GSSF regression",
-            lambda s, t: [Regression(GSSFMetric(t, constraint="psd", normalize=False))],
-            (1.0,),
-            True,
+            "cosine + relation, no metric", lambda s, t: [Cosine(), Relation(neutral(s), temperature=near)], (1.0, 0.1)
+        ),
+        Method("GSSF relation", lambda s, t: [Relation(psd(s), temperature=near)], ours=True),
+        Method("GSSF relation, squared", lambda s, t: [Relation(psd(s))], (10.0,), ours=True),
+        Method("GSSF contrastive", lambda s, t: [Contrastive(GSSFMetric(t))], ours=True),
+        Method("GSSF regression", lambda s, t: [Regression(precision(t))], ours=True),
+        Method(
+            "cosine + GSSF relation", lambda s, t: [Cosine(), Relation(psd(s), temperature=near)], (1.0, 0.1), ours=True
+        ),
+        Method(
+            "cosine + GSSF relation, projected",
+            lambda s, t: [Cosine(), Relation(psd(t), projected=True, temperature=wide)],
+            (1.0, 0.1),
+            ours=True,
         ),
     ]
 
@@ -101,9 +111,12 @@ class Data:
         self.width = model.config.hidden_size
         packages = PACKAGES if limit is None else ()
         entries = {part: load_docstrings(part, packages)[:limit] for part in ("train", "validation", "test")}
-        texts = sorted({text for part in entries.values() for entry in part for text in (entry.sentence, entry.name)})
+        every = [entry for part in entries.values() for entry in part]
+        sentences = sorted({entry.sentence for entry in every}, key=lambda text: (len(text), text))  # little padding
+        names = sorted({entry.name for entry in every} - {*sentences})  # the teacher is never asked about these
+        texts = [*sentences, *names]
         place = {text: row for row, text in enumerate(texts)}
-        rows = [{"text": text} for text in texts]
+        rows = [{"text": text} for text in sentences]
         self.cache = precompute(model, [POOLED], rows, folder / "teacher", collate=self.collate)
         known = {entry.sentence for entry in entries["train"]}
         held = [entry for entry in entries[split] if entry.sentence not in known]
@@ -115,11 +128,13 @@ class Data:
         self.queries = torch.tensor(sorted({place[entry.name] for entry in held}))
         self.relevant = self.queries[:, None] == torch.tensor([place[entry.name] for entry in held])
         self.cache.watch({"0": POOLED})
-        self.teacher = self.cache.features({"teacher_row": torch.arange(len(texts))}, torch.device("cpu"))["0"].tensor
+        self.teacher = self.cache.features({"teacher_row": torch.arange(len(sentences))}, torch.device("cpu"))[
+            "0"
+        ].tensor
 
     def compact(self, texts: list[str]) -> tuple[list[list[int]], int]:
         """Student's ids, and how many: padding 0, unknown 1, then the word pieces of the training texts."""
-        pieces = self.tokenizer(texts, truncation=True, max_length=24)["input_ids"]
+        pieces = self.tokenizer(texts, truncation=True, max_length=16)["input_ids"]
         seen = {piece for row in self.pairs.flatten().tolist() for piece in pieces[row]}
         known = {piece: 2 + rank for rank, piece in enumerate(sorted(seen))}
         return [[known.get(piece, 1) for piece in row] for row in pieces], 2 + len(known)
@@ -136,14 +151,14 @@ class Data:
 
 
 def small_student(vocabulary: int) -> BertModel:
-    """2 layers, 128 wide, 0.4 M parameters beside the word vectors, from scratch."""
+    """2 layers, 128 wide, 0.3 M parameters beside the word vectors, from scratch."""
     return BertModel(
         BertConfig(
             vocab_size=vocabulary,
             hidden_size=WIDTH,
             num_hidden_layers=2,
             num_attention_heads=4,
-            intermediate_size=4 * WIDTH,
+            intermediate_size=2 * WIDTH,
             max_position_embeddings=32,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
@@ -152,23 +167,19 @@ def small_student(vocabulary: int) -> BertModel:
     )
 
 
-def distil(method: Method | None, data: Data, seed: int, steps: int, rate: float) -> dict[str, Any]:
+def distil(data: Data, steps: int, rate: float, method: Method | None, seed: int) -> dict[str, Any]:
     """Train one student; None trains without a teacher, on pairs of name and sentence."""
     torch.manual_seed(seed)
     student = small_student(data.vocabulary)
     if method is None:
         loss = InfoNCE()
-        optimise([*student.parameters(), *loss.parameters()], lambda: pair_loss(student, loss, data), steps, rate)
+        optimise(nn.ModuleList([student, loss]), lambda: pair_loss(student, loss, data), steps, rate)
         return measure(student, nn.Identity(), None, data)
-    distiller = Distiller(
-        student, data.cache, [(POOLED, POOLED)], method.losses(WIDTH, data.width), weight=list(method.weights)
-    )
+    distiller = Distiller(student, data.cache, [(POOLED, POOLED)], **method.options(WIDTH, data.width))
     distiller.plan(data.batch(data.train[:8]))
     order = torch.randperm(len(data.train) * (64 * steps // len(data.train) + 1)) % len(data.train)
     batches = iter(order.split(64))
-    optimise(
-        list(distiller.parameters()), lambda: distiller(data.batch(data.train[next(batches)]))["loss"], steps, rate
-    )
+    optimise(distiller, lambda: distiller(data.batch(data.train[next(batches)]))["loss"], steps, rate)
     return measure(student, *own_side(distiller), data)
 
 
@@ -179,29 +190,41 @@ def pair_loss(student: BertModel, loss: InfoNCE, data: Data) -> Tensor:
     return loss(left @ right.T, name[:, None] == name[None, :])
 
 
-def optimise(parameters: list[nn.Parameter], loss: Callable[[], Tensor], steps: int, rate: float) -> None:
-    """AdamW with a warm-up of a tenth and a linear decay; metrics and scales are never decayed towards zero."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
-    warm = max(steps // 10, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(steps - warm, 1))
-    )
+def optimise(module: nn.Module, loss: Callable[[], Tensor], steps: int, rate: float) -> None:
+    """The loop of every row."""
+    optimizer, schedule = optimizer_for(module, rate, steps)
     for _ in range(steps):
         optimizer.zero_grad()
         loss().backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         schedule.step()
 
 
-def own_side(distiller: Distiller) -> tuple[nn.Module, GSSFMetric | None]:
-    """What the method trained beside the student: its metric on the student's features, else its projector."""
-    for loss in distiller.losses:
+def optimizer_for(
+    module: nn.Module, rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with a warm-up of a tenth and a linear decay; nothing is decayed towards zero."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+    warm = max(steps // 10, 1)
+    ramp = lambda step: min((step + 1) / warm, max(steps - step, 0) / max(steps - warm, 1))  # noqa: E731
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, ramp)
+
+
+def own_side(module: nn.Module) -> tuple[nn.Module, GSSFMetric | None]:
+    """What was trained beside the student: a projector and the metric behind it, or a metric on the student's features.
+
+    A critic between student and teacher (of Contrastive, Regression, CRD) is no metric among students.
+    """
+    if not isinstance(module, Distiller):
+        return nn.Identity(), None
+    projector = module.projectors[0]
+    for loss in module.losses:
         metric = getattr(loss, "metric", None)
-        if metric is not None and not loss.same_width and any(p.requires_grad for p in metric.parameters()):
-            return nn.Identity(), metric
-    return next((p for p in distiller.projectors if not isinstance(p, nn.Identity)), nn.Identity()), None
+        if isinstance(loss, Relation | SP | PKT | RKD) and metric and any(p.requires_grad for p in metric.parameters()):
+            return (projector if loss.same_width else nn.Identity()), metric
+    return projector, None
 
 
 def encode(student: BertModel, batch: dict[str, Tensor]) -> Tensor:
@@ -214,21 +237,38 @@ def encode(student: BertModel, batch: dict[str, Tensor]) -> Tensor:
 def measure(student: BertModel, projector: nn.Module, metric: GSSFMetric | None, data: Data) -> dict[str, Any]:
     """The three measures, plain and own; values per text or name are kept for the paired test."""
     student.eval()
-    rows = torch.cat([data.held, data.queries]).unique()
-    features = torch.empty(len(data.tokens), WIDTH)
-    for part in rows.split(512):
-        features[part] = encode(student, data.batch(part))
-    cosine = lambda x, y: normalize(x, dim=-1) @ normalize(y, dim=-1).T  # noqa: E731
-    target = cosine(data.teacher[data.held], data.teacher[data.held])
+    features = {
+        name: torch.cat([encode(student, data.batch(part)) for part in rows.split(512)])
+        for name, rows in (("held", data.held), ("queries", data.queries))
+    }
+
+    def precision(score: Score) -> Tensor:
+        return average_precisions(score(features["queries"], features["held"]), data.relevant)
+
+    return agreement(features["held"], data.teacher[data.held], projector, metric, precision)
+
+
+def agreement(
+    student: Tensor,
+    teacher: Tensor,
+    projector: nn.Module,
+    metric: GSSFMetric | None,
+    precision: Callable[[Score], Tensor],
+) -> dict[str, list[float]]:
+    """rho, NN@10 and mAP in %, of the student's plain cosine and with what was trained beside it."""
+    similarity, target = metric or cosine, cosine(teacher, teacher)
     result = {}
-    similarity = metric or cosine
     for kind, score in (("plain", cosine), ("own", lambda x, y: similarity(projector(x), projector(y)))):
-        ours = score(features[data.held], features[data.held])
-        found = score(features[data.queries], features[data.held])
+        ours = score(student, student)
         result[f"rho {kind}"] = row_correlations(ours, target)
         result[f"NN@10 {kind}"] = shared_neighbours(ours, target)
-        result[f"mAP {kind}"] = average_precisions(found, data.relevant)
+        result[f"mAP {kind}"] = precision(score)
     return {key: [round(value, 4) for value in (100 * values).tolist()] for key, values in result.items()}
+
+
+def cosine(x: Tensor, y: Tensor) -> Tensor:
+    """All pairs."""
+    return normalize(x, dim=-1) @ normalize(y, dim=-1).T
 
 
 def row_correlations(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -257,27 +297,24 @@ def main() -> None:
     """Cache, train what is missing, print the table."""
     options = parse_options()
     data = Data(options.teacher, options.out, options.split, options.limit)
-    print(
-        f"{len(data.train)} sentences to train on, {len(data.held)} held out, {len(data.queries)} names to find them by"
-    )
-    chosen = [m for m in methods() if not options.only or m.name in options.only]
-    rows: list[Method | None] = [None, *chosen] if not options.only or "none" in options.only else list(chosen)
-    log = options.out / "runs.jsonl"
-    kept = finished(log)
-    todo = [(m, seed) for seed in range(options.seeds) for m in rows if (name_of(m), seed) not in kept]
-    for method, seed in tqdm(todo, desc="students"):
-        append(log, name_of(method), seed, distil(method, data, seed, options.steps, options.rate))
-    kept = finished(log)
+    if options.part is None:
+        sizes = f"{len(data.train)} sentences to train on, {len(data.held)} held out"
+        print(f"{sizes}, {len(data.queries)} names to find them by", flush=True)
+    tabulate(options, "none (name-sentence pairs)", partial(distil, data, options.steps, options.rate))
+
+
+def tabulate(
+    options: argparse.Namespace, none: str, run: Callable[[Method | None, int], dict[str, Any]], main: bool = True
+) -> None:
+    """Fill the table and print it."""
+    rows = {none: None, **{method.name: method for method in methods()}}
+    kept = fill(options, list(rows), lambda name, seed: run(rows[name], seed), main)
+    if options.part is not None or not main:
+        return
     columns = [f"{measure} {kind}" for measure in MEASURES for kind in ("plain", "own")]
-    print("\n" + render(kept, columns, [name_of(None), *(m.name for m in methods())]))
-    ours = {m.name for m in methods() if m.ours}
+    print("\n" + render(kept, columns, list(rows)))
     for column in columns:
-        print(difference(kept, column, ours))
-
-
-def name_of(method: Method | None) -> str:
-    """The row's name."""
-    return "none (name-sentence pairs)" if method is None else method.name
+        print(difference(kept, column, {method.name for method in methods() if method.ours}))
 
 
 def parse_options() -> argparse.Namespace:
@@ -286,12 +323,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--teacher", default=PACKAGED, help="Hub id or folder of a text encoder")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--limit", type=int, help="this many sentences of the standard library alone")
-    parser.add_argument("--only", nargs="*", default=[], help="names of rows")
-    parser.add_argument("--out", type=Path, default=Path("outputs/distil_text_encoder"))
-    parser.add_argument("--quick", action="store_true", help="one seed, five steps")
+    add_options(parser, Path("outputs/distil_text_encoder"))
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.steps, options.split, options.limit = 1, 5, "validation", 100

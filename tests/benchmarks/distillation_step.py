@@ -9,7 +9,7 @@ python tests/benchmarks/distillation_step.py --small    # a quarter of the layer
 4. A teacher that is tapped at half of its layers runs half of its forward, to the same bits.
 
 The teacher of claim 1 is a third wider than the student, as BERT-large is than BERT-base: every token goes through a
-projector. `--part overhead`, `throughput` or `early_exit` runs one of them.
+projector. `--part flops`, `overhead`, `memory`, `throughput` or `early_exit` runs one of them.
 """
 
 import argparse
@@ -21,11 +21,14 @@ from typing import Any
 import torch
 from measure import interleave, machine, ratio
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel
 
 from gssf_plug import GSSFMetric
 from gssf_plug.distillation import Distiller, FeatureTaps, Tap, TeacherModel, precompute
 from gssf_plug.distillation.losses import Contrastive, FeatureLoss, Regression, Relation
+from gssf_plug.features import mean_pool
 
 
 def encoder(width: int, layers: int) -> BertModel:
@@ -95,6 +98,37 @@ def overhead(options: argparse.Namespace, width: int, layers: int) -> None:
         print(f"| {name} | {ratio(times, seconds['student alone'])} | {sorted(times)[len(times) // 2]:.3f} |")
 
 
+def flops(options: argparse.Namespace, width: int, layers: int) -> None:
+    """Products counted on tensors without numbers, forward and backward: the same on every machine, busy or not."""
+    teacher_width = width * 4 // 3
+    with FakeTensorMode():
+        student = encoder(width, layers).train()
+        inputs = collate(texts(32, options.length))
+        features = torch.empty(32, options.length, width, requires_grad=True)
+        target = torch.empty(32, options.length, teacher_width)
+        mask = torch.ones(32, options.length, dtype=torch.bool)
+        own = count(lambda: student(input_ids=inputs["input_ids"]).last_hidden_state.sum().backward())
+        print(f"\n| part | ÷ {own / 1e12:.2f} TFLOP of the student's own step |\n|---|---:|")
+        for name, make in objectives(width, teacher_width).items():
+            loss, projector = make(), nn.Linear(width, teacher_width)
+
+            def run(loss: FeatureLoss = loss, projector: nn.Linear = projector) -> None:
+                x, y, m = (
+                    (mean_pool(features, mask), mean_pool(target, mask), None)
+                    if loss.vectors
+                    else (features, target, mask)
+                )
+                loss(projector(x) if loss.same_width else x, y, m).backward()
+
+            print(f"| {name} | {count(run) / own:.4f} |")
+
+
+def count(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
 def memory(options: argparse.Namespace, width: int, layers: int) -> None:
     """Bytes that are held after a teacher's forward without gradients: counted, not sampled."""
     model = encoder(width, layers).eval()
@@ -139,7 +173,7 @@ def early_exit(options: argparse.Namespace, width: int, layers: int) -> None:
     print(f"Early exit at half of the layers ÷ whole forward: {ratio(seconds['early exit'], seconds['whole forward'])}")
 
 
-PARTS = {"overhead": overhead, "memory": memory, "throughput": throughput, "early_exit": early_exit}
+PARTS = {"flops": flops, "overhead": overhead, "memory": memory, "throughput": throughput, "early_exit": early_exit}
 
 
 def main() -> None:
