@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes
 from gssf_plug.errors import ArgumentError
+from gssf_plug.evaluation.inputs import finite_scores
 from gssf_plug.evaluation.matches import Matches
 
 __all__ = ["Ranked", "Tally", "checked_ranks", "query_chunks", "rank_positives"]
@@ -58,7 +59,11 @@ def rank_positives(scores: Float[Tensor, "n m"], matches: Matches) -> Ranked:
     Args:
         scores: one row per query; changed in place.
         matches: the positives, and the pairs taken out of the ranking; no pair twice.
+
+    Raises:
+        ArgumentError: scores that are not finite.
     """
+    scores = finite_scores(scores)
     rows, columns = matches.rows[matches.counted], matches.columns[matches.counted]
     counts = torch.bincount(rows, minlength=len(scores))
     most = max(1, int(counts.max()))
@@ -155,6 +160,6 @@ def checked_ranks(name: str, ranks: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ArgumentError: empty, or one below 1.
     """
-    if not ranks or min(ranks) < 1:
+    if not ranks or not all(isinstance(rank, int) and rank >= 1 for rank in ranks):
         raise ArgumentError(name, "hold at least one place from 1", repr(tuple(ranks)), "Give such as (1, 5, 10).")
     return tuple(ranks)

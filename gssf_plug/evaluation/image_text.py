@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes, share
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_metric, promoted
+from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_metric, finite_scores, promoted
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["image_text_recall", "image_text_recall_of_scores"]
@@ -137,13 +137,13 @@ class _FeaturePairs:
     def __init__(self, metric: GSSFMetric, images: Tensor, texts: Tensor) -> None:
         self.metric, self.features, self.texts = metric, images, texts
         self.images = len(images)
-        self.dtype = torch.promote_types(images.dtype, torch.float32)
+        self.dtype = promoted(images[:1], texts).dtype
         self._prepared: tuple[Tensor, Tensor] | None = None  # the captions of the last tile, normalised
 
     def scores(self, images: slice, captions: Int[Tensor, " tile"]) -> Float[Tensor, "n tile"]:
         if self._prepared is None or self._prepared[0] is not captions:
-            self._prepared = captions, self.metric.gallery(promoted(self.texts[captions]))
-        return self.metric.fold(promoted(self.features[images])) @ self._prepared[1].T
+            self._prepared = captions, self.metric.gallery(promoted(self.texts[captions], self.features))
+        return finite_scores(self.metric.fold(promoted(self.features[images], self.texts)) @ self._prepared[1].T)
 
 
 class _ScoredPairs:

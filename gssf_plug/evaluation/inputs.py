@@ -3,6 +3,8 @@
 Scores are computed in float32 or better whatever the features' dtype: in half precision thousands of items would tie.
 """
 
+from functools import reduce
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.metric import GSSFMetric
 
-__all__ = ["check_features", "checked_labels", "checked_metric", "promoted"]
+__all__ = ["check_features", "checked_labels", "checked_metric", "finite_scores", "promoted"]
 
 FINITE_CHUNK = 65_536  # rows that one check of finiteness reads at a time
 
@@ -27,6 +29,8 @@ def check_features(name: str, features: Tensor, metric: GSSFMetric | None, width
     Raises:
         ArgumentError: the first rule that is broken, with the first bad row.
     """
+    if not isinstance(features, Tensor):
+        raise ArgumentError(name, "be a torch tensor", type(features).__name__, "Convert it with torch.as_tensor(...).")
     if features.ndim != 2 or not features.is_floating_point():
         got = f"{features.dtype} of shape {tuple(features.shape)}"
         raise ArgumentError(name, "be a floating-point matrix of features N×D", got, "Give one row per item.")
@@ -77,6 +81,19 @@ def checked_metric(metric: GSSFMetric | None, features: Tensor) -> GSSFMetric:
     return metric
 
 
-def promoted(features: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
-    """The features in float32, or in float64 where they are that."""
-    return features.to(torch.promote_types(features.dtype, torch.float32))
+def promoted(features: Float[Tensor, "n dim"], *others: Tensor) -> Float[Tensor, "n dim"]:
+    """The features in float32, or in float64 where they or `others`, which they are scored with, are that."""
+    dtypes = [one.dtype for one in (features, *others)]
+    return features.to(reduce(torch.promote_types, dtypes, torch.float32))
+
+
+def finite_scores(scores: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """The scores; a NaN would lose every comparison and so rank everything first.
+
+    Raises:
+        ArgumentError: one is NaN or infinite, which finite features give where a product overflows.
+    """
+    if not bool(scores.sum().isfinite()) and not bool(scores.isfinite().all()):
+        remedy = "Normalise the features (GSSFMetric does by default), or mend what rescored them."
+        raise ArgumentError("metric", "give finite scores", "NaN or infinity", remedy)
+    return scores

@@ -74,9 +74,9 @@ def instance_recall(
         gallery_labels = checked_labels("gallery_labels", gallery_labels, gallery, "gallery")
     places = checked_ranks("ks", ks)
     metric = checked_metric(metric, features)
-    items, groups, tally = metric.gallery(promoted(gallery)), LabelGroups(gallery_labels), Tally()
+    items, groups, tally = metric.gallery(promoted(gallery, features)), LabelGroups(gallery_labels), Tally()
     for rows in share(query_chunks(len(features), len(gallery), query_chunk), distributed):
-        scores = metric.fold(promoted(features[rows])) @ items.T
+        scores = metric.fold(promoted(features[rows], gallery)) @ items.T
         matches = groups.matches(labels[rows])
         if itself:
             matches = matches._replace(counted=matches.columns != matches.rows + rows.start)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.distributed import share
+from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.counting import Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_metric, promoted
 from gssf_plug.evaluation.matches import LabelGroups
@@ -78,14 +79,14 @@ def reid_ranking(
     gallery_cams = checked_labels("gallery_cams", gallery_cams, gallery, "gallery")
     places = checked_ranks("ranks", ranks)
     metric = checked_metric(metric, query)
-    rescored = rerank(query, gallery, metric) if rerank is not None else None
+    rescored = _rescored(rerank, query, gallery, metric) if rerank is not None else None
     ranked = gallery_ids != JUNK
     if not bool(ranked.all()):
         gallery, gallery_ids, gallery_cams = gallery[ranked], gallery_ids[ranked], gallery_cams[ranked]
         rescored = rescored[:, ranked] if rescored is not None else None
-    items, groups, tally = metric.gallery(promoted(gallery)), LabelGroups(gallery_ids), Tally()
+    items, groups, tally = metric.gallery(promoted(gallery, query)), LabelGroups(gallery_ids), Tally()
     for rows in share(query_chunks(len(query), len(gallery), query_chunk), distributed):
-        scores = metric.fold(promoted(query[rows])) @ items.T if rescored is None else rescored[rows].clone()
+        scores = metric.fold(promoted(query[rows], gallery)) @ items.T if rescored is None else rescored[rows].clone()
         matches = groups.matches(query_ids[rows])
         other = query_cams[rows][matches.rows] != gallery_cams[matches.columns]
         found = rank_positives(scores, matches._replace(counted=other))
@@ -93,6 +94,15 @@ def reid_ranking(
     names = ["mAP", *(f"R@{k}" for k in places), "mINP"]
     nothing = "no identity of `query_ids` seen by another camera (junk and same-camera images removed)"
     return tally.percentages(names, distributed, query.device, "gallery_ids", nothing)
+
+
+def _rescored(rerank: Rescorer, query: Tensor, gallery: Tensor, metric: GSSFMetric) -> Float[Tensor, "n m"]:
+    scores = rerank(query, gallery, metric)
+    shape = (len(query), len(gallery))
+    if not isinstance(scores, Tensor) or scores.shape != shape:
+        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ArgumentError("rerank", f"give a tensor of {shape} scores", got, "One score per query and gallery item.")
+    return scores
 
 
 def _measures(ranked: Ranked, places: tuple[int, ...]) -> dict[str, Float[Tensor, " queries"]]:

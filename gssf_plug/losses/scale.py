@@ -39,7 +39,7 @@ class LearnedScale(nn.Module):
                 "Start inside the range, or widen it.",
             )
         self.lowest, self.highest = lowest, highest
-        self.log_scale = nn.Parameter(torch.tensor(math.log(initial)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(initial)]))  # FSDP2 shards no scalars
 
     def factor(self) -> Float[Tensor, ""]:
         """exp(θ), inside the range."""
@@ -47,7 +47,7 @@ class LearnedScale(nn.Module):
         if self.training:
             with torch.no_grad():
                 self.log_scale.clamp_(*bounds)
-        return self.log_scale.clamp(*bounds).exp()
+        return self.log_scale.clamp(*bounds).exp().squeeze()
 
     def begin(self) -> Callable[[Float[Tensor, "n m"]], Float[Tensor, "n m"]]:
         """Scores to scaled scores, in their own dtype, with the factor of now; for all strips of one batch."""

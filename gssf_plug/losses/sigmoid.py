@@ -48,7 +48,7 @@ class Sigmoid(RowLoss):
     def __init__(self, *, learned: bool = False, scale_range: tuple[float, float] = (0.1, 1000.0)) -> None:
         super().__init__()
         self.scale = LearnedScale(10.0, *scale_range) if learned else None
-        self.bias = nn.Parameter(torch.tensor(-10.0)) if learned else None
+        self.bias = nn.Parameter(torch.tensor([-10.0])) if learned else None
 
     def begin(self) -> Callable[[Pairs], RowSum]:
         """Surprise of each pair of a row, under the present scale and bias."""

@@ -1,7 +1,7 @@
 r"""The loss of features of a whole batch, without the whole score matrix where that is large.
 
 Up to 2,048 × 2,048 pairs are scored at once. Beyond, a `RowLoss` is summed over strips of rows (and of columns), each
-of which is scored again for its gradient: memory stays that of one strip, 4 MB of scores, whatever the batch. Time per
+of which is scored again for its gradient: memory stays that of one strip, 1 MB of scores, whatever the batch. Time per
 pair about doubles there, which an encoder hides. Value and gradient are the same up to the order of summation. Other
 losses see all pairs at once, as they must.
 """
@@ -20,7 +20,7 @@ __all__ = ["Score", "loss_of_pairs"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 WHOLE_SCORES = 4_194_304  # scored at once without strips
-STRIP_SCORES = 1_048_576  # of one strip: 4 MB in float32
+STRIP_SCORES = 262_144  # of one strip: 1 MB in float32, some twenty with all that its gradient needs
 
 
 def loss_of_pairs(

@@ -69,7 +69,7 @@ def cached_backward(
     bare = _without_ddp(objective)
     chunks = split_batch(batch, chunk_size)
     played = [_play(bare, chunk) for chunk in chunks]
-    loss = bare.loss_of(join_embeddings([one.kept for one in played]))
+    loss = bare(join_embeddings([one.kept for one in played]))
     value = loss.item()
     if not math.isfinite(value):
         return value

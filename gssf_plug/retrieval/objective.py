@@ -35,14 +35,14 @@ class Objective(nn.Module):
         self.model = model
         self.loss = loss
 
-    def forward(self, batch: Mapping[str, Any], then: Callable[[Embedding], Any] | None = None) -> Any:
+    def forward(self, batch: Mapping[str, Any] | Embedding, then: Callable[[Embedding], Any] | None = None) -> Any:
         """Encode a batch of this process.
 
         Args:
-            batch: what the model reads.
+            batch: what the model reads, or what it made of that.
             then: what to make of the embedding; default `loss_of`, the loss of the whole batch.
         """
-        own = self.model(batch)
+        own = batch if isinstance(batch, Embedding) else self.model(batch)
         return self.loss_of(own) if then is None else then(own)
 
     def loss_of(self, own: Embedding) -> Float[Tensor, ""]:

@@ -7,6 +7,7 @@ the middle of an epoch with the batches it would have had.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class IdentityBatches:
 
     Raises:
         ArgumentError: P or K below 2, identities with fewer than K images, fewer than P identities, P no multiple of
-            `processes`.
+            `processes`, a negative seed, labels that are no numbers.
 
     Example:
         >>> batches = IdentityBatches([0, 0, 1, 1, 2, 2], identities=2, images=2)
@@ -60,11 +61,14 @@ class IdentityBatches:
             if value < 2:
                 remedy = "A triplet needs a positive and a negative; the usual batch is 16 × 4."
                 raise ArgumentError(name, "be at least 2", value, remedy)
-        if processes < 1 or identities % processes:
+        for name, value, least in (("processes", processes, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ArgumentError(name, f"be at least {least}", value, f"Use {least} or more.")
+        if identities % processes:
             remedy = "Otherwise an identity is torn apart between two processes."
             raise ArgumentError("identities", f"be a multiple of the {processes} processes", identities, remedy)
         self.identities, self.images, self.seed, self.epoch = identities, images, seed, 0
-        self._rows = _rows_of_identities(torch.as_tensor(labels))
+        self._rows = _rows_of_identities(_as_numbers(labels))
         if not resample:
             _refuse_small(self._rows, images)
         if len(self._rows) < identities:
@@ -139,6 +143,14 @@ class ProcessPart:
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:
             yield batch[self.start : self.start + self.rows]
+
+
+def _as_numbers(labels: Any) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError) as error:
+        remedy = "Number the identities: sorted(set(labels)).index(label)."
+        raise ArgumentError("labels", "hold one whole number per row", type(labels).__name__, remedy) from error
 
 
 def _rows_of_identities(labels: Int[Tensor, " rows"]) -> dict[int, list[int]]:

@@ -157,6 +157,12 @@ class TestBadInput:
         with pytest.raises(ArgumentError, match=match):
             image_text_recall(images, texts, owners, **options)
 
+    def test_scores_that_overflow(self):
+        metric, huge = GSSFMetric(8, block_size=4, normalize=False), 1e30 * torch.randn(4, 8)
+        self.refuses(
+            "`metric` must give finite scores, but got NaN or infinity", images=huge, texts=huge, metric=metric
+        )
+
     def test_nothing_to_rank(self):
         self.refuses("`image_features` must hold at least one item, but got none", images=torch.empty(0, 8))
         self.refuses("`text_features` must hold at least one item, but got none", texts=torch.empty(0, 8))

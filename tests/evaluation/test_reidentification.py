@@ -95,6 +95,12 @@ def test_half_precision_features_are_scored_in_float32(dtype):
     assert reid_ranking(query, gallery, *labels.values()) == right
 
 
+def test_sides_of_different_precision():
+    query, gallery, labels = random_sets()
+    for sides in ((query.double(), gallery), (query, gallery.double())):
+        assert reid_ranking(*sides, *labels.values()) == pytest.approx(reid_ranking(query, gallery, *labels.values()))
+
+
 def test_rerank_gives_the_scores():
     query, gallery, labels = random_sets()
     seen = []
@@ -160,6 +166,32 @@ class TestBadInput:
         gallery[77, 0] = float("inf")
         self.refuses("`gallery` must be finite, but got NaN or infinity in row 77", gallery=gallery)
 
+    def test_scores_that_are_not_finite(self):
+        """NaN loses every comparison: without a check all positives would rank first."""
+        query, gallery, _ = random_sets()
+        raw = GSSFMetric(8, block_size=4, normalize=False)
+        self.refuses(
+            "`metric` must give finite scores, but got NaN", query=query * 1e30, gallery=gallery * 1e30, metric=raw
+        )
+        for value in ("nan", "inf", "-inf"):
+            scores = torch.randn(60, 150)
+            scores[7, 9] = float(value)
+            self.refuses("`metric` must give finite scores", rerank=lambda *_, scores=scores: scores)
+
+    def test_rerank_of_another_shape(self):
+        self.refuses(
+            r"`rerank` must give a tensor of \(60, 150\) scores, but got shape \(3, 3\)",
+            rerank=lambda *_: torch.ones(3, 3),
+        )
+        self.refuses("`rerank` must give a tensor of .* but got NoneType", rerank=lambda *_: None)
+
+    def test_arrays(self):
+        self.refuses("`query` must be a torch tensor, but got ndarray", query=np.ones((60, 8)))
+
+    def test_only_junk(self):
+        self.refuses("must give some query a positive", gallery_ids=torch.full((150,), -1))
+
     def test_places(self):
+        self.refuses(r"`ranks` must hold at least one place from 1, but got \('1',\)", ranks=("1",))
         self.refuses(r"`ranks` must hold at least one place from 1, but got \(0, 1\)", ranks=(0, 1))
         self.refuses("`query_chunk` must be None or at least 1, but got 0", query_chunk=0)

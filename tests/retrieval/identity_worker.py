@@ -68,22 +68,28 @@ def train(folder: Path, processes: int, cut_after: int | None = None) -> tuple[R
     return trainer, steps
 
 
-def main(folder: Path, processes: int) -> None:
-    whole, steps = train(folder / "whole", processes)
-    _, before = train(folder / "parts", processes, CUT_AFTER)
-    resumed, after = train(folder / "parts", processes)
-    same = all(
-        torch.equal(one, two)
-        for one, two in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
-    )
+def main(folder: Path, processes: int, task: str) -> None:
+    """All of it, or "cut" and "resume" as two launches, which may differ in the number of processes."""
+    report = {"processes": processes}
+    if task == "cut":
+        train(folder / "moved", processes, CUT_AFTER)
+    elif task == "resume":
+        whole, report["after"] = train(folder / "moved", processes)
+    else:
+        whole, report["steps"] = train(folder / "whole", processes)
+        _, report["before"] = train(folder / "parts", processes, CUT_AFTER)
+        resumed, report["after"] = train(folder / "parts", processes)
+        report["same"] = all(
+            torch.equal(one, two)
+            for one, two in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+        )
     rank = int(os.environ.get("RANK", "0"))
-    report = {"processes": processes, "same": same, "steps": steps, "before": before, "after": after}
     (folder / f"rank{rank}.json").write_text(json.dumps(report))
-    if rank == 0:
+    if rank == 0 and task != "cut":
         torch.save(whole.model.state_dict(), folder / "weights.pt")
 
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="No device id is provided via `init_process_group` or `barrier")
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

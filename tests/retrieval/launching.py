@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
+TWO_ON_CPU = TESTS.parent / "examples" / "accelerate" / "cpu.yaml"
 
 
 def launch(module: str, folder: Path, processes: int, *arguments: str, timeout: int = 200) -> str:
     """Run `python -m module folder processes …` in so many processes; what they printed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""}
-    # --cpu would silently run one process; --multi_gpu runs as many as asked, on CPU too
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    launcher = [*launcher, "--main_process_port", "0"] if processes > 1 else []
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(TWO_ON_CPU)]
+    launcher = [*launcher, "--num_processes", str(processes), "--main_process_port", "0"] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", module, str(folder), str(processes), *arguments]
     folder.mkdir(exist_ok=True)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=TESTS)

@@ -139,7 +139,7 @@ def test_a_run_of_two_processes_holds_whole_identities_and_is_that_of_one(tmp_pa
     ranks, weights = {}, {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        launch("retrieval.identity_worker", folder, processes)
+        launch("retrieval.identity_worker", folder, processes, "all")
         ranks[processes] = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
         assert [rank["processes"] for rank in ranks[processes]] == [processes] * processes
         assert all(rank["same"] for rank in ranks[processes]), "a run resumed inside an epoch differs"
@@ -158,6 +158,21 @@ def test_a_run_of_two_processes_holds_whole_identities_and_is_that_of_one(tmp_pa
         assert rank["after"] == rank["steps"][identity_worker.CHECKPOINT_EVERY :]  # inside the second epoch
     for name, weight in weights[1].items():
         torch.testing.assert_close(weights[2][name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(first, then, tmp_path):
+    launch("retrieval.identity_worker", tmp_path, 1, "all")
+    right, steps = torch.load(tmp_path / "weights.pt"), json.loads((tmp_path / "rank0.json").read_text())["steps"]
+    launch("retrieval.identity_worker", tmp_path, first, "cut")
+    launch("retrieval.identity_worker", tmp_path, then, "resume")
+    reports = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(then)]
+    assert [report["processes"] for report in reports] == [then] * then
+    read = [sum(parts, []) for parts in zip(*(report["after"] for report in reports), strict=True)]
+    assert read == steps[identity_worker.CHECKPOINT_EVERY :]
+    for name, weight in torch.load(tmp_path / "weights.pt").items():
+        torch.testing.assert_close(weight, right[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.bad_input
@@ -184,6 +199,7 @@ class TestBadInput:
         self.refuses("`identities` must be at least 2, but got 1", identities=1)
 
     def test_processes(self):
+        self.refuses("`processes` must be at least 1, but got 0", processes=0)
         self.refuses("`identities` must be a multiple of the 3 processes, but got 4", processes=3)
         batches = IdentityBatches(LABELS, identities=4, images=2)
         with pytest.raises(ArgumentError, match="`processes` must divide the 4 identities of a batch, but got 3"):
@@ -193,3 +209,9 @@ class TestBadInput:
 
     def test_labels(self):
         self.refuses(r"`labels` must hold one whole number per row, but got torch.float32", labels=torch.zeros(4))
+        self.refuses(
+            "`labels` must hold one whole number per row, but got list. Number the identities", labels=["a", "a"]
+        )
+
+    def test_seed(self):
+        self.refuses("`seed` must be at least 0, but got -1", seed=-1)
