@@ -86,7 +86,8 @@ def _dual_encoder(recipe: Recipe, data: RecipeData, steps_per_epoch: int) -> Par
     model = DualEncoder(encoder, metric_of(recipe.metric, width), processors={"tokenizer": tokenizer})
     sigmoid = getattr(encoder, "logit_bias", None) is not None
     loss = Sigmoid() if sigmoid else InfoNCE(scale=1.0, learned_scale=False)
-    return Parts(model, loss, *_pair_collators(recipe, tokenizer))
+    padding: Any = "max_length" if sigmoid else True  # SigLIP was trained so
+    return Parts(model, loss, *_pair_collators(recipe, tokenizer, padding))
 
 
 def _bot(recipe: Recipe, data: RecipeData, steps_per_epoch: int) -> Parts:
@@ -161,14 +162,14 @@ def _hinge(recipe: Recipe, steps_per_epoch: int) -> Hinge:
     )
 
 
-def _pair_collators(recipe: Recipe, tokenizer: Any) -> tuple[PairCollator, PairCollator]:
+def _pair_collators(recipe: Recipe, tokenizer: Any, padding: Any = True) -> tuple[PairCollator, PairCollator]:
     framework, longest = str(recipe.model.framework), recipe.model.max_words
     share = recipe.model.word_augmentation
     words = WordAugmentation(tokenizer, share=share) if share else None
     train, evaluation = (transform_of(recipe.data, framework, train=train) for train in (True, False))
     return (
-        PairCollator(tokenizer, transform=train, captions="one", max_length=longest, words=words),
-        PairCollator(tokenizer, transform=evaluation, captions="all", max_length=longest),
+        PairCollator(tokenizer, transform=train, captions="one", max_length=longest, padding=padding, words=words),
+        PairCollator(tokenizer, transform=evaluation, captions="all", max_length=longest, padding=padding),
     )
 
 

@@ -67,10 +67,9 @@ def run(recipe: Recipe) -> Mapping[str, float]:
     measures = {}
     if data.test is not None:
         measures = trainer.evaluate(data.test.rows, evaluation=data.test.evaluation(trainer.model))
+    folder = Path(recipe.training.output_dir)
+    trainer.save_model(folder / "model", model_card_kwargs={"data": recipe.data.dataset, "measures": measures})
     if main:
-        folder = Path(recipe.training.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        trainer.model.save_pretrained(folder / "model")
         results = {"recipe": recipe.name, "test": measures, "rows that could not be read": skipped}
         (folder / "results.json").write_text(json.dumps(results, indent=1))
         print("\n".join(f"{name:16} {value:8.2f}" for name, value in measures.items()))

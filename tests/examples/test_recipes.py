@@ -42,7 +42,7 @@ def test_every_recipe_plans_trains_and_measures(name, folders, tmp_path, capsys)
     assert f"{measures[wanted]:8.2f}" in capsys.readouterr().out
     assert ("5-fold rsum" in measures) == ("_coco_" in name and "clip" not in name)
     assert ("mAP" in measures) == name.startswith(("bot_", "vit_"))
-    assert (tmp_path / "run" / "model").is_dir()
+    assert load_recipe(name).data.dataset in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_every_setting_has_its_twin_and_its_source():
@@ -114,6 +114,13 @@ def test_own_folders_and_columns(folders, tmp_path):
     assert train_retrieval.main([*arguments, "--data_dir", str(tmp_path / "saved"), *names]) == 0
     for run, measure in (("a", "R@1"), ("b", "rsum")):
         assert measure in json.loads((tmp_path / run / "results.json").read_text())["test"]
+
+
+def test_siglip_in_the_place_of_clip(folders, tmp_path, capsys):
+    arguments = [*small("clip_f30k_gssf", folders, tmp_path / "run"), "--image_model", folders[1]["siglip"]]
+    assert train_retrieval.main([*arguments, "--statistics", "half", "--max_words", "80", "--dry-run"]) == 0
+    assert "Sigmoid(" in capsys.readouterr().out
+    assert train_retrieval.main([*arguments, "--statistics", "half", "--max_words", "80"]) == 0
 
 
 def test_without_training_only_the_test_images_are_needed(folders, tmp_path):
