@@ -34,7 +34,7 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class Block:
-    """Some images with some captions.
+    """Some images with some captions. Fragments under a False mask are zero vectors, and so their scores are 0.
 
     Args:
         similarity: g, (n, R, m, T).
@@ -93,7 +93,7 @@ class TextToImage:
     def __call__(self, block: Block) -> Float[Tensor, "n m"]:
         """Scores of the block's pairs."""
         asking = block.word_mask
-        logits = _clipped(block.logits.masked_fill(~asking, 0.0), dim=3) * self.temperature
+        logits = _clipped(block.logits, dim=3) * self.temperature
         attention = _softmax(logits, block.region_mask[:, :, None, None], dim=1)
         gram = block.regions @ block.regions.mT
         norms = (gram @ attention.flatten(2)).unflatten(2, attention.shape[2:]).mul(attention).sum(1)
@@ -116,7 +116,7 @@ class ImageToText:
     def __call__(self, block: Block) -> Float[Tensor, "n m"]:
         """Scores of the block's pairs."""
         asking = block.region_mask
-        logits = _clipped(block.logits.masked_fill(~asking[:, :, None, None], 0.0), dim=1) * self.temperature
+        logits = _clipped(block.logits, dim=1) * self.temperature
         attention = _softmax(logits, block.word_mask, dim=3)
         gram = block.words @ block.words.mT
         spread = (attention.permute(2, 0, 1, 3).flatten(1, 2) @ gram).unflatten(1, attention.shape[:2])
@@ -194,8 +194,8 @@ def _clipped(logits: Float[Tensor, "n r m t"], dim: int) -> Float[Tensor, "n r m
 
 
 def _softmax(logits: Float[Tensor, "n r m t"], mask: Bool[Tensor, "..."], dim: int) -> Float[Tensor, "n r m t"]:
-    """Softmax over what the mask leaves; zero where it leaves nothing."""
-    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(dim).masked_fill(~mask, 0.0)
+    """Softmax over what the mask leaves. Where it leaves nothing the weights meet zero vectors alone."""
+    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(dim)
 
 
 def _root(squares: Tensor) -> Tensor:
