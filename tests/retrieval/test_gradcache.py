@@ -1,12 +1,14 @@
 """Encoding in chunks: the gradient of the whole batch, dropout replayed, nothing kept, everything bad refused."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from retrieval import toy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
@@ -182,3 +184,17 @@ class TestBadInput:
     def test_chunk_size(self, tmp_path):
         with pytest.raises(ArgumentError, match="`chunk_size` must be at least 1 and finite, but got 0"):
             toy.recipe(tmp_path, chunk_size=0)
+
+    def test_deepspeed(self):
+        accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+        with pytest.raises(
+            ArgumentError, match="`chunk_size` must be None under DeepSpeed, which owns the backward pass"
+        ):
+            check_chunks(toy.model(), accelerator, 4)
+        check_chunks(toy.model(), accelerator, None)
+
+    def test_ddp_that_stops_at_unused_parameters(self):
+        wrapped = DistributedDataParallel.__new__(DistributedDataParallel)  # without a process group
+        wrapped.find_unused_parameters = False
+        with pytest.raises(ArgumentError, match="`accelerator` must let DDP find unused parameters where batches are"):
+            cached_backward(wrapped, Accelerator(cpu=True), toy.collate(toy.rows(4)), 2)
