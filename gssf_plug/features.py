@@ -41,7 +41,7 @@ Mask = Bool[Tensor, "n t"] | Int[Tensor, "n t"] | Float[Tensor, "n t"]
 Pooling = Callable[[Tensor, Tensor | None], Tensor]
 
 # Where transformers' models keep features, the finest first: tokens before one pooled vector.
-_NAMES = ("last_hidden_state", "image_embeds", "text_embeds", "sentence_embedding", "pooler_output")
+_NAMES = ("last_hidden_state", "image_embeds", "text_embeds", "sentence_embedding", "pooler_output", "feature_maps")
 
 
 def feature_tensor(output: Any, *, name: str | None = None) -> Tensor:
@@ -50,7 +50,7 @@ def feature_tensor(output: Any, *, name: str | None = None) -> Tensor:
     Args:
         output: a tensor; a mapping or transformers ModelOutput; or a tuple or list, whose first tensor is taken.
         name: the entry of a mapping to take. Default: the first present of last_hidden_state, image_embeds,
-            text_embeds, sentence_embedding, pooler_output.
+            text_embeds, sentence_embedding, pooler_output, feature_maps (of which the last, as of an AutoBackbone).
 
     Raises:
         ArgumentError: no such entry, or nothing in it that is a tensor.
@@ -59,7 +59,9 @@ def feature_tensor(output: Any, *, name: str | None = None) -> Tensor:
         return output
     if isinstance(output, Mapping):
         names = (name,) if name is not None else _NAMES
-        found = [output[key] for key in names if isinstance(output.get(key), Tensor)]
+        entries = [output[key] for key in names if output.get(key) is not None]
+        last = [entry[-1] if isinstance(entry, tuple | list) and entry else entry for entry in entries]
+        found = [entry for entry in last if isinstance(entry, Tensor)]
         described = f"entries {sorted(map(str, output))}"
     else:
         found = [part for part in output if isinstance(part, Tensor)] if isinstance(output, tuple | list) else []

@@ -25,6 +25,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gssf_plug.errors import ArgumentError
+
 __all__ = ["Aggregate", "Alignment", "Block", "ImageToText", "LogSumExp", "TextToImage", "align", "average"]
 
 Aggregate = Callable[[Tensor, Tensor], Tensor]
@@ -56,6 +58,11 @@ class Block:
 Alignment = Callable[[Block], Tensor]
 
 
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ArgumentError(name, "be above 0", value, "SCAN uses values from 4 to 20.")
+
+
 def average(values: Float[Tensor, "*batch k"], mask: Bool[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
     """The mean over the last dimension where the mask is True; 0 where it is nowhere."""
     return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
@@ -70,6 +77,10 @@ class LogSumExp:
     """
 
     sharpness: float = 6.0
+
+    def __post_init__(self) -> None:
+        """Check the sharpness."""
+        _check_positive("sharpness", self.sharpness)
 
     def __call__(self, values: Float[Tensor, "*batch k"], mask: Bool[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """Over the values where the mask is True; 0 where it is nowhere."""
@@ -89,6 +100,10 @@ class TextToImage:
 
     temperature: float = 9.0
     aggregate: Aggregate = LogSumExp(6.0)
+
+    def __post_init__(self) -> None:
+        """Check the temperature."""
+        _check_positive("temperature", self.temperature)
 
     def __call__(self, block: Block) -> Float[Tensor, "n m"]:
         """Scores of the block's pairs."""
@@ -112,6 +127,10 @@ class ImageToText:
 
     temperature: float = 4.0
     aggregate: Aggregate = LogSumExp(5.0)
+
+    def __post_init__(self) -> None:
+        """Check the temperature."""
+        _check_positive("temperature", self.temperature)
 
     def __call__(self, block: Block) -> Float[Tensor, "n m"]:
         """Scores of the block's pairs."""

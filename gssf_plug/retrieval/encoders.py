@@ -72,12 +72,24 @@ class WordGRU(nn.Module):
                 "padding before or between words",
                 "Set tokenizer.padding_side = 'right'.",
             )
-        words = nn.functional.dropout(self.words(input_ids), self.dropout, self.training)
+        words = nn.functional.dropout(self._embedded(input_ids), self.dropout, self.training)
         packed = pack_padded_sequence(words, lengths.clamp_min(1).cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=input_ids.shape[1])
         if self.bidirectional:
             states = states.unflatten(-1, (2, -1)).mean(dim=-2)
         return states.masked_fill(~valid[..., None], 0.0)
+
+    def _embedded(self, input_ids: Int[Tensor, "n t"]) -> Float[Tensor, "n t embedding"]:
+        try:
+            embedded: Tensor = self.words(input_ids)
+            return embedded
+        except IndexError as error:  # on a GPU torch itself can only abort
+            raise ArgumentError(
+                "input_ids",
+                f"lie in 0 … {self.vocabulary - 1}",
+                f"{int(input_ids.min())} … {int(input_ids.max())}",
+                "Build WordGRU(len(tokenizer), ...) for the tokenizer that made them.",
+            ) from error
 
 
 class ResidualMLP(nn.Module):
@@ -99,6 +111,7 @@ class ResidualMLP(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
+        self.in_features = inputs
         hidden = outputs // 2
         self.linear = nn.Linear(inputs, outputs)
         nn.init.xavier_uniform_(self.linear.weight)

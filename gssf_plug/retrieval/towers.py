@@ -39,8 +39,8 @@ class Tower(nn.Module):
         inputs' "attention_mask" (N, T), where there is one, masks projection and pooling -> features (N, D).
 
     Raises:
-        ArgumentError: features that are neither vectors, tokens nor maps; a mapping without "features" where there is
-            no encoder.
+        ArgumentError: features that are neither vectors, tokens nor maps, or of another width than the token projection
+            reads; a mapping without "features" where there is no encoder.
     """
 
     def __init__(
@@ -62,11 +62,8 @@ class Tower(nn.Module):
     def forward(self, inputs: Inputs) -> Float[Tensor, "n dim"]:
         """Features of a batch of inputs, not normalised."""
         features = self._encode(inputs)
-        if features.ndim == 2:
-            features = features if self.token_projection is None else self.token_projection(features)
-        else:
-            features = self.pooling(*self._tokens(features, inputs))
-        return features if self.projection is None else self.projection(features)
+        pooled = self._projected(features) if features.ndim == 2 else self.pooling(*self._tokens(features, inputs))
+        return pooled if self.projection is None else self.projection(pooled)
 
     def fragments(self, inputs: Inputs) -> Fragments:
         """The projected tokens themselves; neither pooling nor `projection` is used."""
@@ -88,11 +85,25 @@ class Tower(nn.Module):
         if self.token_projection is None:
             return tokens, mask
         if mask is None:
-            return self.token_projection(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2]), None
+            return self._projected(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2]), None
         valid = mask.bool()
-        projected = self.token_projection(tokens[valid])
+        projected = self._projected(tokens[valid])
         empty = projected.new_zeros(*valid.shape, projected.shape[-1])
         return empty.masked_scatter(valid[..., None], projected), mask
+
+    def _projected(self, rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows out"]:
+        if self.token_projection is None:
+            return rows
+        width = getattr(self.token_projection, "in_features", None)
+        if width is not None and rows.shape[1] != width:
+            raise ArgumentError(
+                "features",
+                f"have the {width} channels that the token projection reads",
+                rows.shape[1],
+                "Build the projection for the width of your features.",
+            )
+        projected: Tensor = self.token_projection(rows)
+        return projected
 
 
 def as_tower(encoder: nn.Module | None) -> Tower:

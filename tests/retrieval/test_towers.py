@@ -3,11 +3,20 @@
 import pytest
 import torch
 from torch import nn
-from transformers import ConvNextConfig, ConvNextModel, ResNetConfig, ResNetModel, ViTConfig, ViTModel
+from transformers import ConvNextConfig, ConvNextModel, ResNetBackbone, ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import GPO, SizeAugmentation, last_pool, max_pool, mean_max_pool, mean_pool
-from gssf_plug.retrieval import AnySize, FrozenNorms, LastStrideOne, ResidualMLP, Tower, WordGRU
+from gssf_plug.retrieval import (
+    AnySize,
+    FrozenNorms,
+    LastStrideOne,
+    LogSumExp,
+    ResidualMLP,
+    TextToImage,
+    Tower,
+    WordGRU,
+)
 from gssf_plug.retrieval.embedding import Embedding, Fragments, gather_embedding, join_embeddings
 
 
@@ -122,6 +131,9 @@ def test_last_stride_one_doubles_the_map_and_keeps_the_weights():
     assert plain.state_dict().keys() == keys
     with pytest.raises(ArgumentError, match="`encoder` must be a CNN with `encoder.stages`.* got ViTModel"):
         LastStrideOne(vit())
+    backbone = ResNetBackbone(plain.config).eval()
+    torch.testing.assert_close(Tower(backbone)(images), backbone(images).feature_maps[-1].mean((2, 3)))
+    assert Tower(LastStrideOne(backbone)).fragments(images).features.shape == (2, 16 * 8, 12)
     LastStrideOne(ConvNextModel(ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])))
 
 
@@ -170,5 +182,15 @@ def test_fragments_are_joined_by_widening():
 def test_bad_input_is_named():
     with pytest.raises(ArgumentError, match=r"`inputs` must hold 'features' where a tower has no encoder.*'pixels'"):
         Tower(None)({"pixels": torch.ones(1, 2)})
+    with pytest.raises(ArgumentError, match="`features` must have the 6 channels that .* reads, but got 5"):
+        Tower(None, token_projection=nn.Linear(6, 4))(torch.ones(2, 3, 5))
+    with pytest.raises(ArgumentError, match="`features` must have the 7 channels that .* reads, but got 6"):
+        Tower(None, token_projection=ResidualMLP(7, 4))(regions())
+    with pytest.raises(ArgumentError, match=r"`input_ids` must lie in 0 … 4, but got 0 … 9\. Build WordGRU"):
+        WordGRU(5, 4)(torch.tensor([[0, 9]]))
+    with pytest.raises(ArgumentError, match="`temperature` must be above 0, but got 0"):
+        TextToImage(temperature=0)
+    with pytest.raises(ArgumentError, match="`sharpness` must be above 0, but got -1"):
+        LogSumExp(-1)
     with pytest.raises(ArgumentError, match="`attention_mask` must have its padding on the right"):
         WordGRU(5, 4)(torch.ones(1, 3, dtype=torch.long), torch.tensor([[0, 1, 1]]))
