@@ -1,7 +1,9 @@
 """The adapter alone on disk: a round trip, strict loading, the first mismatch named, the model untouched."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,3 +99,45 @@ def test_damaged_adapters_are_refused(saved: Path, bert: BertModel, ids: Tensor)
         load_attention(bert, saved / "nowhere")
     assert torch.equal(hidden(bert, ids), before)
     assert not hasattr(bert.encoder.layer[0].attention.self, "gssf")
+
+
+class FakeHub:
+    """What `push_to_hub` asks of huggingface_hub's `HfApi`, kept in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls = folder, []
+
+    def __call__(self, **options: object) -> "FakeHub":
+        self.calls.append(("HfApi", options))
+        return self
+
+    def create_repo(self, repo_id: str, **options: object) -> object:
+        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+        return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+    def upload_folder(self, *, folder_path: Path, **options: object) -> str:
+        self.calls.append(("upload_folder", options))
+        shutil.copytree(folder_path, self.folder)
+        return "https://huggingface.co/me/metric/commit/1"
+
+
+def test_push_to_hub(bert: BertModel, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole adapter goes up under the name that the Hub gave, with the options that the caller gave."""
+    patch = patch_attention(bert, block_size=4)
+    perturb(patch)
+    expected = hidden(bert, ids)
+    hub = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr("gssf_plug.attention.checkpoint.HfApi", hub)
+    address = patch.push_to_hub("metric", private=True, token="secret", revision="pr", commit_message="first")
+    assert address == "https://huggingface.co/me/metric/commit/1"
+    assert hub.calls == [
+        ("HfApi", {"token": "secret"}),
+        ("create_repo", {"repo_id": "metric", "private": True, "exist_ok": True}),
+        ("upload_folder", {"repo_id": "me/metric", "revision": "pr", "commit_message": "first"}),
+    ]
+    assert {path.name for path in hub.folder.iterdir()} >= {"README.md", "adapter_config.json"}
+    fresh = small_bert()
+    load_attention(fresh, hub.folder)
+    assert torch.equal(hidden(fresh, ids), expected)
+    with pytest.raises(ArgumentError, match="name an adapter of this model"):
+        patch.push_to_hub("metric", adapter_name="other")

@@ -324,6 +324,14 @@ def test_models_outside_the_interface_are_refused(model_type: str) -> None:
     assert list(model.state_dict()) == keys
 
 
+@pytest.mark.parametrize(("sites", "relative"), [("projection", True), ("score", False)])
+def test_what_rotary_positions_mean_to_each_site(llama: LlamaForCausalLM, sites: str, relative: bool) -> None:
+    """Before the rotation only distances matter; behind it the position itself does, too."""
+    perturb(patch_attention(llama, block_size=4, sites=sites), 0.5)
+    here, there = (hidden(llama, IDS, position_ids=torch.arange(7)[None] + start) for start in (0, 11))
+    assert torch.allclose(here, there, atol=1e-4) == relative
+
+
 def test_a_class_that_treats_names_in_its_own_way_is_refused(llama: LlamaForCausalLM, ids: Tensor) -> None:
     class Particular(LlamaAttention):
         def forward(self, hidden_states: Tensor, **options: object) -> object:
