@@ -54,8 +54,8 @@ TORCH: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     kind.__name__: (kind, arguments)
     for kind, arguments in (
         (nn.Linear, ("in_features", "out_features", "bias")),
-        (nn.BatchNorm1d, ("num_features", "eps", "momentum")),
-        (nn.LayerNorm, ("normalized_shape", "eps")),
+        (nn.BatchNorm1d, ("num_features", "eps", "momentum", "affine", "track_running_stats")),
+        (nn.LayerNorm, ("normalized_shape", "eps", "elementwise_affine", "bias")),
         (nn.Dropout, ("p",)),
         (nn.Flatten, ("start_dim", "end_dim")),
         (nn.Identity, ()),
@@ -112,7 +112,7 @@ class Describer:
             inner = {argument: self.part(getattr(part, argument), f"{place}.{argument}") for argument in names}
             return {"class": name, "arguments": inner}
         if name in TORCH and TORCH[name][0] is type(part):
-            inner = {argument: _plain(getattr(part, argument)) for argument in TORCH[name][1]}
+            inner = {argument: _plain(argument, getattr(part, argument)) for argument in TORCH[name][1]}
             return {"class": name, "arguments": inner}
         if not isinstance(part, nn.Module):
             raise ArgumentError(
@@ -228,8 +228,8 @@ class Builder:
         )
 
 
-def _plain(value: Any) -> Any:
+def _plain(argument: str, value: Any) -> Any:
     """An argument of a torch module as JSON; a bias is a question of whether there is one."""
-    if value is None or isinstance(value, nn.Parameter):
+    if argument == "bias":
         return value is not None
     return list(value) if isinstance(value, tuple) else value

@@ -14,6 +14,7 @@ strict: kind, version, every file's digest, every tensor; the first that does no
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ from gssf_plug.files import (
 __all__ = ["PublishedModel"]
 
 PROCESSOR = "processor."
+STAGING = ".saving-"
 CARD = "README.md"
 
 
@@ -82,7 +84,9 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
         before = _listed_files(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as name:
+            for leftover in folder.glob(f"{STAGING}*"):  # of a save that was killed
+                shutil.rmtree(leftover)
+            with tempfile.TemporaryDirectory(prefix=STAGING, dir=folder) as name:
                 staged = Path(name)
                 for place, part in describer.folders.items():
                     part.save_pretrained(staged / place)
