@@ -5,6 +5,7 @@ from gssf_plug.retrieval.alignment import LogSumExp as LogSumExp
 from gssf_plug.retrieval.alignment import TextToImage as TextToImage
 from gssf_plug.retrieval.alignment import average as average
 from gssf_plug.retrieval.batches import RandomBatches as RandomBatches
+from gssf_plug.retrieval.bucketing import LengthBatches as LengthBatches
 from gssf_plug.retrieval.collators import LabelCollator as LabelCollator
 from gssf_plug.retrieval.collators import PairCollator as PairCollator
 from gssf_plug.retrieval.collators import ProcessorTransform as ProcessorTransform
@@ -46,6 +47,7 @@ __all__ = [
     "ImageToText",
     "LabelCollator",
     "LastStrideOne",
+    "LengthBatches",
     "LocalAlignment",
     "LogSumExp",
     "NeckLoss",
