@@ -30,16 +30,9 @@ STATISTICS = {"imagenet": IMAGENET, "clip": CLIP, "half": HALF}
 SPLITS: Mapping[str, Callable[..., Any]] = {
     name: getattr(sets, name)
     for name in (
-        "flickr30k",
-        "region_features",
-        "market1501",
-        "msmt17",
-        "cub200",
-        "cars196",
-        "online_products",
-        "in_shop",
+        "flickr30k", "region_features", "market1501", "msmt17", "cub200", "cars196", "online_products", "in_shop",
     )
-}
+}  # fmt: skip
 
 
 class Measured(NamedTuple):
@@ -156,6 +149,9 @@ def _of_labels(options: DataOptions, split: str | None) -> Measured | None:
     if split is None:
         return None
     if options.dataset in ("market1501", "msmt17", "cuhk03", "in_shop"):
+        if split != "test":
+            rule = f"be test, the only split of {options.dataset} with queries and a gallery"
+            raise ArgumentError("validation_split", rule, repr(split), "Leave it out: the last weights are measured.")
         query, gallery = (open_split(options, side) for side in ("query", "gallery"))
         asks = torch.arange(len(query) + len(gallery)) < len(query)
         labels = torch.tensor(sets.column(query, "label") + sets.column(gallery, "label"))

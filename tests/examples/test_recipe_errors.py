@@ -121,6 +121,10 @@ def test_wrong_data(folders, tmp_path, capsys, monkeypatch):
     text = said([*right, "--text_model", "nobody/no-such-model"], capsys)
     assert "`text_model` must be a folder, or the id of a model that the hub has and that can be reached" in text
     assert "`split` must be one of" in said([*right, "--validation_split", "val"], capsys)
+    text = said([*small("bot_msmt17", folders, tmp_path), "--validation_split", "val"], capsys)
+    assert "`validation_split` must be test, the only split of msmt17 with queries and a gallery, but got 'val'" in text
+    text = said([*right, "--dataset", "market1501", "--data_dir", folders[0]["market1501"]], capsys)
+    assert "`rows` must have a column 'captions'" in text
     assert "`image_width` must equal image_height=32 here, but got 16" in said(
         [*small("proxy_anchor_cub200", folders, tmp_path), "--image_width", "16"], capsys
     )
