@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import train_retrieval
 import yaml
 from datasets import Dataset, DatasetDict
@@ -17,8 +18,10 @@ from recipe_data import load_data
 from recipe_plan import activation_bytes, kept_bytes
 from recipe_reading import RECIPES, load_recipe
 from retrieval.data import miniature
+from transformers import CLIPModel
 
 from gssf_plug.retrieval import OneTower
+from gssf_plug.retrieval.dual_encoder import DualEncoder
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 TWINS = [name for name in NAMES if name.endswith("_gssf")]
@@ -114,6 +117,14 @@ def test_own_folders_and_columns(folders, tmp_path):
     assert train_retrieval.main([*arguments, "--data_dir", str(tmp_path / "saved"), *names]) == 0
     for run, measure in (("a", "R@1"), ("b", "rsum")):
         assert measure in json.loads((tmp_path / run / "results.json").read_text())["test"]
+
+
+def test_a_rate_of_zero_freezes_the_encoders_and_the_metric_learns(folders, tmp_path):
+    train_retrieval.main(small("clip_coco_zero_shot_gssf", folders, tmp_path / "run"))
+    model = DualEncoder.from_pretrained(tmp_path / "run" / "model")
+    before = CLIPModel.from_pretrained(folders[1]["clip"]).state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
+    assert not torch.allclose(model.metric.matrix(), torch.eye(16), atol=1e-4)
 
 
 def test_siglip_in_the_place_of_clip(folders, tmp_path, capsys):
