@@ -125,9 +125,9 @@ def show(layer: nn.Module, config: Any) -> None:
 
 def calls_interface(layer: nn.Module) -> bool:
     """Does the layer's forward ask transformers' `AttentionInterface` for its attention function."""
-    forward = inspect.unwrap(type(layer).forward)
-    named = getattr(getattr(layer, "config", None), "_attn_implementation", None)
-    return isinstance(named, str) and "ALL_ATTENTION_FUNCTIONS" in getattr(forward, "__code__", forward).co_names
+    code = getattr(inspect.unwrap(type(layer).forward), "__code__", None)
+    configured = hasattr(getattr(layer, "config", None), "_attn_implementation")
+    return configured and code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
 def eager_attention(layer: nn.Module) -> Attention | None:
