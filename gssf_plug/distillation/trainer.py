@@ -51,7 +51,7 @@ class DistillationMixin(Above):
 
     Raises:
         ArgumentError: another model than the distiller's student; FSDP, DeepSpeed or nn.DataParallel; features that
-            cannot be compared.
+            cannot be compared; a relational loss whose last batch would be one example.
     """
 
     loss_is_scaled_for_ga: bool | None = (
@@ -67,6 +67,8 @@ class DistillationMixin(Above):
         if not distiller.planned:
             distiller.plan(self._prepare_inputs(self._first_rows()))
         distiller.to(self.args.device)
+        if distiller.relational and self.args.world_size == 1:
+            self._check_last_batches()
         if distiller.relational and self.args.gradient_accumulation_steps > 1:
             logger.warning(
                 "%s compares the examples of one micro-batch only: gradient accumulation does not give it the large "
@@ -187,6 +189,21 @@ class DistillationMixin(Above):
         rows = list(islice(iter(dataset), max(count, 2)))
         collate = self._get_collator_with_removed_columns(self.data_collator)
         return collate(rows)
+
+    def _check_last_batches(self) -> None:
+        """A relational loss would stop the run at a last batch of one example: say so now."""
+        sizes = {"train": self.args.per_device_train_batch_size, "eval": self.args.per_device_eval_batch_size}
+        for name, size in sizes.items():
+            given = getattr(self, f"{name}_dataset")
+            for dataset in given.values() if isinstance(given, dict) else [given]:
+                count = len(dataset) if hasattr(dataset, "__len__") else 0
+                if count and (size == 1 or (count % size == 1 and not self.args.dataloader_drop_last)):
+                    raise ArgumentError(
+                        f"{name}_dataset",
+                        "not end in a batch of one example, where a loss compares examples with one another",
+                        f"{count} examples in batches of {size}",
+                        f"Set dataloader_drop_last=True, or change per_device_{name}_batch_size.",
+                    )
 
     def _student(self) -> nn.Module:
         assert isinstance(self.model, nn.Module)

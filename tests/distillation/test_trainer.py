@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from gssf_plug.distillation import DistillationTrainer, Distiller, Tap, distillation_trainer, precompute
@@ -231,6 +232,46 @@ def test_a_loss_that_runs_the_student_twice_is_refused(tmp_path):
     trainer = build(tmp_path, base=distillation_trainer(Twice), distiller=distiller)
     with pytest.raises(ArgumentError, match="`run` must run the student once a step.* but got 2 forwards"):
         trainer.train()
+
+
+def test_a_last_batch_of_one_is_found_before_training(tmp_path):
+    with pytest.raises(ArgumentError, match="`train_dataset` must not end in a batch of one example.* but got 13 exam"):
+        build(tmp_path, "gssf", data=dataset(13))
+    with pytest.raises(ArgumentError, match=r"`eval_dataset` must not end.* per_device_eval_batch_size"):
+        build(tmp_path, "gssf", per_device_eval_batch_size=7)
+    build(tmp_path, "mse", data=dataset(13), per_device_eval_batch_size=7)
+    build(tmp_path, "gssf", data=dataset(13), dataloader_drop_last=True).train()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing(tmp_path, reentrant):
+    """On the output of a block, both modes give the weights of a run without."""
+    weights = []
+    for options in ({}, {"activation_checkpointing": True}):
+        kind = {"activation_checkpointing_kwargs": {"use_reentrant": reentrant}} if options else {}
+        trainer = build(tmp_path, ["gssf", "mse"], **options, **kind)
+        trainer.train()
+        weights.append(trainer.distiller.state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
+def test_a_student_with_adapters(tmp_path):
+    """Only LoRA's weights of the student train; the adapter alone is saved, and comes back."""
+    student = get_peft_model(quiet_bert(), LoraConfig(target_modules=["query"]))
+    distiller = Distiller(student, quiet_bert(24, 4, seed=2), PAIR, ["gssf", "cosine"])
+    trainer = build(tmp_path, distiller=distiller)
+    before = {name: p.detach().clone() for name, p in distiller.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in distiller.named_parameters() if not torch.equal(p, before[name])}
+    assert {n for n in before if n.startswith(("losses", "projectors"))} <= moved
+    assert {n for n in moved if n.startswith("student")}
+    assert all("lora" in name for name in moved if name.startswith("student"))
+    trainer.save_model(tmp_path / "out")
+    assert (tmp_path / "out/adapter_model.safetensors").is_file()
+    again = PeftModel.from_pretrained(quiet_bert(), tmp_path / "out").eval()
+    torch.testing.assert_close(again(**text()).last_hidden_state, student.eval()(**text()).last_hidden_state)
 
 
 def test_an_optimizer_without_the_parts_is_refused(tmp_path):
