@@ -18,6 +18,8 @@ class FixedCosine(nn.Module):
         dim: width D of the features.
     """
 
+    normalize = True  # as of a GSSFMetric: `topk` asks whether the gallery side is normalised
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
