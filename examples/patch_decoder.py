@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from gssf_plug.attention import AttentionPatch, patch_attention
+from gssf_plug.attention.plots import plot_attention, plot_heads
 
 Encode = Callable[[str], list[int]]
 
@@ -63,6 +64,7 @@ def main() -> None:
     options = parse_options()
     task = load_task(options)
     print({name: tuple(getattr(task, name).shape) for name in ("train", "validation", "test")})
+    options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "runs.jsonl"
     rows = [row for row in methods() if not options.rows or row.name in options.rows]
     for seed, method in tqdm([(seed, row) for seed in range(options.seeds) for row in rows], desc="runs"):
@@ -128,7 +130,10 @@ def adapt(method: Method, task: Task, seed: int, options: argparse.Namespace) ->
     seconds = time.perf_counter() - began
     model.load_state_dict(kept, strict=False)
     scores = likelihoods(model, task.test)
-    made = round_trip(model, patch, task, scores) if patch is not None and seed == 0 else {}
+    made = {}
+    if patch is not None and seed == 0:
+        draw(patch, task, options.out / method.name.replace(" ", "_").replace(",", ""))
+        made = round_trip(model, patch, task, scores)
     return {
         "rate": options.rate or method.rate,
         "steps": steps,
@@ -138,6 +143,17 @@ def adapt(method: Method, task: Task, seed: int, options: argparse.Namespace) ->
         "likelihood": [round(value, 4) for value in scores.tolist()],
         **made,
     }
+
+
+def draw(patch: AttentionPatch, task: Task, name: Path) -> None:
+    """What each head learned, on real text, and the attention of the head whose matrix moved furthest."""
+    text = {"input_ids": task.test[:4]}
+    plot_heads(patch, text, title=name.name).savefig(name.with_name(f"{name.name}_heads.png"), dpi=110)
+    moved = {path: layer.query.metric() for path, layer in patch.layers.items()}
+    layer = max(moved, key=lambda path: float(moved[path].deviation().norm()))
+    heads = patch.layers[layer].query.heads.query
+    head = int(moved[layer].deviation().reshape(heads, -1).norm(dim=1).argmax())
+    plot_attention(patch, text, layer=layer, head=head).savefig(name.with_name(f"{name.name}_maps.png"), dpi=110)
 
 
 def round_trip(model: nn.Module, patch: AttentionPatch, task: Task, scores: Tensor) -> dict[str, Any]:

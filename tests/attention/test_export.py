@@ -34,8 +34,9 @@ class Logits(nn.Module):
         return self.model(input_ids=input_ids, use_cache=False)[0]
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("make", [small_bert, small_llama])
+@pytest.mark.parametrize(
+    ("make", "sites"), [(small_bert, "projection"), (small_llama, "projection"), (small_llama, "score")]
+)
 def test_exported(make: object, sites: str) -> None:
     """Also for batches and lengths that were not traced."""
     model, patch = patched(make, sites)
@@ -50,11 +51,13 @@ def test_exported(make: object, sites: str) -> None:
         assert not torch.allclose(hidden(model, ids, use_cache=False), expected, atol=1e-2)
 
 
-@EVERYWHERE
-@pytest.mark.parametrize("state", ["patched", "merged"])
-def test_onnx(tmp_path: Path, sites: str, state: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "sites", "state"),
+    [(small_llama, "projection", "patched"), (small_llama, "score", "patched"), (small_bert, "projection", "merged")],
+)
+def test_onnx(tmp_path: Path, make: object, sites: str, state: str) -> None:
     """onnxruntime gives what the model gives; merging is one way, exporting as it is the other."""
-    model, patch = patched(small_bert if state == "merged" else small_llama, sites)
+    model, patch = patched(make, sites)
     expected = hidden(model, IDS, use_cache=False)
     if state == "merged":
         patch.merge()

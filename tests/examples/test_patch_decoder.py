@@ -29,6 +29,7 @@ def test_quick_run(tmp_path: Path) -> None:
     score = rows["GSSF B-Diag 8 in the score"]
     assert score["cache"]
     assert score["merged"] is None
+    assert all((tmp_path / f"GSSF_B-Diag_8_{part}.png").stat().st_size > 5000 for part in ("heads", "maps"))
     assert "| GSSF Diag | 128 |" in (tmp_path / "table.md").read_text()
 
 
