@@ -97,7 +97,12 @@ def main() -> None:
     options = parser.parse_args()
     passed = {}
     for which in [options.only] if options.only else ["oldest", "newest"]:
-        python = prepare(which, options.folder, options.torch)
+        try:
+            python = prepare(which, options.folder, options.torch)
+        except subprocess.CalledProcessError:
+            print(f"{which}: FAILED to install, as pip says above: these versions do not go together", flush=True)
+            passed[which] = False
+            continue
         passed[which] = run_suite(python, options.tests)
         said = ", ".join(f"{name} {version}" for name, version in versions(python).items())
         print(f"{which}: {'passed' if passed[which] else 'FAILED'} with {said}", flush=True)
