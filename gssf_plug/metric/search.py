@@ -69,13 +69,13 @@ def topk(
         Neighbours: scores (N, k), float32 or better, and indices (N, k).
 
     Raises:
-        ArgumentError: an empty gallery, k below 1 or above M, NaN or infinite features, another width than the
-            metric's.
+        ArgumentError: an empty gallery, k below 1 or above M, NaN or infinite features or scores, another width than
+            the metric's.
     """
     _check_search(queries, gallery, k, forbidden)
     _check_positive_chunks(query_chunk, gallery_chunk)
     if not len(queries):
-        scores = queries.new_empty(0, k, dtype=torch.promote_types(queries.dtype, torch.float32))
+        scores = queries.new_empty(0, k, dtype=_dtype(queries, gallery))
         return Neighbours(scores, torch.empty(0, k, dtype=torch.long, device=queries.device))
     metric = metric if metric is not None else _cosine(queries)
     own = share(range(0, len(gallery), gallery_chunk), distributed)
@@ -102,12 +102,15 @@ def _search_chunk(
     parts: Sequence[slice],
 ) -> Neighbours:
     """The k best of one chunk of queries: the gallery is read in order and merged into what was best so far."""
-    folded = metric.fold(_promoted(queries[rows]))
+    folded = metric.fold(queries[rows].to(_dtype(queries, gallery)))
+    if not bool(folded.isfinite().all()):
+        remedy = "Training diverged: go back to an earlier checkpoint and lower the metric's learning rate."
+        raise ArgumentError("metric", "give finite scores", "NaN or infinity in folded queries", remedy)
     best = Neighbours(folded.new_full((len(rows), k), float("-inf")), torch.full_like(rows[:, None], -1).repeat(1, k))
 
     def items_of(which: slice | Tensor) -> Tensor:
         start = which.start if isinstance(which, slice) else 0
-        return metric.gallery(_finite("gallery", _promoted(gallery[which].to(folded.device)), start))
+        return metric.gallery(_finite("gallery", gallery[which].to(folded), start))
 
     screening = metric.normalize and can_screen(folded)
     found = screened(folded, items_of, parts, k, partial(_hidden, forbidden, rows)) if screening else None
@@ -115,7 +118,14 @@ def _search_chunk(
         best = Neighbours(*found)
     else:
         for part in parts:
-            new = _better(folded @ items_of(part).T, best.scores[:, -1], k, _hidden(forbidden, rows, part))
+            scores = folded @ items_of(part).T
+            if not metric.normalize and not bool(scores.sum().isfinite()) and not bool(scores.isfinite().all()):
+                got, remedy = (
+                    "a product that overflows",
+                    "Normalise the features, or build the metric with normalize=True.",
+                )
+                raise ArgumentError("metric", "give finite scores", got, remedy)
+            new = _better(scores, best.scores[:, -1], k, _hidden(forbidden, rows, part))
             best = _merge(best, new._replace(indices=new.indices + part.start), k)
     return Neighbours(best.scores, best.indices.masked_fill(best.scores == float("-inf"), -1))
 
@@ -172,6 +182,11 @@ def _stable_topk(scores: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n
 
 
 def _check_search(queries: Tensor, gallery: Tensor, k: int, forbidden: Tensor | ForbiddenPairs | None) -> None:
+    for name, features in (("queries", queries), ("gallery", gallery)):
+        if not isinstance(features, Tensor) or features.ndim != 2 or not features.is_floating_point():
+            tensor = isinstance(features, Tensor)
+            got = f"{features.dtype} of shape {tuple(features.shape)}" if tensor else type(features).__name__
+            raise ArgumentError(name, "be a floating-point tensor of features N×D", got, "Give one row per item.")
     if len(gallery) == 0:
         raise ArgumentError("gallery", "hold at least one item", "an empty gallery", "Give the features to search in.")
     if not 1 <= k <= len(gallery):
@@ -199,8 +214,8 @@ def _finite(name: str, features: Tensor, before: int) -> Tensor:
     return features
 
 
-def _promoted(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))
+def _dtype(queries: Tensor, gallery: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
 
 
 def _check_positive_chunks(query_chunk: int, gallery_chunk: int) -> None:

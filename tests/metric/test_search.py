@@ -93,6 +93,18 @@ def test_half_precision_is_scored_in_float32() -> None:
     assert torch.equal(found.indices, right.indices)
 
 
+@pytest.mark.parametrize("count", [3, 150])
+def test_sides_of_different_precision(count: int) -> None:
+    metric, queries, gallery = trained_metric(), torch.randn(count, 16), torch.randn(50, 16)
+    right = metric.double()(queries.double(), gallery.double()).topk(3).values.detach()
+    metric.float()
+    for sides in ((queries.double(), gallery), (queries, gallery.double())):
+        found = topk(metric, *sides, 3)
+        assert found.scores.dtype == torch.float64
+        torch.testing.assert_close(found.scores, right, atol=1e-6, rtol=0)
+    torch.testing.assert_close(topk(metric, queries, gallery, 3).scores.double(), right, atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize("order", ["rising", "falling", "level", "random"])
 @pytest.mark.parametrize("k", [1, 3, 30])
 def test_any_order_of_the_gallery(order: str, k: int) -> None:
@@ -165,6 +177,23 @@ class TestBadInput:
         features[side][2, 1] = float("nan")
         with pytest.raises(ArgumentError, match=f"`{side}` must be finite, but got NaN or infinity in row 2"):
             topk(None, features["queries"], features["gallery"], 1)
+
+    @pytest.mark.parametrize("count", [2, 150])
+    def test_a_metric_that_diverged(self, count: int) -> None:
+        metric = trained_metric()
+        metric.structures["diagonal"].weight.data[3] = float("nan")
+        with pytest.raises(ArgumentError, match="`metric` must give finite scores, but got NaN or infinity in folded"):
+            topk(metric, torch.randn(count, 16), torch.randn(5, 16), 1)
+        raw = GSSFMetric(16, normalize=False)
+        with pytest.raises(ArgumentError, match="`metric` must give finite scores, but got a product that overflows"):
+            topk(raw, 1e30 * torch.randn(count, 16), 1e30 * torch.randn(5, 16), 1)
+
+    def test_no_matrix_of_features(self) -> None:
+        rule = "must be a floating-point tensor of features N×D"
+        with pytest.raises(ArgumentError, match=rf"`queries` {rule}, but got torch.float32 of shape \(4,\)"):
+            topk(None, torch.randn(4), torch.randn(5, 4), 1)
+        with pytest.raises(ArgumentError, match=f"`gallery` {rule}, but got ndarray"):
+            topk(None, torch.randn(2, 4), np.ones((5, 4)), 1)
 
     def test_wrong_width(self) -> None:
         with pytest.raises(ArgumentError, match="`queries` must have 16 channels"):
