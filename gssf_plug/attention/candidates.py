@@ -24,7 +24,7 @@ from gssf_plug.attention.layouts import (
 )
 from gssf_plug.attention.sites import OutputSite, Site, WeightSite
 
-__all__ = ["Candidate", "candidates", "fitting_layouts", "input_width", "watched"]
+__all__ = ["Candidate", "candidates", "fitting_layouts", "input_widths", "query_projection", "watched"]
 
 Shapes = dict[nn.Module, torch.Size]
 
@@ -39,6 +39,7 @@ class Candidate:
         query: where the query is changed: after its norm, at its projection, or in its weight.
         key: where the key is changed; None where another layer makes it.
         norm: path of the query norm that `query` is the output of; None elsewhere.
+        bias: parameter of the attention module that is added to the query behind `query`; None elsewhere.
     """
 
     layout: Layout
@@ -46,6 +47,7 @@ class Candidate:
     query: Site
     key: Site | None
     norm: str | None
+    bias: str | None = None
 
     def __str__(self) -> str:
         after = f" after {self.norm}" if self.norm else ""
@@ -53,13 +55,16 @@ class Candidate:
 
 
 def fitting_layouts(owner: nn.Module) -> list[Layout]:
-    """Layouts whose query and key exist in `owner`."""
-    found = []
+    """Layouts whose query and key exist in `owner`; none for an indexer, which picks keys and mixes no values."""
+    found: list[Layout] = []
+    if "Indexer" in type(owner).__name__:
+        return found
     for layout in known():
         query = resolve(owner, layout.query)
         key = resolve(owner, layout.key) if layout.key else query
         named = not layout.only_attention or re.search(r"att(entio)?n", type(owner).__name__, re.IGNORECASE)
-        if query is not None and key is not None and named and not (layout.key is None and _has_own_keys(owner)):
+        borrowed = layout.key is None and (_has_own_keys(owner) or not isinstance(query, nn.Module))
+        if query is not None and key is not None and named and not borrowed:
             found.append(layout)
     return found
 
@@ -73,14 +78,29 @@ def watched(owner: nn.Module) -> Iterator[nn.Module]:
                 yield module
 
 
-def input_width(owner: nn.Module) -> int:
-    """Channels of what the query's projection takes; 1 where it cannot be told."""
+def query_projection(owner: nn.Module) -> nn.Module | nn.Parameter:
+    """The likeliest place of the query."""
     found = resolve(owner, fitting_layouts(owner)[0].query)
+    assert found is not None
+    return found
+
+
+def input_widths(owner: nn.Module) -> tuple[int, int]:
+    """Channels of what the likeliest projections of the query and of the key take; 1 where it cannot be told."""
+    layout = fitting_layouts(owner)[0]
+    return _input_width(resolve(owner, layout.query)), _input_width(resolve(owner, layout.key or layout.query))
+
+
+def _input_width(found: nn.Module | nn.Parameter | None) -> int:
     for holder in found.modules() if isinstance(found, nn.Module) else ():
         if isinstance(holder, nn.Linear):
             return holder.in_features
+        if isinstance(holder, (nn.Conv1d, nn.Conv2d)):
+            return holder.in_channels
         if isinstance(holder, Conv1D):
             return int(holder.weight.shape[0])
+        if isinstance(weight := getattr(holder, "weight", None), Tensor) and weight.ndim == 2:
+            return weight.shape[-1]
     return int(found.shape[-1]) if isinstance(found, Tensor) else 1
 
 
@@ -102,7 +122,9 @@ def candidates(owner: nn.Module, shapes: Shapes, *, after_norm: bool) -> Iterato
                     yield Candidate(layout, heads, site, key, norm)
             query = _site(owner, layout.query, layout.query_packing, "q", heads, shapes, layout.bias)
             if query is not None:
-                yield Candidate(layout, heads, query, key, None)
+                apart = layout.bias is not None and isinstance(resolve(owner, layout.bias), Tensor)
+                bias = layout.bias if apart and isinstance(query, OutputSite) else None
+                yield Candidate(layout, heads, query, key, None, bias)
 
 
 def _has_own_keys(owner: nn.Module) -> bool:
@@ -203,8 +225,9 @@ def _weight_site(
         return None
     views = {name: HeadView(index, weight.shape[0], axis=0)}
     if bias is not None and isinstance(getattr(module, bias, None), Tensor):
-        offset = 0 if part == "q" or packing.order != "k" else weight.shape[0]  # MultiheadAttention: one bias for all
-        views[bias] = HeadView(index + offset, getattr(module, bias).shape[0])
+        length = getattr(module, bias).shape[0]
+        apart = part == "k" and packing.order == "k" and length > len(weight)  # MultiheadAttention: one bias for all
+        views[bias] = HeadView(index + (len(weight) if apart else 0), length)
     return WeightSite(path, module, views)
 
 

@@ -5,14 +5,16 @@ reach (a vision tower without an image) are run alone. What could not be proven 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 from torch import nn
 
-from gssf_plug.attention.candidates import Candidate, fitting_layouts, input_width
+from gssf_plug.attention.candidates import Candidate, fitting_layouts
 from gssf_plug.attention.layer_metric import CHILD
 from gssf_plug.attention.probe import Proof, prove, undisturbed
 from gssf_plug.attention.sites import WeightSite
@@ -22,6 +24,7 @@ from gssf_plug.errors import ArgumentError, near_matches
 __all__ = ["Discovery", "attention_modules", "discover", "select"]
 
 ATTEMPTS = 40  # inputs tried per part
+ENOUGH = 3  # of them that reach a module whose layout they do not prove
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,12 @@ class Discovery:
     Args:
         proven: layout of each attention module by path.
         refused: modules that look like attention but were not proven, and why.
+        left_alone: modules that need no metric of their own, and why.
     """
 
     proven: dict[str, Candidate]
     refused: dict[str, str]
+    left_alone: dict[str, str]
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -79,23 +84,39 @@ def discover(
     failures: list[str] = []
     with undisturbed(model):
         if example_inputs is not None:
-            _try("", model, dict(example_inputs), owners, proofs, after_norm)
+            _prove_on_example(model, owners, proofs, after_norm, example_inputs)
         else:
             for path, part in parts_of(model):
                 _prove_part(path, part, arguments_of(part), owners, proofs, after_norm, failures)
             for name, owner in owners.items():
                 alone = {name: owner} if proofs[name].candidate is None else {}
-                _prove_part(name, owner, arguments_of_layer(owner, input_width(owner)), alone, proofs, after_norm, [])
-    proven: dict[str, Candidate] = {}
-    refused: dict[str, str] = {}
+                _prove_part(name, owner, arguments_of_layer(owner), alone, proofs, after_norm, [])
+    found = Discovery({}, {}, {})
     for name, proof in proofs.items():
         if proof.candidate is None:
-            refused[name] = _why_refused(proof, failures)
+            found.refused[name] = _why_refused(proof, failures)
         elif isinstance(proof.candidate.query, WeightSite) and proof.scope is not owners[name]:
-            refused[name] = "its weights are used by another module, which a hook on it cannot see"
+            found.refused[name] = "its weights act outside its own forward, where a hook on it comes too late"
         else:
-            proven[name] = proof.candidate
-    return _without_shared(owners, Discovery(proven, refused))
+            found.proven[name] = proof.candidate
+    _leave_shared(owners, found)
+    _leave_outer(found)
+    return found
+
+
+def _prove_on_example(
+    model: nn.Module,
+    owners: Mapping[str, nn.Module],
+    proofs: dict[str, Proof],
+    after_norm: bool,
+    example_inputs: Mapping[str, Any],
+) -> None:
+    try:
+        _try("", model, dict(example_inputs), owners, proofs, after_norm)
+    except Exception as error:
+        raise ArgumentError(
+            "example_inputs", "run the model", f"{type(error).__name__}: {error}", "Check model(**example_inputs)."
+        ) from error
 
 
 def _matches(name: str, entry: str | int) -> bool:
@@ -113,17 +134,22 @@ def _prove_part(
     after_norm: bool,
     failures: list[str],
 ) -> None:
-    """Run `part` on made inputs until all owners in it were reached, or inputs run out."""
+    """Run `part` on made inputs until all owners in it were proven, or reached often enough, or inputs run out."""
     prefix = f"{path}." if path else ""
-    for attempt, arguments in enumerate(inputs):
+    reached: Counter[str] = Counter()
+    for arguments in islice(inputs, ATTEMPTS):
         waiting = {
             name: owner
             for name, owner in owners.items()
-            if f"{name}.".startswith(prefix) and not proofs[name].candidate
+            if f"{name}.".startswith(prefix) and not proofs[name].candidate and reached[name] < ENOUGH
         }
-        if not waiting or attempt >= ATTEMPTS:
+        if not waiting:
             return
-        _try(path, part, arguments, waiting, proofs, after_norm, failures)
+        try:
+            reached.update(_try(path, part, arguments, waiting, proofs, after_norm))
+        except Exception as error:
+            called = f"{type(part).__name__}({', '.join(arguments)})"
+            failures.append(f"{called}: {type(error).__name__}: {error}"[:200])
 
 
 def _try(
@@ -133,23 +159,19 @@ def _try(
     owners: Mapping[str, nn.Module],
     proofs: dict[str, Proof],
     after_norm: bool,
-    failures: list[str] | None = None,
-) -> None:
+) -> list[str]:
+    """Prove what one run of `part` proves; gives the owners that it reached."""
     offset = len(path) + 1 if path else 0
     inside = {name[offset:]: owner for name, owner in owners.items()}
-    try:
-        found = prove(part, inside, lambda: part(**arguments), after_norm=after_norm)
-    except Exception as error:
-        if failures is None:
-            raise ArgumentError(
-                "example_inputs", "run the model", f"{type(error).__name__}: {error}", "Check model(**example_inputs)."
-            ) from error
-        failures.append(f"{type(part).__name__}({', '.join(arguments)}): {type(error).__name__}: {error}"[:200])
-        return
+    found = prove(part, inside, lambda: part(**arguments), after_norm=after_norm)
+    reached = []
     for name, proof in found.items():
         full = path + "." + name if path and name else path or name
+        if proof.reached:
+            reached.append(full)
         if proof.candidate is not None or (proof.reached and not proofs[full].reached):
             proofs[full] = proof
+    return reached
 
 
 def _why_refused(proof: Proof, failures: list[str]) -> str:
@@ -160,14 +182,22 @@ def _why_refused(proof: Proof, failures: list[str]) -> str:
     return f"no example reached it{because}; pass example_inputs= that run it"
 
 
-def _without_shared(owners: Mapping[str, nn.Module], found: Discovery) -> Discovery:
-    """Refuse a module whose projection another attention module uses too: one hook would act for both."""
+def _leave_shared(owners: Mapping[str, nn.Module], found: Discovery) -> None:
+    """Leave a module whose projection another attention module uses, too: one hook acts for both."""
     holders: dict[tuple[int, str], str] = {}
     for name, candidate in list(found.proven.items()):
         site = candidate.query
         key = (id(site.module), ",".join(site.views) if isinstance(site, WeightSite) else "")
         if key in holders:
-            found.refused[name] = f"its projection belongs to '{holders[key]}', which is patched"
+            found.left_alone[name] = f"its projection belongs to '{holders[key]}', which is patched"
             del found.proven[name]
         holders.setdefault(key, name)
-    return found
+
+
+def _leave_outer(found: Discovery) -> None:
+    """Leave a module that hands its query on to an attention module inside it, which is the one to patch."""
+    for name in list(found.refused):
+        inner = next((other for other in found.proven if other.startswith(f"{name}.")), None)
+        if inner is not None and "no layout was proven" in found.refused[name]:
+            found.left_alone[name] = f"its attention is that of '{inner}' inside it, which is patched"
+            del found.refused[name]

@@ -7,6 +7,7 @@ is used. A new architecture is one `register(Layout(...))`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["Heads", "Layout", "Packing", "head_counts", "known", "query_norms", "register", "resolve", "unregister"]
+__all__ = ["Heads", "Layout", "Packing", "head_counts", "known", "query_norms", "register", "resolve",
+           "setting", "unregister"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Packing:
     query (Qwen3-Next).
 
     Args:
-        order: parts as letters, in the order in which they lie: q, k, v, and g for a gate of any width.
+        order: parts as letters, in the order in which they lie: q, k, v as wide as k, and g (a gate) or V (a value) of
+            any width.
         groups: a number, or "key_heads" or "query_heads" for one group per head.
     """
 
@@ -68,7 +71,7 @@ class Packing:
         """Width of each part; values are as wide as keys, except beside keys that are kept apart from a rotary part."""
         fixed = {"q": heads.query * heads.size, "k": heads.key * heads.key_size}
         rest = width - sum(fixed[part] for part in self.order if part in fixed)
-        if "g" in self.order:
+        if "g" in self.order or "V" in self.order:
             right = rest > 0
         elif "v" in self.order:
             right = rest == fixed["k"] or (heads.key_size != heads.size and rest > 0)
@@ -91,7 +94,8 @@ class Layout:
         key_packing: likewise for the key.
         besides: children and parameters that add terms to the score which are free of this query (position biases,
             position queries); silenced while the probe runs, never changed.
-        bias: path of a query bias that is kept apart from the projection and belongs to the query.
+        bias: a parameter with the query's bias, kept apart from the projection (`nn.MultiheadAttention`, DeBERTa).
+        key_is_value: the key's projection makes the value, too (DeepSeek V4), which the probe then takes into account.
         only_attention: consider only classes that call themselves attention; for names that others use, too.
     """
 
@@ -102,6 +106,7 @@ class Layout:
     key_packing: Packing = Packing("k")
     besides: tuple[str, ...] = ()
     bias: str | None = None
+    key_is_value: bool = False
     only_attention: bool = False
 
 
@@ -150,10 +155,19 @@ def query_norms(owner: nn.Module) -> Iterator[str]:
 
 
 def head_counts(owner: nn.Module, names: tuple[str, ...]) -> list[int]:
-    """Different whole numbers that `owner`, then its `config`, then that config's parts give under `names`."""
+    """Different whole numbers that `owner`, then its `config`, then the layers of that config give under `names`."""
     config = getattr(owner, "config", None)
-    values = [getattr(source, name, None) for source in (owner, config) for name in names]
+    layers = config.per_layer_config if config is not None and setting(config, "is_heterogeneous") else ()
+    values = [setting(source, name) for source in (owner, config, *layers) for name in names]
     return list(dict.fromkeys(value for value in values if type(value) is int and value > 0))
+
+
+def setting(source: object, name: str) -> Any:
+    """`source.name`, or None; also where a configuration refuses to tell (a value that differs from layer to layer)."""
+    try:
+        return getattr(source, name, None)
+    except (RuntimeError, ValueError, KeyError, TypeError):
+        return None
 
 
 QUERY_HEADS = (
@@ -195,7 +209,7 @@ def _separate() -> Iterator[Layout]:
         "projection_query projection_key", "queries keys", "query_projection key_projection",
         "vision_proj text_proj", "q_content_proj k_content_proj",
         "self_attn_query_content_proj self_attn_key_content_proj",
-        "cross_attn_query_content_proj cross_attn_key_content_proj", "query_global key_global",
+        "cross_attn_query_content_proj cross_attn_key_content_proj", "query_global key_global", "query key_protein",
     )  # fmt: skip
     for pair in pairs:
         query, key = pair.split()
@@ -213,6 +227,10 @@ def _compressed() -> Iterator[Layout]:
         for packing in (*_KV[::-1], *((Packing("k"),) if key == "kv_proj" else ())):
             yield Layout(f"{query}, {key} as {packing.order}", query, key, key_packing=packing)
     yield Layout("q_b_proj", "q_b_proj", "k_proj")
+    wide = Packing("kV", "key_heads")
+    yield Layout("queries, keys_values", "queries", "keys_values", key_packing=wide)  # LeViT
+    wide = Packing("qkV", "key_heads")
+    yield Layout("queries_keys_values, wide values", "queries_keys_values", "queries_keys_values", wide, wide)
 
 
 def _fused() -> Iterator[Layout]:
@@ -223,13 +241,15 @@ def _fused() -> Iterator[Layout]:
     for name in names:
         for packing in _QKV:
             title = f"{name} as {packing.order} in {packing.groups} group(s)"
-            yield Layout(title, name, name, packing, packing, _BESIDES, only_attention=name == "in_proj")
+            bias = "q_bias" if name in ("in_proj", "qkv_linear") else None  # DeBERTa, LayoutLMv2
+            yield Layout(title, name, name, packing, packing, _BESIDES, bias, only_attention=name == "in_proj")
 
 
 def _through_norms() -> Iterator[Layout]:
     """Where the value is taken from the key's projection, or the key from a layer before: read it at the key's norm."""
     for query, key in (("q_proj", "k_norm"), ("q_proj", "key_layernorm"), ("q_b_proj", "kv_norm")):
         yield Layout(f"{query}, {key}", query, key)
+    yield Layout("q_b_proj, kv_norm also the value", "q_b_proj", "kv_norm", key_is_value=True)
     for query in ("q_proj", "query"):
         yield Layout(f"{query}, keys of another layer", query, None, only_attention=True)
 

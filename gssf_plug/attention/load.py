@@ -78,10 +78,11 @@ def load_attention(
     owners = {name: model.get_submodule(name) for name in saved.records}
     sites: Sites = "score" if {record["layout"] for record in saved.records.values()} == {SCORE} else "projection"
     norm = "after" if norms - {None} else "before"
-    queries, refused = find_metrics(model, owners, sites, norm, example_inputs)
+    queries, refused, left_alone = find_metrics(model, owners, sites, norm, example_inputs)
     for name, record in saved.records.items():
-        if name in refused:
-            raise CheckpointError(saved.folder, f"needs the layer '{name}', where {refused[name]}", REMEDY)
+        if name not in queries:
+            reason = (refused | left_alone)[name]
+            raise CheckpointError(saved.folder, f"needs the layer '{name}', where {reason}", REMEDY)
         _check_fits(saved.folder, name, record, queries[name])
         if adapter_name in queries[name].adapters:
             remedy = "Choose another name, copy into that adapter with hot_swap=True, or remove that patch."

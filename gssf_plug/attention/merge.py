@@ -122,6 +122,9 @@ def plan_fold(owner: nn.Module, query: QueryMetric, metric: GSSFMetric, users: M
             fold, sample = _into_weights(site, query, metric), None
         else:
             fold, sample = _into_projection(site, query, metric), _projection_input(site)
+            if query.bias is not None:
+                bias = _parameter(owner, query.bias)
+                fold.new[bias] = _folded(query, metric, bias, query.view(query.bias))
         shared = [parameter for parameter in fold.new if users.get(parameter, 1) > 1]
         if shared:
             raise NotFoldable("its weight is shared (tied) with another module, which the fold would change too")
@@ -232,7 +235,7 @@ def _projection_input(site: nn.Module) -> Tensor:
     weight = _parameter(linear, "weight")
     if isinstance(linear, (nn.Conv1d, nn.Conv2d)):
         return _noise((1, linear.in_channels, *(2 * size + 1 for size in linear.kernel_size)), weight)
-    return _noise((3, weight.shape[0] if isinstance(linear, Conv1D) else weight.shape[1]), weight)
+    return _noise((1, 3, weight.shape[0] if isinstance(linear, Conv1D) else weight.shape[1]), weight)
 
 
 def _norm_input(norm: nn.Module, query: QueryMetric) -> Tensor:

@@ -27,9 +27,10 @@ from gssf_plug.metric.metric import Term
 
 __all__ = ["AdapterOptions", "Sites", "attach", "check_adapter_name", "check_model", "find_metrics", "patch_attention"]
 
-logger = logging.getLogger(__name__)
 
 Sites = Literal["projection", "score"]
+
+logger = logging.getLogger(__name__)
 
 
 def patch_attention(
@@ -86,8 +87,9 @@ def patch_attention(
                 "Remove that patch first, or choose another name to add a second adapter.",
             )
     options = AdapterOptions(tuple(terms), block_size, per_head)
-    metrics = {name: options.metric(query.heads) for name, query in queries.items()}
-    return attach(model, queries, metrics, adapter_name, left_alone, dtype)
+    with torch.inference_mode(False):  # inside of it parameters could never train
+        metrics = {name: options.metric(query.heads) for name, query in queries.items()}
+        return attach(model, queries, metrics, adapter_name, left_alone, dtype)
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,8 @@ def find_metrics(
     sites: Sites,
     query_norm: str,
     example_inputs: Mapping[str, Any] | None,
-) -> tuple[dict[str, LayerMetric], dict[str, str]]:
-    """For each owner the child that it has, or a new one for its proven place; and who was refused, and why.
+) -> tuple[dict[str, LayerMetric], dict[str, str], dict[str, str]]:
+    """For each owner the child that it has, or a new one for its proven place; who was refused; who needs none; why.
 
     Raises:
         ArgumentError: the model holds adapters at another site.
@@ -182,10 +184,10 @@ def find_metrics(
     if sites == "score":
         scores, refused = find_scores(model, fresh, example_inputs)
         here.update(scores)
-        return here, refused
+        return here, refused, {}
     found = discover(model, fresh, after_norm=query_norm == "after", example_inputs=example_inputs)
     here.update({name: QueryMetric(candidate) for name, candidate in found.proven.items()})
-    return here, found.refused
+    return here, found.refused, found.left_alone
 
 
 def _queries(
@@ -204,12 +206,12 @@ def _queries(
             "If it has attention of its own kind, declare it with gssf_plug.attention.layouts.register(Layout(...)).",
         )
     chosen = select(owners, layers)
-    queries, refused = find_metrics(model, chosen, sites, query_norm, example_inputs)
-    if refused and (layers is not None or not queries):
+    queries, refused, left_alone = find_metrics(model, chosen, sites, query_norm, example_inputs)
+    if refused and (sites == "projection" or layers is not None or not queries):
         raise _refusal(refused, sites)
     if refused:
         logger.warning("patch_attention leaves %d attention modules as they are; see summary()", len(refused))
-    return queries, refused | {name: "not among `layers`" for name in owners.keys() - chosen.keys()}
+    return queries, refused | left_alone | {name: "not among `layers`" for name in owners.keys() - chosen.keys()}
 
 
 def _refusal(refused: Mapping[str, str], sites: Sites) -> ArgumentError:
@@ -222,7 +224,8 @@ def _refusal(refused: Mapping[str, str], sites: Sites) -> ArgumentError:
         "model",
         "have attention whose layout can be proven",
         f"'{name}'{more}, where {reason}",
-        "Declare its layout with gssf_plug.attention.layouts.register(Layout(...)), or leave it out with `layers`.",
+        "Declare its layout with gssf_plug.attention.layouts.register(Layout(...)), or patch without it: `layers` "
+        "names the modules to patch.",
     )
 
 

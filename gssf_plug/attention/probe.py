@@ -8,6 +8,9 @@ other group of heads:
     query not zero,   key changed in S                      the layer's output must change    (the layer is alive)
     query zero in S,  key changed outside S                 the layer's output must change    (heads are where we think)
 
+Where the key is the value, too, changing it must change the output; there "the same" means: affine in the key, since
+weights that do not depend on the key only average it.
+
 No attention weights are needed. All layers are proven at once: while the whole model runs on one example, every
 candidate is changed, and each attention layer's output is noted and then replaced by the natural one, so that what a
 layer receives is the same in every run. Random state, training flags, buffers and hooks are as before afterwards.
@@ -18,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,13 +44,13 @@ class Proof:
     Args:
         candidate: the proven one, or None.
         scope: the module whose output proved it: the attention module, or the parent that computes the attention.
-        reached: did the example run through it.
+        reached: how many examples ran through it.
         tried: candidates that failed, and how.
     """
 
     candidate: Candidate | None = None
     scope: nn.Module | None = None
-    reached: bool = False
+    reached: int = 0
     tried: list[str] = field(default_factory=list)
 
 
@@ -62,19 +66,23 @@ class _Case:
 
 @dataclass(frozen=True)
 class _Setting:
-    """One run of the probe: is the query zero in S, and which key values are used inside and outside S."""
+    """One run of the probe: is the query zero in S; seeds whose mean gives the keys inside and outside S."""
 
     zero_query: bool
-    key_inside: int = 1
-    key_outside: int = 1
+    key_inside: tuple[int, ...] = (1,)
+    key_outside: tuple[int, ...] = (1,)
 
 
 _SETTINGS = {
     "silent": _Setting(True),
-    "silent, keys moved": _Setting(True, key_inside=2),
+    "silent, keys moved": _Setting(True, key_inside=(2,)),
     "alive": _Setting(False),
-    "alive, keys moved": _Setting(False, key_inside=2),
-    "silent, other keys moved": _Setting(True, key_outside=3),
+    "alive, keys moved": _Setting(False, key_inside=(2,)),
+    "silent, other keys moved": _Setting(True, key_outside=(3,)),
+}
+_MIDWAY = {
+    "silent, keys midway": _Setting(True, key_inside=(1, 2)),
+    "alive, keys midway": _Setting(False, key_inside=(1, 2)),
 }
 
 
@@ -88,12 +96,15 @@ def prove(model: nn.Module, owners: Mapping[str, nn.Module], run: Run, *, after_
         after_norm: where a query norm follows the projection, look for the query after it.
     """
     proofs = {name: Proof() for name in owners}
-    for depth in range(3):  # the attention may be computed by the parent of the projections, or by its parent
-        left = {name: owner for name, owner in owners.items() if proofs[name].candidate is None}
-        above = {name: _ancestor(model, name, depth) for name in left}
-        scopes = {name: scope for name, scope in above.items() if scope is not None}
-        if scopes:
-            _prove_in(scopes, left, run, proofs, after_norm)
+    outer = {name for name in owners if any(other != name and other.startswith(f"{name}.") for other in owners)}
+    outer |= {""} & owners.keys() if len(owners) > 1 else set()
+    for among in (owners.keys() - outer, outer):  # a change in an outer module would show in the inner one's output
+        for depth in range(3):  # the attention may be computed by the parent of the projections, or by its parent
+            left = {name: owners[name] for name in owners if name in among and proofs[name].candidate is None}
+            above = {name: _ancestor(model, name, depth) for name in left}
+            scopes = {name: scope for name, scope in above.items() if scope is not None}
+            if scopes:
+                _prove_in(scopes, left, run, proofs, after_norm)
     return proofs
 
 
@@ -138,7 +149,7 @@ def _prove_in(
     cases = {}
     for name, scope in scopes.items():
         if natural.get(name):
-            proofs[name].reached = True
+            proofs[name].reached = 1
             tries = candidates(owners[name], shapes, after_norm=after_norm)
             cases[name] = _Case(owners[name], scope, islice(tries, MOST_CANDIDATES))
     while cases:
@@ -147,7 +158,9 @@ def _prove_in(
             if case.current is None:
                 del cases[name]
         if cases:
-            noted = {title: _under(setting, cases, natural, run) for title, setting in _SETTINGS.items()}
+            midway = any(case.current is not None and case.current.layout.key_is_value for case in cases.values())
+            settings = _SETTINGS | (_MIDWAY if midway else {})
+            noted = {title: _under(setting, cases, natural, run) for title, setting in settings.items()}
             for name, case in list(cases.items()):
                 assert case.current is not None
                 verdict = _verdict({title: outputs.get(name, []) for title, outputs in noted.items()}, case.current)
@@ -174,7 +187,7 @@ def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: 
     queries_per_group = candidate.heads.query // groups
 
     def query(rows: Tensor) -> Tensor:
-        fresh = _noise(rows, 7).unflatten(-1, (candidate.heads.query, -1))
+        fresh = _noise(rows, (7,)).unflatten(-1, (candidate.heads.query, -1))
         off = inside.repeat_interleave(queries_per_group)[:, None].to(rows.device) & setting.zero_query
         return fresh.masked_fill(off, 0.0).flatten(-2)
 
@@ -192,9 +205,9 @@ def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: 
     changes.enter_context(candidate.query.changed(query))
 
 
-def _noise(rows: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows.shape, generator=generator).to(rows)
+def _noise(rows: Tensor, seeds: tuple[int, ...]) -> Tensor:
+    drawn = [torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return (sum(drawn[1:], drawn[0]) / len(drawn)).to(rows)
 
 
 def _silence(changes: ExitStack, owner: nn.Module, path: str, silenced: set[int]) -> None:
@@ -249,36 +262,46 @@ def _first_tensor(output: object) -> Tensor | None:
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return next((part for part in parts if isinstance(part, Tensor) and part.is_floating_point()), None)
+    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
 
 
 def _with_first(output: object, old: Tensor, new: Tensor) -> object:
+    """`output` with `old` replaced by `new`, however deep it lies."""
     if output is old:
         return new
     if isinstance(output, Mapping):
         for key, part in output.items():
-            if part is old:
-                output[key] = new  # type: ignore[index]
-        return output
-    assert isinstance(output, (tuple, list))
-    return type(output)([new if part is old else part for part in output])
+            output[key] = _with_first(part, old, new)  # type: ignore[index]
+    elif isinstance(output, (tuple, list)):
+        parts = [_with_first(part, old, new) for part in output]
+        kind: Any = type(output)
+        return kind(*parts) if hasattr(output, "_fields") else kind(parts)
+    return output
 
 
 def _verdict(noted: Mapping[str, list[Tensor]], candidate: Candidate) -> str | None:
     """None where the candidate is proven, else how it failed."""
     if any(len(outputs) != len(noted["silent"]) or not outputs for outputs in noted.values()):
         return "the layer did not run in the same way each time"
-    alive = _difference(noted["alive"], noted["alive, keys moved"])
+    shared = candidate.layout.key_is_value
+    alive = _bend(noted, "alive") if shared else _difference(noted["alive"], noted["alive, keys moved"])
+    silent = _bend(noted, "silent") if shared else _difference(noted["silent"], noted["silent, keys moved"])
     floor = max(16 * torch.finfo(output.dtype).eps * float(_finite(output).abs().max()) for output in noted["alive"])
     if alive <= floor:
         return "the output does not depend on this key"
-    if _difference(noted["silent"], noted["silent, keys moved"]) > 1e-3 * alive:
+    if silent > 1e-3 * alive:
         return "with the query at zero the output still depends on the key"
     if candidate.heads.key > 1:
         others = _difference(noted["silent"], noted["silent, other keys moved"])
         if others <= floor:
             return "the heads do not lie where this layout says"
     return None
+
+
+def _bend(noted: Mapping[str, list[Tensor]], title: str) -> float:
+    """How far the output is from affine in the key: at the middle of two keys against the mean at both."""
+    ends = zip(noted[title], noted[f"{title}, keys moved"], strict=True)
+    return _difference(noted[f"{title}, keys midway"], [(one.float() + other.float()) / 2 for one, other in ends])
 
 
 def _difference(one: list[Tensor], other: list[Tensor]) -> float:

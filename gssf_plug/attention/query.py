@@ -1,9 +1,11 @@
 """QueryMetric: the metrics of one attention layer at its query, on the way out of the projection or of the query norm.
 
 Its hooks are bound methods, so that copies of the model run their own. Where a layer hands its weight to a function
-instead of calling a projection, the weight is shadowed for the time of the layer's forward.
+instead of calling a projection, the weight is shadowed for the time of the layer's forward; so is a bias of the query
+that the layer adds by itself.
 """
 
+from collections.abc import Iterator
 from typing import cast
 
 from torch import Tensor, nn
@@ -31,7 +33,10 @@ class QueryMetric(LayerMetric):
         site = candidate.query
         self.path = site.path
         self.weights = () if isinstance(site, OutputSite) else tuple(site.views)
-        views = {OUTPUT: site.view} if isinstance(site, OutputSite) else site.views
+        self.bias = candidate.bias
+        views = {OUTPUT: site.view} if isinstance(site, OutputSite) else dict(site.views)
+        if self.bias is not None:
+            views[self.bias] = HeadView.whole(self.heads.query, self.heads.size)
         self.views = nn.ModuleDict(views)
 
     def view(self, name: str = OUTPUT) -> HeadView:
@@ -43,12 +48,13 @@ class QueryMetric(LayerMetric):
         owner.add_module(CHILD, self)
         if not self.weights:
             self.site(owner).register_forward_hook(self.change_output)
-            return
-        owner.register_forward_pre_hook(self.change_weights)
-        owner.register_forward_hook(self.restore_weights, always_call=True)
+        if self.weights or self.bias:
+            owner.register_forward_pre_hook(self.change_weights)
+            owner.register_forward_hook(self.restore_weights, always_call=True)
 
     def detach(self, owner: nn.Module) -> None:
         """Undo `attach`, also where another adapter (PEFT) was put around the projection since."""
+        self.restore_weights(owner, (), None)
         for module in {*self.site(owner).modules(), owner}:
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
@@ -71,16 +77,23 @@ class QueryMetric(LayerMetric):
         return view.put(output, self.fold(metric, view.take(output)))
 
     def change_weights(self, owner: nn.Module, arguments: object) -> None:
-        """Forward pre-hook where the layer uses its weight without calling a projection."""
+        """Forward pre-hook where the layer uses a parameter of the query without calling a projection."""
+        self.restore_weights(owner, arguments, None)  # a forward that was interrupted did not
         metric = self.acting()
         if metric is not None:
-            site = self.site(owner)
-            for name in self.weights:
-                weight, view = site._parameters[name], self.view(name)
+            for holder, name in self.parameters_of_query(owner):
+                weight, view = holder._parameters[name], self.view(name)
                 assert weight is not None
-                shadow(site, name, view.put(weight, self.fold(metric, view.take(weight))).contiguous())
+                shadow(holder, name, view.put(weight, self.fold(metric, view.take(weight))).contiguous())
 
     def restore_weights(self, owner: nn.Module, arguments: object, output: object) -> None:
         """Forward hook, also called after an error."""
+        for holder, name in self.parameters_of_query(owner):
+            unshadow(holder, name)
+
+    def parameters_of_query(self, owner: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+        """Modules and names of the parameters that are changed themselves."""
         for name in self.weights:
-            unshadow(self.site(owner), name)
+            yield self.site(owner), name
+        if self.bias is not None:
+            yield owner, self.bias

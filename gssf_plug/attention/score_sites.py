@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.attention.candidates import fitting_layouts, input_width
+from gssf_plug.attention.candidates import fitting_layouts
 from gssf_plug.attention.discovery import ATTEMPTS, attention_modules, discover
 from gssf_plug.attention.layouts import Heads
 from gssf_plug.attention.probe import undisturbed
@@ -122,7 +122,7 @@ def _examples(
             yield path, partial(part, **arguments)
     for name, owner in owners.items():
         if fitting_layouts(owner):
-            for arguments in islice(arguments_of_layer(owner, input_width(owner)), ATTEMPTS):
+            for arguments in islice(arguments_of_layer(owner), ATTEMPTS):
                 yield name, partial(owner, **arguments)
 
 

@@ -6,12 +6,15 @@ passes `example_inputs`.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from gssf_plug.attention.candidates import input_widths, query_projection
+from gssf_plug.attention.layouts import setting
 
 __all__ = ["arguments_of", "arguments_of_layer", "parts_of"]
 
@@ -28,90 +31,123 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def arguments_of(model: nn.Module) -> Iterator[dict[str, Any]]:
     """Sets of keyword arguments for `model.forward`, likeliest first."""
-    config = getattr(model, "config", None)
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    maker = _Maker(config, parameter.device, parameter.dtype)
-    names = list(inspect.signature(model.forward).parameters)
+    maker = _maker_for(model, getattr(model, "config", None))
+    parameters = inspect.signature(model.forward).parameters
+    names = list(parameters)
+    masks = [name for name, declared in parameters.items() if name.endswith("mask") and _is_required(declared)]
+    quiet = {"use_cache": False} if "use_cache" in names else {}
     main = getattr(model, "main_input_name", "input_ids")
-    for variant in maker.variants(names, main):
-        quiet = {"use_cache": False} if "use_cache" in names else {}
-        yield variant | quiet
+    for variant in maker.variants(names, [main] if isinstance(main, str) else list(main)):
+        missing = [name for name in masks if name not in variant]
+        for filled in maker.masks(missing, variant) if missing else ({},):
+            yield variant | filled | quiet
     own = getattr(model, "dummy_inputs", None) if isinstance(model, PreTrainedModel) else None
     if isinstance(own, dict):
-        yield {name: value.to(parameter.device) if isinstance(value, Tensor) else value for name, value in own.items()}
+        yield {name: value.to(maker.device) if isinstance(value, Tensor) else value for name, value in own.items()}
 
 
-def arguments_of_layer(owner: nn.Module, width: int) -> Iterator[dict[str, Any]]:
-    """Sets of arguments for one attention module alone, by the names of its parameters.
-
-    Args:
-        owner: the attention module.
-        width: channels of its input.
-    """
-    parameter = next((p for p in owner.parameters() if p.is_floating_point()), torch.zeros(()))
-    maker = _Maker(getattr(owner, "config", None), parameter.device, parameter.dtype)
-    parameters = inspect.signature(owner.forward).parameters
-    for batched in (True, False):
-        x = maker.real(1, TOKENS, width) if batched else maker.real(TOKENS, width)
-        for size in dict.fromkeys((*maker.rotary_sizes(owner), 0)):
-            made: dict[str, Any] = {}
-            for position, (name, declared) in enumerate(parameters.items()):
-                value = _layer_argument(maker, name, x, size)
+def arguments_of_layer(owner: nn.Module) -> Iterator[dict[str, Any]]:
+    """Sets of arguments for one attention module alone, by the names of its parameters."""
+    maker = _maker_for(owner, getattr(owner, "config", None))
+    signature = inspect.signature(owner.forward).parameters
+    spread = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    parameters = {name: parameter for name, parameter in signature.items() if parameter.kind not in spread}
+    handed_on = len(parameters) < len(signature) and "attention_mask" not in parameters
+    masks = [name for name, parameter in parameters.items() if name.endswith("mask") and _is_required(parameter)]
+    for x, other in _states(maker, query_projection(owner), input_widths(owner)):
+        for size in dict.fromkeys((*maker.rotary_sizes(owner), 0)) if parameters.keys() & ROTARY else (0,):
+            made: dict[str, Any] = {"attention_mask": None} if handed_on else {}
+            for position, (name, parameter) in enumerate(parameters.items()):
+                value = _layer_argument(maker, name, x, other, size)
                 if position == 0 and value is None:
                     value = x
-                if value is not None or declared.default is inspect.Parameter.empty:
+                if value is not None or _is_required(parameter):
                     made[name] = value
-            yield {
-                name: value
-                for name, value in made.items()
-                if parameters[name].kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-            }
+            yield made
+            if made.keys() & OTHER_STATES and x.shape == other.shape:
+                yield {name: other if name in OTHER_STATES else value for name, value in made.items()}
+            if "position_ids" in made:  # rows and columns
+                yield made | {"position_ids": made["position_ids"][..., None].expand(1, TOKENS, 2)}
+            for filled in maker.masks(masks, {"x": x}) if masks else ():
+                yield made | filled
 
 
-def _layer_argument(maker: "_Maker", name: str, x: Tensor, rotary_size: int) -> Any:
+def _states(maker: "_Maker", query: Tensor | nn.Module, widths: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the layer transforms, and what it may look at, in every arrangement of axes that its query allows."""
+    if isinstance(query, (nn.Conv2d, nn.Conv1d)):
+        places: tuple[int, ...] = (4, 4) if isinstance(query, nn.Conv2d) else (TOKENS,)
+        yield maker.real(1, widths[0], *places), maker.real(1, widths[1], *places)
+    for places in ((1, TOKENS), (TOKENS,), (1, 4, 4), (TOKENS, TOKENS)):  # the last: whichever axis is the batch
+        yield maker.real(*places, widths[0]), maker.real(*places, widths[1])
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is inspect.Parameter.empty and parameter.kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    )
+
+
+def _maker_for(module: nn.Module, config: Any) -> "_Maker":
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    first = next((p.shape[-1] for p in module.parameters() if p.ndim), 1)
+    return _Maker(config, parameter.device, parameter.dtype, first)
+
+
+STATES = {
+    "hidden_states", "hidden_state", "query", "queries", "q", "x", "inputs", "embeddings", "latents", "query_tensor",
+    "query_states", "object_queries", "vision_features", "current_vision_features",
+}  # fmt: skip
+BESIDE = {"key", "value", "keys", "values", "k", "v", "key_tensor", "value_tensor", "key_states", "value_states"}
+OTHER_STATES = {
+    "key_value_states", "encoder_hidden_states", "cross_attention_states", "context", "current_states",
+    "text_features", "memory", "protein_kv_states",
+}  # fmt: skip
+ROTARY = {"position_embeddings", "rotary_pos_emb", "position_embedding"}
+
+
+def _layer_argument(maker: "_Maker", name: str, x: Tensor, other: Tensor, rotary_size: int) -> Any:
     """A value for one parameter of an attention module; None where it is left out."""
-    if name in (
-        "hidden_states",
-        "query",
-        "key",
-        "value",
-        "x",
-        "hidden_state",
-        "inputs",
-        "embeddings",
-        "queries",
-        "keys",
-    ):
+    if name in STATES:
         return x
-    if name in ("key_value_states", "encoder_hidden_states", "values", "cross_attention_states", "context"):
-        return maker.real(*x.shape[:-2], TOKENS + 2, x.shape[-1])
-    if name in ("position_embeddings", "rotary_pos_emb", "position_embedding") and rotary_size:
+    if name in BESIDE:
+        return x if x.shape == other.shape else other
+    if name in OTHER_STATES:
+        return maker.real(*other.shape[:-2], other.shape[-2] + 2, other.shape[-1])
+    if name in ROTARY and rotary_size:
         angles = maker.real(*x.shape[:-1], rotary_size)
         return angles.cos(), angles.sin()
     if name in ("cu_seqlens", "cu_seq_lens"):
         return torch.tensor([0, TOKENS], dtype=torch.int32, device=x.device)
     if name == "position_ids":
         return torch.arange(TOKENS, device=x.device)[None]
-    return None
+    return {"height": TOKENS, "width": 1, "shared_kv_states": {}}.get(name)
 
 
 class _Maker:
     """Tensors in the shapes that a configuration asks for."""
 
-    def __init__(self, config: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: Any, device: torch.device, dtype: torch.dtype, first: int) -> None:
         self.config, self.device, self.dtype = config, device, dtype
+        self.first = first  # width of the first parameter, often that of the input
         self.generator = torch.Generator().manual_seed(0)
 
-    def variants(self, names: list[str], main: str) -> Iterator[dict[str, Any]]:
+    def variants(self, names: list[str], main: list[str]) -> Iterator[dict[str, Any]]:
         """Arguments for a forward with these parameter `names`."""
         if "input_ids" in names:
             if "pixel_values" in names:
                 yield from (self.text(names) | {"pixel_values": pixels} for pixels in self.pixels())
             yield self.text(names)
             yield self.text(names) | self.inferred(names)
-        sounds = dict.fromkeys([*{main} - {"input_ids"}, "input_features", "input_values", "inputs", "past_values"])
+        sounds = dict.fromkeys(
+            [*(name for name in main if name != "input_ids"), "input_features", "input_values", "inputs", "past_values"]
+        )
         kinds: list[tuple[Iterable[str], Callable[[str], Iterator[Tensor]]]] = [
-            (("pixel_values", "pixel_values_videos", "hidden_states", "x", "images"), lambda name: self.pixels()),
+            (
+                ("pixel_values", "pixel_values_videos", "hidden_states", "x", "images", "image"),
+                lambda name: self.pixels(),
+            ),
             (sounds, self.sounds),
             (("inputs_embeds", "hidden_states", "input_embeds", "embeddings", "image_embeddings"), self.embeddings),
         ]
@@ -119,6 +155,16 @@ class _Maker:
             for name in group:
                 if name in names:
                     yield from ({name: value} | self.inferred(names, skip=name) for value in make(name))
+
+    def masks(self, names: list[str], beside: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+        """Masks that hide nothing, in the conventions there are (1 keeps, or True hides), for either axis of time."""
+        main = next((value for value in beside.values() if isinstance(value, Tensor) and value.ndim > 1), None)
+        if main is None:
+            return
+        for shape in dict.fromkeys((main.shape[:2], (main.shape[0], main.shape[-1]), (1, 2 * TOKENS))):
+            keep = torch.ones(shape, dtype=torch.long, device=self.device)
+            for mask in (keep, keep == 0, keep == 1):
+                yield dict.fromkeys(names, mask)
 
     def embeddings(self, name: str) -> Iterator[Tensor]:
         """Hidden states of each width that the configuration names."""
@@ -162,12 +208,14 @@ class _Maker:
     def pixels(self) -> Iterator[Tensor]:
         """Images (1, C, H, W), then videos (1, F, C, H, W)."""
         channels = self.number("num_channels", "in_channels", "in_chans", "num_input_channels") or 3
-        size = self.number("image_size", "img_size", "crop_size", "input_size") or 64
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        yield self.real(1, channels, height, width)
+        size = self.number("image_size", "img_size", "crop_size", "input_size")
         frames = self.number("num_frames", "frames_per_clip", "tubelet_size") or 2
-        yield self.real(1, frames, channels, height, width)
-        yield self.real(1, channels, frames, height, width)
+        frames = frames if isinstance(frames, int) else frames[0]
+        for sides in (size or 64, 224):  # 64 leaves a single token behind deep strides
+            height, width = sides if isinstance(sides, (tuple, list)) else (sides, sides)
+            yield self.real(1, channels, height, width)
+            yield self.real(1, frames, channels, height, width)
+            yield self.real(1, channels, frames, height, width)
 
     def sounds(self, name: str) -> Iterator[Tensor]:
         """Waveforms, spectrograms with the bands first or last, series, feature vectors."""
@@ -176,6 +224,7 @@ class _Maker:
                 "num_mel_bins",
                 "n_mels",
                 "input_feat_per_channel",
+                "input_feat_size",
                 "input_dim",
                 "feature_size",
                 "input_channels",
@@ -191,16 +240,18 @@ class _Maker:
         yield self.real(1, bands, 2 * positions) if positions <= 4096 else self.real(1, bands, 64)
         for length in (self.number("max_length", "context_length") or 64, 128):
             yield self.real(1, length, bands)
+        yield self.real(1, 64, self.first)
         yield self.real(1, bands, 128)
         yield self.real(1, 1, 128, bands)
         yield self.real(1, 4000)
 
     def widths(self) -> Iterator[int]:
-        """Hidden sizes that the configuration names."""
+        """Hidden sizes that the configuration names, then the width of the first parameter."""
         for name in ("hidden_size", "d_model", "embed_dim", "n_embd", "dim", "hidden_dim", "d_latents"):
             value = self.number(name)
             if isinstance(value, int):
                 yield value
+        yield self.first
 
     def rotary_sizes(self, owner: nn.Module) -> Iterator[int]:
         """Numbers of rotated channels that the module or its configuration suggest."""
@@ -213,7 +264,7 @@ class _Maker:
                 "head_size",
                 "attention_head_size",
             ):
-                size = getattr(source, name, None)
+                size = setting(source, name)
                 if type(size) is int:
                     yield from (size, size // 2, int(size * (self.number("partial_rotary_factor") or 1)))
 
@@ -221,7 +272,7 @@ class _Maker:
         """The first of `names` that the configuration, or one of its parts, holds."""
         for source in (self.config, *self._parts()):
             for name in names:
-                value = getattr(source, name, None)
+                value = setting(source, name)
                 if isinstance(value, (int, tuple, list)) and not isinstance(value, bool) and value:
                     return value
         return None

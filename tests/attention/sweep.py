@@ -22,7 +22,6 @@ from tiny import model_types, tiny_model
 from torch import Tensor, nn
 
 from gssf_plug.attention import patch_attention
-from gssf_plug.attention.candidates import input_width
 from gssf_plug.attention.discovery import attention_modules
 from gssf_plug.attention.stimuli import arguments_of, arguments_of_layer, parts_of
 from gssf_plug.errors import GSSFError
@@ -41,7 +40,8 @@ def tensors(output: object) -> list[Tensor]:
 def runs(model: nn.Module) -> list[Any]:
     """Calls that between them run the attention modules of `model`."""
     found, reached = [], set()
-    wanted = set(attention_modules(model).values())
+    owners = list(attention_modules(model).values())
+    wanted = set(owners)
     for _, part in parts_of(model):
         if not wanted & set(part.modules()) - reached:
             continue
@@ -59,8 +59,8 @@ def runs(model: nn.Module) -> list[Any]:
             if ran - reached:
                 reached |= ran
                 found.append(lambda part=part, arguments=arguments: part(**arguments))
-    for owner in wanted - reached:
-        for arguments in arguments_of_layer(owner, input_width(owner)):
+    for owner in (owner for owner in owners if owner not in reached):
+        for arguments in arguments_of_layer(owner):
             with contextlib.suppress(Exception), torch.no_grad():
                 owner(**arguments)
                 found.append(lambda part=owner, arguments=arguments: part(**arguments))

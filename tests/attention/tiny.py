@@ -1,15 +1,22 @@
-"""Tiny configurations of every model type of the installed transformers, made by one generic rule."""
+"""Tiny models of every model type of the installed transformers: one generic rule, then a short table of exceptions."""
 
+import dataclasses
+import importlib
 import json
+import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 
 HIDDEN, HEADS, HEAD, LAYERS, VOCABULARY, IMAGE = 64, 4, 16, 2, 160, 32
+
+MOST_PARAMETERS = 130_000_000
 
 SIZES: dict[str, int] = {
     name: int(size)
@@ -21,6 +28,51 @@ STAGE_NAMES = ("stage_names", "out_features", "out_indices")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 RATIOS_STAY = {"num_key_value_heads", "num_kv_heads", "n_kv_heads"}
 
+FILLED: dict[str, Any] = {
+    "head_dim": HEAD, "num_key_value_heads": HEADS, "num_kv_heads": HEADS, "prediction_length": 8,
+    "vocab_size": VOCABULARY, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+    "n_shared_experts": 1,
+    "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 96,
+    "layer_types": ["full_attention"] * LAYERS, "mlp_layer_types": ["dense", "sparse"],
+    "vocabulary_map": {"<image>": 7, "IMGIMGAZ": 9}, "deepstack_layer_map": [[0, 1]],
+}  # fmt: skip
+"""Used where a default is None and the model cannot be built with it."""
+
+ALWAYS_FILLED = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+"""Used wherever a default is None: the model is built without, but does not run."""
+
+ROTARY = {"rope_type": "default", "rope_theta": 10_000.0}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "blt": {"encoder_hash_byte_group_vocab": 100},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": ROTARY}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROTARY}},
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": ROTARY | {"mrope_section": [3, 3, 2]}}},
+    "ernie4_5_vl_moe_text": {"rope_parameters": ROTARY | {"mrope_section": [3, 3, 2]}},
+    "dbrx": {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8.0}},
+    "esm": {"mask_token_id": 32, "pad_token_id": 1, "vocab_size": VOCABULARY},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
+    "gradium_phonon_tts": {"flow_head_config": {"condition_dim": HIDDEN}},
+    "layoutlmv3": {"coordinate_size": 10, "shape_size": 12},
+    "lilt": {"hidden_size": 96},
+    "llama4": {
+        "vision_config": {
+            "intermediate_size": 4 * HIDDEN,
+            "projector_input_dim": HIDDEN,
+            "projector_output_dim": HIDDEN,
+        }
+    },
+    "llama4_vision_model": {
+        "intermediate_size": 4 * HIDDEN,
+        "projector_input_dim": HIDDEN,
+        "projector_output_dim": HIDDEN,
+    },
+    "mamba2": {"num_heads": 8},
+    "moonshine_streaming": {"num_key_value_heads": HEADS},
+    "pocket_tts": {"flow_head_config": {"condition_dim": HIDDEN}},
+}
+"""What a type insists on and neither its default nor the rule gives."""
+
 
 def model_types() -> list[str]:
     """All model types of the installed transformers."""
@@ -28,18 +80,92 @@ def model_types() -> list[str]:
 
 
 def tiny_model(model_type: str) -> PreTrainedModel:
-    """A randomly initialised tiny model of this type; raises whatever building it raises."""
-    config = tiny_config(model_type)
-    for mapping in ("MODEL_MAPPING", "MODEL_FOR_PRETRAINING_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING",
-                    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
-                    "MODEL_FOR_MULTIMODAL_LM_MAPPING", "MODEL_FOR_TEXT_TO_SPECTROGRAM_MAPPING"):  # fmt: skip
-        classes = getattr(modeling_auto, mapping, {})
-        if type(config) in classes:
-            found = classes[type(config)]
-            model = (found[0] if isinstance(found, tuple) else found)._from_config(config).eval()
+    """A randomly initialised tiny model of this type; raises the first error where none can be built."""
+    errors: list[Exception] = []
+    for config in tiny_configs(model_type, errors):
+        for model_class in model_classes(type(config)):
+            try:
+                _refuse_giants(model_class, config)
+                model = model_class._from_config(config, attn_implementation="eager").eval()
+            except Exception as error:
+                errors.append(error)
+                continue
             _enliven(model)
             return model
-    raise LookupError("no auto class builds it: a part of other models")
+    missing = next((error for error in errors if isinstance(error, ImportError)), None)
+    if errors:
+        raise missing or errors[0]
+    raise LookupError(f"no model of its own: a part of {', '.join(parents(model_type)) or 'other models'}")
+
+
+def tiny_configs(model_type: str, errors: list[Exception]) -> Iterator[PreTrainedConfig]:
+    """Configurations to try, the smallest first."""
+    kind, settings = CONFIG_MAPPING[model_type], SETTINGS.get(model_type, {})
+    for options in (
+        {"fields": True, "typed": True},
+        {"fields": True, "typed": True, "filled": True},
+        {"fields": True},
+        {"typed": True},
+        {},
+    ):
+        try:
+            yield kind(**_merged(shrink(kind(), **options), settings))
+        except Exception as error:
+            errors.append(error)
+    yield kind(**settings)
+
+
+def parents(model_type: str) -> list[str]:
+    """Types whose configuration holds one of this type."""
+    kind = CONFIG_MAPPING[model_type]
+    return [
+        name for name in model_types() if kind in (getattr(CONFIG_MAPPING[name], "sub_configs", None) or {}).values()
+    ]
+
+
+def _merged(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    nested = {
+        name: _merged(values[name], value)
+        for name, value in settings.items()
+        if isinstance(value, dict) and isinstance(values.get(name), dict)
+    }
+    return values | settings | nested
+
+
+def _refuse_giants(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    """Raise where the weights, counted on the meta device, would not be tiny."""
+    with torch.device("meta"):
+        model = model_class._from_config(config, attn_implementation="eager")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > MOST_PARAMETERS:
+        raise ValueError(f"{count:,} parameters: its configuration does not shrink")
+
+
+def model_classes(config_class: type) -> Iterator[type[PreTrainedModel]]:
+    """Classes that this configuration builds: the base model, then others of the auto classes and of its module."""
+    mappings = [name for name in vars(modeling_auto) if name.startswith("MODEL_") and name.endswith("MAPPING")]
+    found: list[type] = []
+    for mapping in sorted(mappings, key=lambda name: (name != "MODEL_MAPPING", mappings.index(name))):
+        classes = getattr(modeling_auto, mapping).get(config_class, ())
+        found += classes if isinstance(classes, tuple) else (classes,)
+    package = importlib.import_module(config_class.__module__.rpartition(".")[0])
+    own = []
+    for entry in pkgutil.iter_modules(package.__path__):
+        if entry.name.startswith("modeling_"):
+            module = importlib.import_module(f"{package.__name__}.{entry.name}")
+            own += [kind for kind in vars(module).values() if _builds(kind, module.__name__, config_class)]
+    own.sort(key=lambda kind: ("For" in kind.__name__, len(kind.__name__)))
+    yield from list(dict.fromkeys([*found, *own]))[:4]
+
+
+def _builds(kind: object, module: str, config_class: type) -> bool:
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, PreTrainedModel)
+        and kind.__module__ == module
+        and kind.config_class is config_class
+        and "forward" in vars(kind)
+    )
 
 
 def _enliven(model: PreTrainedModel) -> None:
@@ -48,41 +174,77 @@ def _enliven(model: PreTrainedModel) -> None:
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, Conv1D)):
             weight = module.weight
             fan_in = weight.shape[0] if isinstance(module, Conv1D) else weight[0].numel()
-            nn.init.normal_(weight, std=fan_in**-0.5)
+            gain = 2.0 if isinstance(module, nn.Conv2d) else 1.0  # a ReLU follows
+            nn.init.normal_(weight, std=(gain / fan_in) ** 0.5)
 
 
-def tiny_config(model_type: str) -> PreTrainedConfig:
-    """The type's default configuration, shrunk."""
-    kind = CONFIG_MAPPING[model_type]
-    default = kind()
-    values = shrink(default)
-    try:
-        config = kind(**values)
-    except Exception:
-        config = default
-    _enforce(config)
-    return config
+def shrink(
+    config: PreTrainedConfig, *, fields: bool = False, typed: bool = False, filled: bool = False, part: bool = False
+) -> dict[str, Any]:
+    """The constructor arguments of a smaller configuration of the same kind.
 
-
-def shrink(config: PreTrainedConfig) -> dict[str, Any]:
-    """The constructor arguments of a smaller configuration of the same kind."""
-    dropped = ("model_type", "transformers_version", "architectures", "dtype", *STAGE_NAMES)
+    Args:
+        config: the default.
+        fields: keep declared fields only; what the class derives from them it derives anew.
+        typed: let parts name their `model_type`.
+        filled: replace None where `FILLED` knows a value.
+        part: this is a part of a configuration.
+    """
+    dropped = {"transformers_version", "architectures", "dtype", *STAGE_NAMES} | (
+        set() if typed and part else {"model_type"}
+    )
     values = {name: value for name, value in config.to_dict().items() if name not in dropped}
-    original = dict(values)
+    if fields:
+        known = {field.name for field in dataclasses.fields(config)} | {"per_layer_config", "model_type"}
+        values = {name: value for name, value in values.items() if name in known}
+    known = FILLED if filled else ALWAYS_FILLED
+    values |= {name: known[name] for name, value in values.items() if value is None and name in known}
+    original, kept = dict(values), _kept_layers(values)
     for name, value in original.items():
-        part = getattr(config, name, None)
-        values[name] = shrink(part) if isinstance(part, PreTrainedConfig) else _smaller(name, value, original)
+        inner = vars(config).get(name)
+        if isinstance(inner, PreTrainedConfig):
+            values[name] = shrink(inner, fields=fields, typed=typed, filled=filled, part=True)
+        elif name == "per_layer_config":
+            values[name] = _layer_overrides(value, kept, original)
+        elif name in LAYER_COUNTS and kept:
+            values[name] = len(kept)
+        else:
+            values[name] = _smaller(name, value, original, kept)
     if "qk_rope_head_dim" in values:
         values |= {name: size for name, size in (("head_dim", 8), ("qk_head_dim", 24)) if name in values}
+        if "per_layer_config" in values:  # dots3_note: its head_dim is that of both parts
+            values["per_layer_config"] = {n: o | {"head_dim": 24} for n, o in values["per_layer_config"].items()}
     if isinstance(values.get("patch_size"), int) and isinstance(values.get("image_size"), int):
-        staged = any(isinstance(values.get(name), (list, tuple)) for name in STAGES)
-        values["image_size"] = max(4 * IMAGE if staged else IMAGE, 4 * values["patch_size"])
+        values["image_size"] = max(4 * IMAGE if _hierarchical(values) else IMAGE, 4 * values["patch_size"])
     return values
 
 
-def _smaller(name: str, value: Any, values: dict[str, Any]) -> Any:
+def _hierarchical(values: dict[str, Any]) -> bool:
+    return any(isinstance(values.get(name), (list, tuple)) for name in STAGES)
+
+
+def _kept_layers(values: dict[str, Any]) -> list[int]:
+    """Numbers of the layers that stay where each layer has a type: the first of each, at least `LAYERS`."""
+    types = values.get("layer_types") or values.get("layers_block_type") or values.get("layer_block_types") or []
+    if not isinstance(types, list) or not types or _hierarchical(values):
+        return []
+    kept = [number for number, kind in enumerate(types) if kind not in types[:number]][:4]
+    return sorted({*kept, *[number for number in range(len(types)) if number not in kept][: LAYERS - len(kept)]})
+
+
+def _layer_overrides(value: Any, kept: list[int], values: dict[str, Any]) -> dict[int, Any]:
+    """What differs from layer to layer, for the layers that stay."""
+    by_number = {int(number): overrides for number, overrides in dict(value).items()}
+    return {
+        position: {name: _smaller(name, inner, values, []) for name, inner in by_number[number].items()}
+        for position, number in enumerate(kept)
+        if number in by_number
+    }
+
+
+def _smaller(name: str, value: Any, values: dict[str, Any], kept: list[int]) -> Any:
     """One value of a configuration, shrunk by its name and kind."""
-    hierarchical = any(isinstance(values.get(other), (list, tuple)) for other in STAGES)
+    hierarchical = _hierarchical(values)
     if name.endswith(("token_id", "token_index")):
         return _token(name, value)
     if name == "window_size" and type(value) is int:
@@ -90,7 +252,7 @@ def _smaller(name: str, value: Any, values: dict[str, Any]) -> Any:
     if type(value) is int and name in SIZES:
         return value if hierarchical and SIZES[name] in (HIDDEN, HEADS, HEAD, LAYERS) else _size(name, value, values)
     if isinstance(value, list):
-        return _list(name, value, values, hierarchical)
+        return _list(name, value, values, kept, hierarchical)
     if name == "partial_rotary_factor" and "qk_rope_head_dim" in values:
         return 1.0
     return _rope(value) if isinstance(value, dict) else value
@@ -102,16 +264,20 @@ def _token(name: str, value: Any) -> Any:
     return 100 + sum(map(ord, name)) % 50 if isinstance(value, int) and value >= VOCABULARY else value
 
 
-def _list(name: str, value: list[Any], values: dict[str, Any], hierarchical: bool) -> list[Any]:
+def _list(name: str, value: list[Any], values: dict[str, Any], kept: list[int], hierarchical: bool) -> list[Any]:
     layers = next((values[n] for n in LAYER_COUNTS if type(values.get(n)) is int), None)
     if name == "attn_layer_indices":
         return [1]
     if name == "depths":
         return [1] * len(value)
-    return _shorter(value) if layers == len(value) > LAYERS and not hierarchical else value
+    if layers is None or len(value) != layers or hierarchical:
+        return value
+    return [value[number] for number in kept] if kept else _shorter(value)
 
 
 def _size(name: str, value: int, values: dict[str, Any]) -> int:
+    if value == 0:
+        return 0
     if name in RATIOS_STAY and "kv_lora_rank" in values:
         return HEADS
     if name in RATIOS_STAY:
@@ -144,8 +310,3 @@ def _rope(value: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(inner, dict):
             made[name] = _rope(inner)
     return made
-
-
-def _enforce(config: PreTrainedConfig) -> None:
-    """Eager attention everywhere, for comparable kernels on the CPU."""
-    config._attn_implementation = "eager"

@@ -1,0 +1,181 @@
+"""A model is patched whole or not at all, and what needs no metric of its own is left alone with a true reason."""
+
+import pytest
+import torch
+from patching import perturb
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from gssf_plug.attention import patch_attention
+from gssf_plug.attention.discovery import attention_modules
+from gssf_plug.errors import ArgumentError
+
+
+class PlainAttention(nn.Module):
+    """Two heads of four channels; `scores` says what takes the place of the dot product."""
+
+    num_heads = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(8, 8) for _ in range(3))
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.mT
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+        return (self.scores(q, k).softmax(-1) @ v).transpose(1, 2).flatten(-2)
+
+
+class DistanceAttention(PlainAttention):
+    """No dot product: with a query of zero the keys' lengths still matter."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return -torch.cdist(q, k)
+
+
+class SharedAttention(PlainAttention):
+    """One projection is key and value: what `kv_proj` gives is compared and mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_b_proj, self.kv_norm = nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.q_b_proj, self.kv_norm))
+        return (self.scores(q, k).softmax(-1) @ k).transpose(1, 2).flatten(-2)
+
+
+class SharedDistanceAttention(SharedAttention):
+    """Key and value are one, and the score is no dot product."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return -torch.cdist(q, k)
+
+
+class OuterAttention(nn.Module):
+    """Its `q_proj` and `k_proj` feed an attention module inside it."""
+
+    num_heads = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+        nn.init.normal_(self.inner.in_proj_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.q_proj(x), self.k_proj(x), x, need_weights=False)[0]
+
+
+def pair(second: nn.Module) -> nn.Sequential:
+    return nn.Sequential(PlainAttention(), second)
+
+
+X = {"input": torch.randn(2, 5, 8)}
+
+
+def test_one_unproven_layer_refuses_the_whole_model() -> None:
+    model = pair(DistanceAttention())
+    keys = set(model.state_dict())
+    with pytest.raises(ArgumentError, match=r"'1', where no layout was proven .tried: q_proj, 2 heads of 4: with the"):
+        patch_attention(model, block_size=2, example_inputs=X)
+    assert set(model.state_dict()) == keys
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_layers_is_the_explicit_choice() -> None:
+    patch = patch_attention(pair(DistanceAttention()), block_size=2, layers=["0"], example_inputs=X)
+    assert list(patch.layers) == ["0"]
+    assert patch.left_alone == {"1": "not among `layers`"}
+
+
+class Twofold(nn.Module):
+    """The second branch runs only when asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.sometimes = PlainAttention(), PlainAttention()
+
+    def forward(self, input: Tensor, both: bool = False) -> Tensor:
+        return self.always(input) + (self.sometimes(input) if both else 0)
+
+
+def test_a_part_that_the_example_does_not_reach_refuses_too() -> None:
+    with pytest.raises(ArgumentError, match="'sometimes', where no example reached it"):
+        patch_attention(Twofold(), block_size=2, example_inputs=X)
+    assert len(patch_attention(Twofold(), block_size=2, example_inputs=X | {"both": True}).layers) == 2
+    assert len(patch_attention(Twofold(), block_size=2).layers) == 2  # run alone
+
+
+def test_the_attention_inside_is_the_one_to_patch() -> None:
+    model = nn.Sequential(OuterAttention())
+    patch = patch_attention(model, block_size=2, example_inputs=X)
+    assert list(patch.layers) == ["0.inner"]
+    assert patch.left_alone == {"0": "its attention is that of '0.inner' inside it, which is patched"}
+
+
+def test_a_key_that_is_the_value_is_proven_and_a_false_one_is_not() -> None:
+    patch = patch_attention(nn.Sequential(SharedAttention()), block_size=2, example_inputs=X)
+    assert patch.layers["0"].query.layout == "q_b_proj, kv_norm also the value"
+    with pytest.raises(ArgumentError, match="also the value, 2 heads of 4: with the query at zero"):
+        patch_attention(nn.Sequential(SharedDistanceAttention()), block_size=2, example_inputs=X)
+
+
+class Interrupting(nn.Module):
+    def forward(self, input: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_probe_leaves_nothing_behind() -> None:
+    model = nn.Sequential(PlainAttention(), Interrupting()).train()
+    state = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        patch_attention(model, block_size=2, layers=["0"], example_inputs=X)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class InterruptedOnce(nn.Module):
+    """nn.MultiheadAttention hands its weight to a function: patched, the weight is shadowed while the layer runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.interrupt = nn.MultiheadAttention(8, 2, batch_first=True), False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.interrupt:
+            self.attention.out_proj.register_parameter("bias", Raising())
+        return self.attention(input, input, input, need_weights=False)[0]
+
+
+class Raising(nn.Parameter):
+    @classmethod
+    def __torch_function__(cls, *arguments: object, **options: object) -> object:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_forward_leaves_no_shadow_once_removed() -> None:
+    model = InterruptedOnce()
+    patch = patch_attention(model, block_size=2, example_inputs=X)
+    perturb(patch)
+    model.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        model(**X)
+    patch.remove()
+    assert isinstance(model.attention.in_proj_weight, nn.Parameter)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_half_precision_and_training_mode_and_inference_mode(dtype: torch.dtype) -> None:
+    config = BertConfig(vocab_size=50, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, intermediate_size=20)
+    model = BertModel(config).to(dtype).train()
+    with torch.inference_mode():
+        patch = patch_attention(model, block_size=2)
+    assert len(patch.layers) == len(attention_modules(model)) == 3
+    assert model.training
+    ids = torch.randint(50, (2, 7))
+    model(ids).last_hidden_state.float().square().mean().backward()  # parameters made in inference mode must train
+    assert all(parameter.grad is not None for parameter in patch.parameters())
