@@ -63,7 +63,7 @@ class TeacherModel:
     Args:
         model: any module. It is put into evaluation mode, and moved where `dtype` or `device` say so.
         inputs: the teacher's inputs out of a batch: a mapping from its arguments to columns, a function of the batch,
-            or None: the columns that begin with "teacher_" (less that prefix) where there are any, else the student's.
+            or None: the columns that begin with `"teacher_"` (less that prefix) if there are any, else the student's.
         dtype: such as torch.bfloat16; None leaves it alone (quantised models must be left alone).
         device: None follows the student.
         early_exit: stop each forward after the last tapped module; None (default): where that is safe, see above.
@@ -107,7 +107,7 @@ class TeacherModel:
             self._taps.remove()
 
     def columns(self, available: Iterable[str]) -> list[str]:
-        """Those that it names, those that begin with "teacher_", those that its forward takes; all for a function."""
+        """Those that it names, those that begin with `"teacher_"`, those that its forward takes; all for a function."""
         if callable(self.inputs):
             return list(available)
         named = set(self.inputs.values()) if self.inputs else set(argument_names(self.model))

@@ -1,6 +1,7 @@
 """The metric as a module of a sentence-transformers model: `encode_query` folds, `encode_document` does not.
 
-    model = SentenceTransformer(modules=[*encoder, MetricModule(GSSFMetric(384))], similarity_fn_name="dot")
+    modules = [transformer, pooling, MetricModule(GSSFMetric(384))]
+    model = SentenceTransformer(modules=modules, similarity_fn_name="dot")
 
 Trained by SentenceTransformerTrainer, saved and loaded by the library itself (with `trust_remote_code=True`, which it
 asks for every class that is not its own). `merged_modules` gives the same model as modules of sentence-transformers

@@ -28,7 +28,7 @@ __all__ = ["FeatureLoss", "mean_per_example", "require_positive"]
 class FeatureLoss(nn.Module):
     """A loss between student and teacher features. Subclasses set the three flags and write `compute`.
 
-    Class attributes:
+    Attributes:
         relational: compares examples with one another; gathers over processes.
         vectors: takes one vector per example; tokens are averaged under their mask, so lengths may differ.
         same_width: student and teacher channels must correspond, so the Distiller puts a projector where widths differ
