@@ -151,7 +151,7 @@ def test_every_row_names_author_licence_and_source(rows):
 def test_licence_texts_are_there():
     folder = FOLDER.parent / "LICENSES"
     names = {"Apache-2.0", "CC-BY-4.0", "MIT-emojibase", "MIT-emojilib", "MIT-fluentui-emoji"}
-    assert {path.stem for path in folder.iterdir()} == names
+    assert {path.stem for path in folder.iterdir()} >= names, "others belong to other data"
     card = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
     assert all(f"`{name}.txt`" in card for name in names)
 
