@@ -23,13 +23,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from agreement import Score, agreement, average_precisions
 from data.emoji import load_emoji
 from distil_text_encoder import (
     WIDTH,
     Method,
-    Score,
-    agreement,
-    average_precisions,
     optimizer_for,
     own_side,
     tabulate,

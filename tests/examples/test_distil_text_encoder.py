@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from distil_text_encoder import average_precisions, methods, row_correlations, shared_neighbours
+from agreement import average_precisions, row_correlations, shared_neighbours
+from distil_text_encoder import methods
 from runs import append, difference, finished, render
 from scipy.stats import spearmanr
 
