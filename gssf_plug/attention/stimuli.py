@@ -56,7 +56,7 @@ def arguments_of_layer(owner: nn.Module) -> Iterator[dict[str, Any]]:
     masks = [name for name, parameter in parameters.items() if name.endswith("mask") and _is_required(parameter)]
     for x, other in _states(maker, query_projection(owner), input_widths(owner)):
         for size in dict.fromkeys((*maker.rotary_sizes(owner), 0)) if parameters.keys() & ROTARY else (0,):
-            made: dict[str, Any] = {"attention_mask": None} if handed_on else {}
+            made: dict[str, Any] = {}
             for position, (name, parameter) in enumerate(parameters.items()):
                 value = _layer_argument(maker, name, x, other, size)
                 if position == 0 and value is None:
@@ -64,6 +64,8 @@ def arguments_of_layer(owner: nn.Module) -> Iterator[dict[str, Any]]:
                 if value is not None or _is_required(parameter):
                     made[name] = value
             yield made
+            if handed_on:
+                yield made | {"attention_mask": None}
             if made.keys() & OTHER_STATES and x.shape == other.shape:
                 yield {name: other if name in OTHER_STATES else value for name, value in made.items()}
             if "position_ids" in made:  # rows and columns

@@ -34,8 +34,9 @@ def page(records: Iterable[Record], every: int) -> str:
         "parameter, merged equals patched (or the merge is refused because a query norm stands between), unmerge and "
         "remove exact. Made by `python tests/attention/sweep.py` and `python tests/attention/coverage.py`.",
         "",
-        f"{counts['no attention']} types have no attention; {counts['not built']} were not built: parts of other "
-        "models, missing packages, configurations that do not shrink.",
+        f"{counts['no attention']} types have no attention; {counts['not built']} were not built, and the last table "
+        "says why: parts of other models, missing packages, configurations that do not shrink. A refused type is "
+        "refused whole: one of its attention modules could not be proven.",
         "",
         "## Held",
         "",
@@ -45,6 +46,8 @@ def page(records: Iterable[Record], every: int) -> str:
     lines += [_row(record) for record in held]
     lines += ["", "## Not patched, or not held", "", "| type | outcome | reason |", "|---|---|---|"]
     lines += [f"| {r['type']} | {r['status']} | {_reason(r)} |" for r in tried if r["status"] != "held"]
+    lines += ["", "## Not built", "", "| type | reason |", "|---|---|"]
+    lines += [f"| {r['type']} | {_reason(r)} |" for r in groups.get("not built", [])]
     return "\n".join(lines) + "\n"
 
 
@@ -58,9 +61,10 @@ def _row(record: Record) -> str:
 
 
 def _reason(record: Record) -> str:
-    text = record.get("reason") or ", ".join(record.get("wrong", [])) or ", ".join(record.get("attention_classes", []))
+    found = ", ".join(record.get("wrong", [])) or ", ".join(record.get("attention_classes", []))
+    text = " ".join(str(record.get("reason") or found).split())
     _, _, after = text.partition(", where ")
-    return (after or text).partition(". Declare its layout")[0].replace("|", "\\|").replace("\n", " ")[:300]
+    return (after or text).partition(". Declare its layout")[0].replace("|", "\\|")[:300]
 
 
 def main() -> None:
