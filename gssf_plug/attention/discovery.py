@@ -21,10 +21,14 @@ from gssf_plug.attention.sites import WeightSite
 from gssf_plug.attention.stimuli import arguments_of, arguments_of_layer, parts_of
 from gssf_plug.errors import ArgumentError, near_matches
 
-__all__ = ["Discovery", "attention_modules", "discover", "select"]
+__all__ = ["Discovery", "Unreached", "attention_modules", "discover", "select"]
 
 ATTEMPTS = 40  # inputs tried per part
 ENOUGH = 3  # of them that reach a module whose layout they do not prove
+
+
+class Unreached(str):
+    """A reason: no example ran the module, so nothing is known of it."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ def _why_refused(proof: Proof, failures: list[str]) -> str:
         tried = "; ".join(dict.fromkeys(proof.tried)) or "no layout fits its widths and numbers of heads"
         return f"no layout was proven (tried: {tried})"
     because = f" (inputs tried: {failures[0]})" if failures else ""
-    return f"no example reached it{because}; pass example_inputs= that run it"
+    return Unreached(f"no example reached it{because}; pass example_inputs= that run it")
 
 
 def _leave_shared(owners: Mapping[str, nn.Module], found: Discovery) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gssf_plug.attention.discovery import attention_modules, discover, select
+from gssf_plug.attention.discovery import Unreached, attention_modules, discover, select
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.layer_metric import CHILD, LayerMetric
 from gssf_plug.attention.layouts import Heads
@@ -207,10 +207,12 @@ def _queries(
         )
     chosen = select(owners, layers)
     queries, refused, left_alone = find_metrics(model, chosen, sites, query_norm, example_inputs)
-    if refused and (sites == "projection" or layers is not None or not queries):
-        raise _refusal(refused, sites)
+    bearable = sites == "score" or all(isinstance(reason, Unreached) for reason in refused.values())
+    if refused and (layers is not None or not queries or not bearable):
+        raise _refusal({name: why for name, why in refused.items() if not isinstance(why, Unreached)} or refused, sites)
     if refused:
-        logger.warning("patch_attention leaves %d attention modules as they are; see summary()", len(refused))
+        first, why = next(iter(refused.items()))
+        logger.warning("patch_attention leaves modules alone (%d), such as '%s': %s", len(refused), first, why)
     return queries, refused | left_alone | {name: "not among `layers`" for name in owners.keys() - chosen.keys()}
 
 

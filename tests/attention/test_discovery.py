@@ -1,4 +1,4 @@
-"""A model is patched whole or not at all, and what needs no metric of its own is left alone with a true reason."""
+"""A module that ran and did not prove refuses the model; what did not run, or needs no metric, is left alone."""
 
 import pytest
 import torch
@@ -102,9 +102,16 @@ class Twofold(nn.Module):
         return self.always(input) + (self.sometimes(input) if both else 0)
 
 
-def test_a_part_that_the_example_does_not_reach_refuses_too() -> None:
+def test_a_part_that_no_example_reaches_is_left_alone_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    patch = patch_attention(Twofold(), block_size=2, example_inputs=X)
+    assert list(patch.layers) == ["always"]
+    assert "no example reached it; pass example_inputs=" in patch.left_alone["sometimes"]
+    assert "leaves modules alone (1), such as 'sometimes': no example reached it" in caplog.text
+    assert "sometimes" in patch.summary()
     with pytest.raises(ArgumentError, match="'sometimes', where no example reached it"):
-        patch_attention(Twofold(), block_size=2, example_inputs=X)
+        patch_attention(Twofold(), block_size=2, example_inputs=X, layers=["always", "sometimes"])
+    with pytest.raises(ArgumentError, match="'sometimes', where no example reached it"):
+        patch_attention(Twofold(), block_size=2, example_inputs=X, layers=["sometimes"])
     assert len(patch_attention(Twofold(), block_size=2, example_inputs=X | {"both": True}).layers) == 2
     assert len(patch_attention(Twofold(), block_size=2).layers) == 2  # run alone
 
