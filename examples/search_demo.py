@@ -59,12 +59,14 @@ class Page:
         metric: a trained metric.
         collection: what to search.
         encoder: what turns queries into features of the collection's kind.
+        starred: say what a star behind a label means; default False.
     """
 
-    def __init__(self, metric: GSSFMetric, collection: Collection, encoder: Encoder) -> None:
+    def __init__(self, metric: GSSFMetric, collection: Collection, encoder: Encoder, *, starred: bool = False) -> None:
         self.metric = metric
         self.collection = collection
         self.encoder = encoder
+        self.starred = starred
 
     def by_words(self, words: str) -> tuple[str, str]:
         """A message and the results, both HTML."""
@@ -94,7 +96,7 @@ class Page:
                     words = gr.Textbox(label="Words", placeholder="cold weather", elem_id="words")
                     ask_words = gr.Button("Search by words", variant="primary", elem_id="search-words")
                 with gr.Column(visible=self.encoder.image is not None):
-                    picture = gr.File(label="An image", file_types=["image"], height=110, elem_id="image")
+                    picture = gr.File(label="An image", file_types=["image"], height=140, elem_id="image")
                     ask_image = gr.Button("Search by image", elem_id="search-image")
             message = gr.HTML(elem_id="message")
             results = gr.HTML(elem_id="results")
@@ -110,8 +112,9 @@ class Page:
         return (
             f"## GSSF beside cosine\nThe same {len(self.collection.labels):,} items and the same frozen features of "
             f"{metric.dim} channels under two similarities. GSSF: {form}, {len(metric.blocks())} blocks, "
-            f"{sum(weight.numel() for weight in metric.parameters()):,} learned numbers. "
-            "A star marks an emoji that was not in training."
+            f"{sum(weight.numel() for weight in metric.parameters()):,} learned numbers. Under each item: the blocks "
+            "of channels that add most to its score, and in brackets what the same block adds under cosine."
+            + (" A star marks an emoji that was not in training." if self.starred else "")
         )
 
     def _found(self, query: object) -> str:
@@ -119,18 +122,23 @@ class Page:
         known = {hit.item for hit in found["cosine"]}
         columns = [
             f'<section data-similarity="{name}"><h3>{name}</h3><ol>'
-            + "".join(self._row(hit, name == "GSSF" and hit.item not in known) for hit in hits)
+            + "".join(self._row(hit, beside=known if name == "GSSF" else None) for hit in hits)
             + "</ol></section>"
             for name, hits in found.items()
         ]
         return f'<div class="found">{"".join(columns)}</div>'
 
-    def _row(self, hit: Hit, new: bool) -> str:
+    def _row(self, hit: Hit, *, beside: set[int] | None) -> str:
+        """One item; `beside` holds what cosine found, None where this is cosine."""
         picture = self.collection.pictures[hit.item]
         shown = f'<img alt="" src="data:image;base64,{base64.b64encode(picture).decode()}">' if picture else ""
-        parts = " · ".join(f"block {block} {part:+.3f} ({plain:+.3f})" for block, part, plain in hit.blocks)
-        label = html.escape(self.collection.labels[hit.item]) + (" <em>(new)</em>" if new else "")
-        return f"<li>{shown}<div><b>{hit.score:.3f}</b> {label}<br><small>{parts}</small></div></li>"
+        parts = [
+            f"block {block} {part:+.3f}" + ("" if beside is None else f" ({plain:+.3f})")
+            for block, part, plain in hit.blocks
+        ]
+        new = " <em>(new)</em>" if beside is not None and hit.item not in beside else ""
+        label = html.escape(self.collection.labels[hit.item]) + new
+        return f"<li>{shown}<div><b>{hit.score:.3f}</b> {label}<br><small>{' · '.join(parts)}</small></div></li>"
 
 
 def read_image(path: str) -> Image.Image:
@@ -168,7 +176,7 @@ def load_page(options: argparse.Namespace) -> Page:
         collection = bundled_collection(every=8 if options.quick else 1)
     else:
         collection = own_collection(options.features, options.labels, metric.dim)
-    return Page(metric, collection, load_encoder(options.model))
+    return Page(metric, collection, load_encoder(options.model), starred=options.features is None)
 
 
 def main() -> None:
