@@ -75,6 +75,8 @@ def cached_backward(
         return value
     accelerator.backward(weight * loss)
     del loss
+    if not _trains_encoders(bare):
+        return value
     for number, (chunk, one) in enumerate(zip(chunks, played, strict=True), start=1):
         last = synchronise and number == len(chunks)
         with one.generators.replayed():
@@ -184,6 +186,13 @@ def _tensors(entry: Any) -> Iterator[Tensor]:
     elif isinstance(entry, Mapping):
         for part in entry.values():
             yield from _tensors(part)
+
+
+def _trains_encoders(objective: Objective) -> bool:
+    """Whether anything but metric and loss has a gradient; features that are computed already have none."""
+    metric = objective.model.metric
+    apart = {id(parameter) for parameter in metric.parameters()} if metric is not None else set()
+    return any(one.requires_grad and id(one) not in apart for one in objective.model.parameters())
 
 
 def _without_ddp(objective: nn.Module) -> Objective:

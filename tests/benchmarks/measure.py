@@ -6,15 +6,17 @@ Run alone on an otherwise idle machine. Ratios carry to other machines far bette
 import ctypes
 import gc
 import random
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
-__all__ = ["Ratio", "interleave", "machine", "peak_megabytes", "ratio"]
+__all__ = ["Ratio", "interleave", "machine", "peak_anonymous", "peak_megabytes", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,46 @@ def peak_megabytes(candidate: Callable[[], object]) -> float:
     Large blocks are taken from and given back to the kernel at once, so the peak is what was live together; and what
     earlier calls freed does not hide what this one takes.
     """
+    with _blocks_given_back(2**20):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        before = _status("VmRSS")
+        result = candidate()
+        high = _status("VmHWM")
+        del result
+    return (high - before) * 1024 / 1e6
+
+
+def peak_anonymous(candidate: Callable[[], object]) -> float:
+    """Likewise of anonymous memory, read every few milliseconds: for small peaks, and for memory maps.
+
+    Pages of files do not count: not a map that is read, nor libraries that a busy machine had put out of memory.
+    """
+    done, seen = threading.Event(), []
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(_status("RssAnon"))
+            time.sleep(0.004)
+
+    with _blocks_given_back(2**16):
+        before, watcher = _status("RssAnon"), threading.Thread(target=watch)
+        watcher.start()
+        candidate()
+        done.set()
+        watcher.join()
+    return (max(seen) - before) * 1024 / 1e6
+
+
+@contextmanager
+def _blocks_given_back(threshold: int) -> Iterator[None]:
+    """The allocator keeps no free block from `threshold` bytes; afterwards as it was."""
     gc.collect()
     libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(M_MMAP_THRESHOLD, 2**20)
+    libc.mallopt(M_MMAP_THRESHOLD, threshold)
     libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _status("VmRSS")
-    result = candidate()
-    high = _status("VmHWM")
-    del result
+    yield
     libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # what glibc grows to by itself; else later timings pay for fresh pages
     libc.mallopt(M_TRIM_THRESHOLD, 2**26)
-    return (high - before) * 1024 / 1e6
 
 
 def machine() -> str:

@@ -9,16 +9,13 @@ process cannot give back to the page cache: anonymous pages, read every few mill
 """
 
 import argparse
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import faiss
 import torch
-from measure import interleave, machine, ratio
+from measure import interleave, machine, peak_anonymous, ratio
 
 from gssf_plug import GSSFMetric
 from gssf_plug.metric import topk
@@ -50,28 +47,6 @@ def flat_index(metric: GSSFMetric, gallery: torch.Tensor) -> faiss.IndexFlatIP:
     for part in gallery.split(50_000):
         index.add(metric.gallery(part.float()).numpy())
     return index
-
-
-def peak_anonymous(candidate: Callable[[], object]) -> float:
-    """Highest anonymous memory during one call beyond that before it, in MB."""
-    done, seen = threading.Event(), []
-
-    def watch() -> None:
-        while not done.is_set():
-            seen.append(anonymous())
-            time.sleep(0.004)
-
-    before, watcher = anonymous(), threading.Thread(target=watch)
-    watcher.start()
-    candidate()
-    done.set()
-    watcher.join()
-    return max(seen) - before
-
-
-def anonymous() -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 @torch.inference_mode()

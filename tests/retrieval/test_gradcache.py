@@ -79,6 +79,13 @@ def test_one_tower_with_a_classifier_and_triplets():
     assert_same(cached(objective, batch, 6), direct(objective, batch, 20))
 
 
+def test_a_metric_on_computed_features():
+    objective = Objective(toy.perturbed(TwoTower(None, None, GSSFMetric(6, block_size=3))), InfoNCE())
+    batch = toy.collate(toy.rows(10))
+    batch["images"] = batch["images"][:, :6]
+    assert_same(cached(objective, batch, 4), direct(objective, batch, 10))
+
+
 def test_fragments_of_different_widths():
     torch.manual_seed(0)
     model = LocalAlignment(nn.Linear(6, 8), nn.Linear(5, 8), metric=GSSFMetric(8, block_size=4))
