@@ -1,7 +1,7 @@
 """Claim: exact top-100 of 1,000 queries in a memory-mapped 1,000,000 × 512 float16 gallery, at least as fast as faiss.
 
 python tests/benchmarks/search.py             # some minutes, 1 GB of disk, 4 GB of memory for faiss
-python tests/benchmarks/search.py --small     # a tenth of the gallery
+python tests/benchmarks/search.py --small     # a tenth of the gallery; --items for any other size
 
 `topk` scores in float32 under a trained metric and holds one chunk; faiss `IndexFlatIP` holds the gallery as float32
 in memory and is asked with the folded queries. Both use the same number of threads, interleaved. Memory is what a
@@ -53,9 +53,10 @@ def flat_index(metric: GSSFMetric, gallery: torch.Tensor) -> faiss.IndexFlatIP:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    items = 100_000 if options.small else 1_000_000
+    items = 100_000 if options.small else options.items
     faiss.omp_set_num_threads(torch.get_num_threads())
     with TemporaryDirectory() as folder:
         gallery, metric = write_gallery(Path(folder) / "gallery.bin", items), trained_metric()
