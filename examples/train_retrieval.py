@@ -70,7 +70,12 @@ def run(recipe: Recipe) -> Mapping[str, float]:
     folder = Path(recipe.training.output_dir)
     trainer.save_model(folder / "model", model_card_kwargs={"data": recipe.data.dataset, "measures": measures})
     if main:
-        results = {"recipe": recipe.name, "test": measures, "rows that could not be read": skipped}
+        results = {
+            "recipe": recipe.name,
+            "test": measures,
+            "rows that could not be read": skipped,
+            "processes": trainer.accelerator.num_processes,
+        }
         (folder / "results.json").write_text(json.dumps(results, indent=1))
         print("\n".join(f"{name:16} {value:8.2f}" for name, value in measures.items()))
         if skipped:
