@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from sweep import CACHE
 from tiny import model_types
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,7 @@ def _row(record: Record) -> str:
 def _reason(record: Record) -> str:
     found = ", ".join(record.get("wrong", [])) or ", ".join(record.get("attention_classes", []))
     text = " ".join(str(record.get("reason") or found).split())
+    text = text.replace(f"{Path(transformers.__file__).parents[1]}/", "")  # where this machine keeps its packages
     _, _, after = text.partition(", where ")
     return (after or text).partition(". Declare its layout")[0].replace("|", "\\|")[:300]
 
@@ -71,7 +73,7 @@ def _reason(record: Record) -> str:
 def main() -> None:
     """Read the sweep's log, write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, default=Path("/work/cache/attention_sweep.jsonl"))
+    parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "attention_coverage.md")
     options = parser.parse_args()
     records = map(json.loads, options.cache.read_text().splitlines())

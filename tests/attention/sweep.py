@@ -27,6 +27,7 @@ from gssf_plug.attention.stimuli import arguments_of, arguments_of_layer, parts_
 from gssf_plug.errors import GSSFError
 
 SECONDS, GIGABYTES = 40, 40
+CACHE = Path("outputs/attention_sweep.jsonl")
 
 
 def tensors(output: object) -> list[Tensor]:
@@ -197,7 +198,7 @@ def isolated(model_type: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*")
-    parser.add_argument("--cache", type=Path, default=Path("/work/cache/attention_sweep.jsonl"))
+    parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--redo", action="store_true", help="run again what did not hold")
     arguments = parser.parse_args()
     if arguments.types:
