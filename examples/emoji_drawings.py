@@ -110,11 +110,16 @@ def variants() -> list[Variant]:
 def build_model(metric: GSSFMetric | None, seed: int) -> OneTower:
     """A small CNN and BNNeck; the same start for the same seed, whatever the metric."""
     torch.manual_seed(seed)
+    return OneTower(Tower(small_cnn((24, 48, 96, 192), SIZE, WIDTH), projection=BNNeck(WIDTH)), metric)
+
+
+def small_cnn(channels: Sequence[int], size: int, width: int) -> nn.Sequential:
+    """Strided convolutions, each halving the image, and a linear layer: (N, 3, size, size) -> (N, width)."""
     layers: list[nn.Module] = []
-    for inputs, outputs in ((3, 24), (24, 48), (48, 96), (96, 192)):
+    for inputs, outputs in zip((3, *channels), channels, strict=False):
         layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-    encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(192 * (SIZE // 16) ** 2, WIDTH))
-    return OneTower(Tower(encoder, projection=BNNeck(WIDTH)), metric)
+        size = (size + 1) // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * size**2, width))
 
 
 def make_trainer(

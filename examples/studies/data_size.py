@@ -17,7 +17,7 @@ from runs import finished
 from gssf_plug.retrieval.plots import plot_curves
 from studies.grid import fill, parser, table
 from studies.tasks import load_task
-from studies.training import ROWS
+from studies.training import LOSSES, ROWS
 
 SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)
 NAMES = ("cosine", "Diag", "B-Diag 16", "B-Diag 64", "full")
@@ -34,7 +34,7 @@ def main() -> None:
         task, rows = load_task(name, options.cache), {row: ROWS[row] for row in names}
         for share in SHARES[:2] if options.quick else SHARES:
             log = options.output / f"{name}-{share:.4f}.jsonl"
-            fill(log, task, rows, "softmax", seeds, heads=False, fraction=share)
+            fill(log, task, rows, LOSSES["softmax"], seeds, encoder="frozen", fraction=share)
             queries = int(share * len(task.splits["train"].queries))
             texts.append(table(finished(log), f"{name}, about {queries} training queries", "cosine"))
         draw(options.output, name, names, options.quick)

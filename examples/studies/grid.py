@@ -12,7 +12,7 @@ from runs import append, finished
 from torch import nn
 
 from studies.tasks import Task
-from studies.training import LOSSES, Options, train
+from studies.training import Options, train
 
 __all__ = ["Runs", "fill", "paired", "parser", "spread", "table"]
 
@@ -24,7 +24,7 @@ def fill(
     log: Path,
     task: Task,
     rows: Mapping[str, Callable[[Options], nn.Module]],
-    loss: str,
+    loss: Callable[[], nn.Module],
     seeds: int,
     *,
     rates: Sequence[float] = RATES,
@@ -36,7 +36,7 @@ def fill(
         log: one JSON line per run.
         task: features and splits.
         rows: makes the metric, by name.
-        loss: "hinge" or "softmax".
+        loss: makes the loss.
         seeds: 0 … seeds - 1; the rate of a row is the best of `rates` on validation data with seed 0.
         rates: learning rates of the metric.
         options: of `train`.
@@ -47,9 +47,7 @@ def fill(
             if (name, seed) in done:
                 continue
             asked = rates if seed == 0 else (done[name, 0]["rate"],)
-            runs = [
-                train(task, build, LOSSES[loss](), seed=seed, rate=rate, **options) | {"rate": rate} for rate in asked
-            ]
+            runs = [train(task, build, loss(), seed=seed, rate=rate, **options) | {"rate": rate} for rate in asked]
             append(log, name, seed, max(runs, key=lambda run: run["validation"]))
     return finished(log)
 

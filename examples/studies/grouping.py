@@ -17,7 +17,7 @@ from gssf_plug import GSSFMetric
 from gssf_plug.metric import group_channels
 from studies.grid import fill, parser, table
 from studies.tasks import Task, load_task
-from studies.training import ROWS, Options
+from studies.training import LOSSES, ROWS, Options
 
 BLOCK = 16
 
@@ -31,7 +31,7 @@ def main() -> None:
     texts = []
     for name in tasks:
         task, log = load_task(name, options.cache), options.output / f"{name}.jsonl"
-        fill(log, task, rows(task), "softmax", seeds, heads=False)
+        fill(log, task, rows(task), LOSSES["softmax"], seeds, encoder="frozen")
         texts.append(table(finished(log), f"{name}, B-Diag {BLOCK}", "contiguous"))
     (options.output / "grouping.md").write_text("\n\n".join(texts) + "\n")
     print("\n\n".join(texts))

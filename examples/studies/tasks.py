@@ -1,11 +1,12 @@
-"""The retrieval tasks of the studies: frozen features of the bundled emoji data, three splits, no emoji in two of them.
+"""The retrieval tasks of the studies on the bundled emoji data: three splits, no emoji in two of them.
 
     text            keyword → emoji name, MiniLM on both sides (384 wide)
     image-text      drawing → caption, MobileNetV2 (1280) and MiniLM (384); only with trained heads, which share a width
     re-id           drawing → the same emoji by another vendor; drawings by the query's own vendor are taken out
     fine-grained    drawing → the same emoji, itself taken out; five vendors, measured on classes never trained on
 
-Features are computed once, into --cache (five minutes), and every study reads them from there.
+Drawings come as frozen features, or as 24×24 pixels where an encoder is trained from scratch. Both are computed once,
+into --cache (five minutes), and every study reads them from there.
 """
 
 from collections.abc import Callable
@@ -18,15 +19,19 @@ from pretrained import embed_images, embed_texts
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["TASKS", "Split", "Task", "average_precision", "load_task"]
+from gssf_plug.retrieval.data.images import image_tensor
+
+__all__ = ["PIXELS", "TASKS", "Split", "Task", "average_precision", "load_task"]
+
+PIXELS = 24  # width and height of a drawing for an encoder from scratch
 
 
 @dataclass(frozen=True)
 class Split:
-    """Queries N, gallery M, what belongs together, and what is taken out of a ranking."""
+    """Queries N, gallery M, what belongs together, and what is taken out of a ranking; a drawing may be pixels."""
 
-    queries: Tensor  # (N, D)
-    gallery: Tensor  # (M, E)
+    queries: Tensor  # (N, D) or (N, 3, PIXELS, PIXELS)
+    gallery: Tensor  # (M, E) or (M, 3, PIXELS, PIXELS)
     relevant: Tensor  # (N, M) boolean
     hidden: Tensor  # (N, M) boolean
 
@@ -40,10 +45,11 @@ class Task:
     splits: dict[str, Split]
 
 
-def load_task(name: str, cache: Path) -> Task:
-    """The task with its features; computes and keeps them at the first call."""
-    build = TASKS[name]
-    return Task(name, name in ("re-id", "fine-grained"), {split: build(split, cache) for split in SPLITS})
+def load_task(name: str, cache: Path, *, pixels: bool = False) -> Task:
+    """The task with its features, or with the pixels of its drawings; computes and keeps them at the first call."""
+    drawings = _pixels if pixels else _image_features
+    splits = {split: TASKS[name](split, cache, drawings) for split in SPLITS}
+    return Task(name, name in ("re-id", "fine-grained"), splits)
 
 
 def average_precision(scores: Tensor, split: Split) -> Tensor:
@@ -56,7 +62,10 @@ def average_precision(scores: Tensor, split: Split) -> Tensor:
     return 100 * ((precision * right).sum(1) / count.clamp_min(1))[count > 0]
 
 
-def _text(split: str, cache: Path) -> Split:
+Drawings = Callable[[Path], dict[str, Tensor]]
+
+
+def _text(split: str, cache: Path, _: Drawings) -> Split:
     emoji = _emoji(split)
     vectors = _text_features(cache)
     keywords = sorted({keyword for row in emoji for keyword in row["keywords"]})
@@ -69,8 +78,8 @@ def _text(split: str, cache: Path) -> Split:
     return Split(queries, gallery, relevant, torch.zeros_like(relevant))
 
 
-def _image_text(split: str, cache: Path) -> Split:
-    rows, images = _drawings(split, cache)
+def _image_text(split: str, cache: Path, drawings: Drawings) -> Split:
+    rows, images = _drawn(split, drawings(cache))
     vectors = _text_features(cache)
     captions = sorted({(row["label"], row["captions"][0]) for row in _emoji(split)})
     labels, texts = torch.tensor([label for label, _ in captions]), [vectors[text] for _, text in captions]
@@ -78,19 +87,19 @@ def _image_text(split: str, cache: Path) -> Split:
     return Split(images, torch.stack(texts), relevant, torch.zeros_like(relevant))
 
 
-def _re_id(split: str, cache: Path) -> Split:
-    rows, images = _drawings(split, cache)
+def _re_id(split: str, cache: Path, drawings: Drawings) -> Split:
+    rows, images = _drawn(split, drawings(cache))
     same, camera = (rows[name][:, None] == rows[name] for name in ("label", "camera"))
     return Split(images, images, same & ~camera, same & camera)
 
 
-def _fine_grained(split: str, cache: Path) -> Split:
-    rows, images = _drawings(split, cache, [vendor for vendor in VENDORS if vendor != "fluent-flat"])
+def _fine_grained(split: str, cache: Path, drawings: Drawings) -> Split:
+    rows, images = _drawn(split, drawings(cache), [vendor for vendor in VENDORS if vendor != "fluent-flat"])
     same, itself = rows["label"][:, None] == rows["label"], torch.eye(len(images), dtype=torch.bool)
     return Split(images, images, same & ~itself, itself)
 
 
-TASKS: dict[str, Callable[[str, Path], Split]] = {
+TASKS: dict[str, Callable[[str, Path, Drawings], Split]] = {
     "text": _text,
     "image-text": _image_text,
     "re-id": _re_id,
@@ -104,11 +113,13 @@ def _emoji(split: str) -> list[dict]:
     return list({row["label"]: row for row in columns}.values())
 
 
-def _drawings(split: str, cache: Path, vendors: list[str] | None = None) -> tuple[dict[str, Tensor], Tensor]:
+def _drawn(
+    split: str, drawings: dict[str, Tensor], vendors: list[str] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
     rows = load_emoji(split)
     kept = torch.tensor([vendor in (vendors or VENDORS) for vendor in rows["vendor"]])
     columns = {name: torch.tensor(rows[name])[kept] for name in ("label", "camera")}
-    return columns, _image_features(cache)[split].float()[kept]
+    return columns, drawings[split][kept].float()
 
 
 def _image_features(cache: Path) -> dict[str, Tensor]:
@@ -117,6 +128,19 @@ def _image_features(cache: Path) -> dict[str, Tensor]:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({split: embed_images(list(load_emoji(split)["image"])).half() for split in SPLITS}, path)
     return load_file(path)
+
+
+def _pixels(cache: Path) -> dict[str, Tensor]:
+    """Pixels between 0 and 1."""
+    path = cache / f"pixels{PIXELS}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = {
+            split: torch.stack([image_tensor(image, PIXELS) for image in load_emoji(split)["image"]])
+            for split in SPLITS
+        }
+        save_file(drawn, path)
+    return {split: pixels.float() / 255 for split, pixels in load_file(path).items()}
 
 
 def _text_features(cache: Path) -> dict[str, Tensor]:

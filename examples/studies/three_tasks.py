@@ -1,4 +1,4 @@
-"""What is the metric worth, and when: tasks × {frozen features, trained heads} × {hinge, softmax} × structures.
+"""What is the metric worth, and when: tasks × {frozen features, heads, encoder from scratch} × losses × structures.
 
     cd examples
     python -m studies.three_tasks --workers 2              # the better part of an hour on two cores; resumable
@@ -31,6 +31,9 @@ CELLS = [
     ("text", "heads"),
     ("re-id", "heads"),
     ("fine-grained", "heads"),
+    ("re-id", "scratch"),
+    ("image-text", "scratch"),
+    ("fine-grained", "scratch"),
 ]
 
 
@@ -50,7 +53,8 @@ def run_cell(task: str, state: str, loss: str, options: argparse.Namespace) -> N
     torch.set_num_threads(1)
     rows = dict(list(ROWS.items())[: 3 if options.quick else None])
     log = log_of(options.output, task, state, loss)
-    fill(log, load_task(task, options.cache), rows, loss, options.seeds, heads=state == "heads")
+    loaded = load_task(task, options.cache, pixels=state == "scratch")
+    fill(log, loaded, rows, LOSSES[loss], options.seeds, encoder=state)
 
 
 def log_of(output: Path, task: str, state: str, loss: str) -> Path:

@@ -1,4 +1,4 @@
-"""One training of a study: a metric over frozen features, with or without a trained head; chosen on validation data.
+"""One training of a study: a metric over frozen features, beside a trained head, or beside an encoder from scratch.
 
 Every row trains the same 300 steps of 256 pairs. Its rate is the better of two and its step the best of three, both by
 validation mAP; the test split is measured once per seed with what was chosen.
@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 
 import torch
 from baselines import FixedCosine, LowRank, ScaledCosine
+from emoji_drawings import small_cnn
 from torch import Tensor, nn
 
 from gssf_plug import GSSFMetric
 from gssf_plug.losses import Hinge, InfoNCE
-from studies.tasks import Split, Task, average_precision
+from studies.tasks import PIXELS, Split, Task, average_precision
 
 __all__ = ["LOSSES", "ROWS", "Scorer", "train"]
 
 STEPS, BATCH, LOOKS = 300, 256, 3
-HEAD_WIDTH, HEAD_RATE = 256, 1e-3
+CHANNELS, WIDTH, ENCODER_RATE = (16, 32, 64, 128), 256, 1e-3
 LOSSES: dict[str, Callable[[], nn.Module]] = {"hinge": Hinge, "softmax": InfoNCE}
 
 
@@ -47,21 +48,21 @@ ROWS: dict[str, Callable[[Options], nn.Module]] = {
 
 
 class Scorer(nn.Module):
-    """Heads, where there are any, and the metric.
+    """Encoders and the metric.
 
     Args:
         metric: the last step.
-        heads: one module per side, the same one twice in tasks of one kind of item.
+        encoders: one module per side, the same one twice in tasks of one kind of item.
     """
 
-    def __init__(self, metric: nn.Module, heads: tuple[nn.Module, nn.Module]) -> None:
+    def __init__(self, metric: nn.Module, encoders: tuple[nn.Module, nn.Module]) -> None:
         super().__init__()
         self.metric = metric
-        self.query_head, self.gallery_head = heads
+        self.query_encoder, self.gallery_encoder = encoders
 
     def forward(self, queries: Tensor, gallery: Tensor) -> Tensor:
-        """(N, D), (M, E) -> (N, M)."""
-        return self.metric(self.query_head(queries), self.gallery_head(gallery))
+        """(N, ...), (M, ...) -> (N, M)."""
+        return self.metric(self.query_encoder(queries), self.gallery_encoder(gallery))
 
 
 def train(
@@ -69,11 +70,13 @@ def train(
     build: Callable[[Options], nn.Module],
     loss: nn.Module,
     *,
-    heads: bool,
+    encoder: str,
     seed: int,
     rate: float,
     penalty: float = 0.0,
-    delay: int = 0,
+    metric_from: int = 0,
+    encoder_from: int = 0,
+    encoder_until: int = STEPS,
     fraction: float = 1.0,
 ) -> dict[str, Any]:
     """Train one row; its mAP on validation and test, per query on test, parameters and seconds.
@@ -82,28 +85,34 @@ def train(
         task: features and splits.
         build: makes the metric.
         loss: on a score matrix.
-        heads: train linear heads along (else features are frozen and the metric is all that learns).
-        seed: of batches and of heads.
+        encoder: "frozen", the metric is all that learns; "heads", linear ones over frozen features; "scratch", a small
+            CNN over pixels, which the task must then hold.
+        seed: of batches and of encoders.
         rate: of the metric.
         penalty: weight of the metric's distance from neutral.
-        delay: steps before the metric trains.
+        metric_from: steps before the metric trains.
+        encoder_from: steps before the encoder trains.
+        encoder_until: steps after which it does not any more.
         fraction: share of the training queries.
     """
     torch.manual_seed(seed)
-    began, scorer = time.perf_counter(), _scorer(task, build, heads)
+    began, scorer = time.perf_counter(), _scorer(task, build, encoder)
     metric = list(scorer.metric.parameters())
-    others = [*scorer.query_head.parameters(), *scorer.gallery_head.parameters(), *loss.parameters()]
-    groups = [{"params": metric, "lr": rate}, {"params": list(dict.fromkeys(others)), "lr": HEAD_RATE}]
+    encoders = list(dict.fromkeys([*scorer.query_encoder.parameters(), *scorer.gallery_encoder.parameters()]))
+    groups = [{"params": metric, "lr": rate}, {"params": [*encoders, *loss.parameters()], "lr": ENCODER_RATE}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]] or [nn.Parameter(torch.zeros(()))])
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
-    looks = [(_mean_ap(scorer, task.splits["validation"]), 0, _copy(scorer))] if not heads else []
-    learns = bool(metric) or heads
+    frozen = encoder == "frozen"
+    looks = [(_mean_ap(scorer, task.splits["validation"]), 0, _copy(scorer))] if frozen else []
+    learns = bool(metric) or not frozen
     for step, (queries, gallery, relevant, hidden) in enumerate(_batches(task.splits["train"], fraction), start=1):
         if not learns:
             break
         for parameter in metric:
-            parameter.requires_grad_(step > delay)
+            parameter.requires_grad_(step > metric_from)
+        for parameter in encoders:
+            parameter.requires_grad_(encoder_from < step <= encoder_until)
         value = loss(scorer(queries, gallery), relevant, forbidden=hidden)
         if penalty and isinstance(scorer.metric, GSSFMetric):
             value = value + penalty * scorer.metric.penalty()
@@ -128,16 +137,15 @@ def train(
     }
 
 
-def _scorer(task: Task, build: Callable[[Options], nn.Module], heads: bool) -> Scorer:
-    train_split = task.splits["train"]
-    widths = train_split.queries.shape[1], train_split.gallery.shape[1]
+def _scorer(task: Task, build: Callable[[Options], nn.Module], encoder: str) -> Scorer:
+    sides = task.splits["train"].queries, task.splits["train"].gallery
     constraint = "symmetric" if task.one_sided else None
-    if not heads:
-        return Scorer(build(Options(widths[0], constraint)), (nn.Identity(), nn.Identity()))
-    made = [nn.Linear(width, HEAD_WIDTH) for width in widths]
+    if encoder == "frozen":
+        return Scorer(build(Options(sides[0].shape[1], constraint)), (nn.Identity(), nn.Identity()))
+    made = [small_cnn(CHANNELS, PIXELS, WIDTH) if side.ndim == 4 else nn.Linear(side.shape[1], WIDTH) for side in sides]
     if task.name != "image-text":
         made[1] = made[0]  # one encoder for both sides
-    return Scorer(build(Options(HEAD_WIDTH, constraint)), (made[0], made[1]))
+    return Scorer(build(Options(WIDTH, constraint)), (made[0], made[1]))
 
 
 def _batches(split: Split, fraction: float) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -152,7 +160,9 @@ def _batches(split: Split, fraction: float) -> Iterator[tuple[Tensor, Tensor, Te
 
 @torch.no_grad()
 def _scores(scorer: Scorer, split: Split) -> Tensor:
-    return scorer(split.queries, split.gallery)
+    scores = scorer.eval()(split.queries, split.gallery)
+    scorer.train()
+    return scores
 
 
 def _mean_ap(scorer: Scorer, split: Split) -> float:
