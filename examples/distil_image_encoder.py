@@ -162,6 +162,7 @@ def main() -> None:
     run = partial(distil, accelerator, train, held, (cache, teacher_features(other)), options.epochs)
     accelerator.wait_for_everyone()
     tabulate(options, "none (classification)", run, accelerator.is_main_process)
+    accelerator.end_training()
 
 
 def parse_options() -> argparse.Namespace:

@@ -80,6 +80,7 @@ def run(recipe: Recipe) -> Mapping[str, float]:
         print("\n".join(f"{name:16} {value:8.2f}" for name, value in measures.items()))
         if skipped:
             print(f"{skipped} rows could not be read and were left out; each is named above and in the log.")
+    trainer.accelerator.end_training()
     return measures
 
 

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import set_seed
 from pytorch_metric_learning import losses, miners
 from retrieval.toy import perturbed_one_tower, perturbed_two_towers
@@ -132,3 +132,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
     torch.set_num_threads(1)
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    PartialState().destroy_process_group()

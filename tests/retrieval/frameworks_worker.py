@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from retrieval import frameworks, toy
 from torch import nn
 
@@ -66,3 +66,4 @@ if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="No device id is provided via `init_process_group` or `barrier")
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    PartialState().destroy_process_group()

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from retrieval import toy
 
 from gssf_plug.losses import BatchHardTriplet
@@ -93,3 +94,4 @@ if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="No device id is provided via `init_process_group` or `barrier")
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    PartialState().destroy_process_group()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from retrieval import toy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -67,3 +67,4 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", message="No device id is provided via `init_process_group` or `barrier")
     torch.set_num_threads(1)
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    PartialState().destroy_process_group()
