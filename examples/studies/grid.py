@@ -16,7 +16,7 @@ from studies.training import Options, train
 
 __all__ = ["Runs", "fill", "paired", "parser", "spread", "table"]
 
-RATES = (1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 Runs = Mapping[tuple[str, int], Mapping[str, Any]]
 
 

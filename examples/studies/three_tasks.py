@@ -4,7 +4,7 @@
     python -m studies.three_tasks --workers 2              # the better part of an hour on two cores; resumable
     python -m studies.three_tasks --quick                  # seconds: one task, three rows, one seed
 
-The rate of each row is the better of two on validation data with seed 0; five seeds; test data are measured once per
+The rate of each row is the best of three on validation data with seed 0; five seeds; test data are measured once per
 seed. Each table shows mean ± sd over seeds, the gain over cosine with a learned scale, and p of a paired test over
 queries.
 """

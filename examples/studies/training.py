@@ -1,6 +1,6 @@
 """One training of a study: a metric over frozen features, beside a trained head, or beside an encoder from scratch.
 
-Every row trains the same 300 steps of 256 pairs. Its rate is the better of two and its step the best of three, both by
+Every row trains the same 300 steps of 256 pairs. Its rate is the best of three and its step the best of three, both by
 validation mAP; the test split is measured once per seed with what was chosen.
 """
 
