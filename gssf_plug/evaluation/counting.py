@@ -22,7 +22,7 @@ from gssf_plug.evaluation.matches import Matches
 
 __all__ = ["Ranked", "Tally", "checked_ranks", "query_chunks", "rank_positives"]
 
-SCORES_AT_ONCE = 2_097_152  # of one chunk: 8 MB in float32
+SCORES_AT_ONCE = 8_388_608  # of one chunk: 32 MB in float32; in smaller ones the product repacks the gallery too often
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def query_chunks(queries: int, gallery: int, query_chunk: int | None) -> list[sl
     Args:
         queries: how many there are.
         gallery: scores per query.
-        query_chunk: queries in a chunk; None takes as many as 8 MB of float32 scores hold.
+        query_chunk: queries in a chunk; None takes as many as 32 MB of float32 scores hold.
     """
     size = query_chunk if query_chunk is not None else max(1, SCORES_AT_ONCE // max(1, gallery))
     if size < 1:
