@@ -5,7 +5,7 @@
     re-id           drawing → the same emoji by another vendor; drawings by the query's own vendor are taken out
     fine-grained    drawing → the same emoji, itself taken out; five vendors, measured on classes never trained on
 
-Drawings come as frozen features, or as 24×24 pixels where an encoder is trained from scratch. Both are computed once,
+Drawings come as frozen features, or as 16×16 pixels where an encoder is trained from scratch. Both are computed once,
 into --cache (five minutes), and every study reads them from there.
 """
 
@@ -23,7 +23,7 @@ from gssf_plug.retrieval.data.images import image_tensor
 
 __all__ = ["PIXELS", "TASKS", "Split", "Task", "average_precision", "load_task"]
 
-PIXELS = 24  # width and height of a drawing for an encoder from scratch
+PIXELS = 16  # width and height of a drawing for an encoder from scratch
 
 
 @dataclass(frozen=True)

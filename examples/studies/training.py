@@ -17,10 +17,10 @@ from gssf_plug import GSSFMetric
 from gssf_plug.losses import Hinge, InfoNCE
 from studies.tasks import PIXELS, Split, Task, average_precision
 
-__all__ = ["LOSSES", "ROWS", "Scorer", "train"]
+__all__ = ["LOSSES", "ROWS", "Scorer", "mean_ap", "measured", "train"]
 
 STEPS, BATCH, LOOKS = 300, 256, 3
-CHANNELS, WIDTH, ENCODER_RATE = (16, 32, 64, 128), 256, 1e-3
+CHANNELS, WIDTH, ENCODER_RATE = (16, 32, 64), 256, 1e-3
 LOSSES: dict[str, Callable[[], nn.Module]] = {"hinge": Hinge, "softmax": InfoNCE}
 
 
@@ -104,7 +104,7 @@ def train(
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
     frozen = encoder == "frozen"
-    looks = [(_mean_ap(scorer, task.splits["validation"]), 0, _copy(scorer))] if frozen else []
+    looks = [(mean_ap(scorer, task.splits["validation"]), 0, _copy(scorer))] if frozen else []
     learns = bool(metric) or not frozen
     for step, (queries, gallery, relevant, hidden) in enumerate(_batches(task.splits["train"], fraction), start=1):
         if not learns:
@@ -120,17 +120,12 @@ def train(
         value.backward()
         optimizer.step()
         if step % (STEPS // LOOKS) == 0:
-            looks.append((_mean_ap(scorer, task.splits["validation"]), step, _copy(scorer)))
+            looks.append((mean_ap(scorer, task.splits["validation"]), step, _copy(scorer)))
     best, step, weights = max(looks, key=lambda look: look[0])
     scorer.load_state_dict(weights)
-    scores = _scores(scorer, task.splits["test"])
-    per_query = average_precision(scores, task.splits["test"])
     return {
         "validation": best,
-        "mAP": per_query.mean().item(),
-        "per_query": [round(value, 2) for value in per_query.tolist()],
-        "hubness": _hubness(scores),
-        "asymmetry": _asymmetry(scorer.metric),
+        **measured(scorer, task.splits["test"]),
         "parameters": sum(parameter.numel() for parameter in metric),
         "step": step,
         "seconds": time.perf_counter() - began,
@@ -165,7 +160,20 @@ def _scores(scorer: Scorer, split: Split) -> Tensor:
     return scores
 
 
-def _mean_ap(scorer: Scorer, split: Split) -> float:
+def measured(scorer: Scorer, split: Split) -> dict[str, Any]:
+    """MAP, AP of each query, hubness and asymmetry."""
+    scores = _scores(scorer, split)
+    per_query = average_precision(scores, split)
+    return {
+        "mAP": per_query.mean().item(),
+        "per_query": [round(value, 2) for value in per_query.tolist()],
+        "hubness": _hubness(scores),
+        "asymmetry": _asymmetry(scorer.metric),
+    }
+
+
+def mean_ap(scorer: Scorer, split: Split) -> float:
+    """MAP of what is there now, in %."""
     return average_precision(_scores(scorer, split), split).mean().item()
 
 

@@ -66,7 +66,7 @@ def test_paired_test_finds_a_gain_and_no_gain() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", ["data_size", "grouping", "softmax", "transfer"])
+@pytest.mark.parametrize("study", ["three_tasks", "data_size", "grouping", "softmax", "transfer"])
 def test_study_makes_its_table(study: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, training = importlib.import_module(f"studies.{study}"), importlib.import_module("studies.training")
     monkeypatch.setattr(training, "STEPS", 4)
