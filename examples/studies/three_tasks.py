@@ -61,7 +61,7 @@ def run_cell(task: str, state: str, loss: str, options: argparse.Namespace) -> N
     log = log_of(options.output, task, state, loss)
     loaded = load_task(task, options.cache, pixels=state == "scratch")
     fill(log, loaded, rows, LOSSES[loss], options.seeds, encoder=state)
-    for name, by_pairs in WHITENINGS.items() if state == "frozen" and not options.quick else ():
+    for name, by_pairs in WHITENINGS.items() if state == "frozen" else ():
         if (name, 0) not in finished(log):
             run = whiten(loaded, by_pairs)  # nothing is drawn at random: the same for every seed
             for seed in range(options.seeds):

@@ -9,7 +9,9 @@ import torch
 from data.emoji import SPLITS, load_emoji
 from safetensors.torch import save_file
 from studies.grid import paired
-from studies.tasks import Split, average_precision, load_task
+from studies.tasks import Split, Task, average_precision, load_task
+from studies.whitening import whiten
+from torch.nn.functional import normalize
 
 WIDTH = 64
 
@@ -63,6 +65,24 @@ def test_paired_test_finds_a_gain_and_no_gain() -> None:
     gain, p = paired(runs, "c", "a")
     assert gain == pytest.approx(1.0, abs=0.2)
     assert p < 1e-6
+
+
+def test_whitening_finds_what_noise_along_one_direction_hides() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def split() -> Split:
+        rows = torch.randn(60, 1, 8, generator=generator) + 0.1 * torch.randn(60, 4, 8, generator=generator)
+        rows[..., 0] = 20 * torch.randn(60, 4, generator=generator)
+        features, labels = rows.flatten(0, 1), torch.arange(60).repeat_interleave(4)
+        return Split(features, features, labels[:, None] == labels, torch.eye(240, dtype=torch.bool))
+
+    task = Task("re-id", one_sided=True, splits={name: split() for name in SPLITS})
+    test = task.splits["test"]
+    cosine = average_precision(normalize(test.queries, dim=1) @ normalize(test.gallery, dim=1).T, test).mean()
+    found = {by_pairs: whiten(task, by_pairs) for by_pairs in (False, True)}
+    assert found[False]["mAP"] > cosine + 5
+    assert found[True]["mAP"] > found[False]["mAP"] + 5
+    assert len(found[True]["per_query"]) == 240
 
 
 @pytest.mark.slow
