@@ -14,7 +14,7 @@ from torch import nn
 from studies.tasks import Task
 from studies.training import Options, train
 
-__all__ = ["Runs", "fill", "paired", "parser", "spread", "table"]
+__all__ = ["Runs", "beside", "fill", "paired", "parser", "spread", "table"]
 
 RATES = (1e-3, 3e-3, 1e-2)
 Runs = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -59,8 +59,23 @@ def table(runs: Runs, title: str, baseline: str) -> str:
         rows = [run for (other, _), run in runs.items() if other == name]
         gain, p = paired(runs, name, baseline)
         cells = [f"{rows[0]['parameters']:,}", spread([row["mAP"] for row in rows])]
-        cells += ["", ""] if name == baseline else [f"{gain:+.2f}", f"{p:.1e}"]
+        cells += ["", ""] if name == baseline else [f"{gain:+.2f}", chance(p)]
         lines.append(f"| {name} | {' | '.join(cells)} | {mean(row['hubness'] for row in rows):.2f} |")
+    return "\n".join(lines)
+
+
+def beside(runs: Mapping[str, Runs], title: str, baseline: str) -> str:
+    """One Markdown table for several losses: of each mAP, gain over `baseline` with its p, and hubness."""
+    head = " | ".join(f"{loss}: mAP | over {baseline} (p) | hubness" for loss in runs)
+    lines = [f"**{title}**", "", f"| | parameters | {head} |", "|---|" + "---:|" * (1 + 3 * len(runs))]
+    for name in dict.fromkeys(name for log in runs.values() for name, _ in log):
+        cells = []
+        for log in runs.values():
+            rows = [run for (other, _), run in log.items() if other == name]
+            gain, p = paired(log, name, baseline)
+            told = "" if name == baseline else f"{gain:+.2f} ({chance(p)})"
+            cells += [spread([row["mAP"] for row in rows]), told, f"{mean(row['hubness'] for row in rows):.2f}"]
+        lines.append(f"| {name} | {rows[0]['parameters']:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -76,6 +91,11 @@ def paired(runs: Runs, ours: str, other: str) -> tuple[float, float]:
     gap = torch.stack(gaps).mean(0)
     error = (gap.std() / len(gap) ** 0.5).item()
     return gap.mean().item(), math.erfc(abs(gap.mean().item()) / error / 2**0.5) if error else 1.0
+
+
+def chance(p: float) -> str:
+    """A p-value; queries about one emoji are not quite independent, so the tiniest are not told apart."""
+    return f"{p:.2g}" if p >= 1e-4 else "<0.0001"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from runs import append, finished
 
-from studies.grid import fill, parser, table
+from studies.drawing import plot_gains
+from studies.grid import Runs, beside, fill, parser
 from studies.tasks import load_task
 from studies.training import LOSSES, ROWS
 from studies.whitening import WHITENINGS, whiten
@@ -49,9 +50,28 @@ def main() -> None:
     else:
         with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
             pool.starmap(run_cell, work, chunksize=1)
-    text = "\n\n".join(table(finished(log_of(options.output, *cell)), " · ".join(cell), BASELINE) for cell in cells)
+    pairs = list(dict.fromkeys((task, state) for task, state, _ in cells))
+    text = "\n\n".join(beside(logs_of(options.output, *pair), " · ".join(pair), BASELINE) for pair in pairs)
     (options.output / "three_tasks.md").write_text(text + "\n")
     print(text)
+    draw(options.output, pairs)
+
+
+def draw(output: Path, cells: list[tuple[str, str]]) -> None:
+    """Gains of every structure, one picture per kind of encoder."""
+    for state in dict.fromkeys(state for _, state in cells):
+        panels = {}
+        for task in (task for task, other in cells if other == state):
+            panels[task] = {loss: scores_of(runs) for loss, runs in logs_of(output, task, state).items()}
+        plot_gains(panels, BASELINE).savefig(output / f"gains_{state}.png", dpi=110)
+
+
+def scores_of(runs: Runs) -> dict[str, list[float]]:
+    """MAP of every seed, by row."""
+    scores: dict[str, list[float]] = {}
+    for (name, _), run in runs.items():
+        scores.setdefault(name, []).append(run["mAP"])
+    return scores
 
 
 def run_cell(task: str, state: str, loss: str, options: argparse.Namespace) -> None:
@@ -66,6 +86,16 @@ def run_cell(task: str, state: str, loss: str, options: argparse.Namespace) -> N
             run = whiten(loaded, by_pairs)  # nothing is drawn at random: the same for every seed
             for seed in range(options.seeds):
                 append(log, name, seed, run)
+
+
+def logs_of(output: Path, task: str, state: str) -> dict[str, Runs]:
+    """The runs of one task and encoder, by loss, rows in the order of a table."""
+    order = [*ROWS, *WHITENINGS]
+    logs = {loss: finished(log_of(output, task, state, loss)) for loss in LOSSES}
+    return {
+        loss: dict(sorted(runs.items(), key=lambda item: (order.index(item[0][0]), item[0][1])))
+        for loss, runs in logs.items()
+    }
 
 
 def log_of(output: Path, task: str, state: str, loss: str) -> Path:
