@@ -9,11 +9,15 @@ when its row is read) or `features` (float32, regions × width), `captions` (lis
     cub200, cars196, online_products, in_shop    image, label                   class-disjoint splits
     image_folder, columns_of                     any of them                    your own
 
+    cache_images                                 the rows of any of them, their images decoded once into one file
+
 Opening a set lists its files and reads its annotations; a missing or damaged part raises `DataError` with what was
 expected where. An image that cannot be read raises `UnreadableError` when its row is read; RetrievalTrainer can skip
 and count such rows.
 """
 
+from gssf_plug.retrieval.data.cached_images import CachedImages as CachedImages
+from gssf_plug.retrieval.data.cached_images import cache_images as cache_images
 from gssf_plug.retrieval.data.cars196 import cars196 as cars196
 from gssf_plug.retrieval.data.columns import columns_of as columns_of
 from gssf_plug.retrieval.data.cub200 import cub200 as cub200
@@ -29,6 +33,8 @@ from gssf_plug.retrieval.data.online_products import online_products as online_p
 from gssf_plug.retrieval.data.precomp import region_features as region_features
 
 __all__ = [
+    "CachedImages",
+    "cache_images",
     "cars196",
     "coco",
     "column",
