@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from gssf_plug import GSSFMetric
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,4 +23,6 @@ def test_quick_run(tmp_path: Path) -> None:
     measures = [row.split("|")[3:6] for row in table.splitlines()[2:4]]
     assert measures[0] == measures[1], "a scale cannot change a ranking"
     assert GSSFMetric.from_pretrained(tmp_path / "metric").penalty() > 0
+    for picture in ("retrieved.png", "learned.png"):
+        assert Image.open(tmp_path / picture).width > 600
     assert run.stdout.count("before:") == run.stdout.count("after:") == 5
