@@ -3,6 +3,9 @@
     run/checkpoints/step-00000120/     Accelerate's state (weights, optimizer, scaler, generators) and progress.json
     run/checkpoints/.step-….tmp        being written, or left by a crash: never read, removed at the next start
 
+Under FSDP2 the weights and the optimizer's state are whole (FULL_STATE_DICT) or in parts (SHARDED_STATE_DICT); either
+is resumed by any number of processes, and only by a run of that layout.
+
 A folder is written under a temporary name, flushed to disk and renamed; only then are older ones deleted, each after a
 rename of its own. So whatever kills the process, the newest `step-…` is whole. The files are Accelerate's (pickle for
 the optimizer): trusted, local files. To publish weights use `save_pretrained`.
@@ -19,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
 from gssf_plug.distributed import gather_detached
 from gssf_plug.errors import ArgumentError, CheckpointError
@@ -32,7 +36,8 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 PROGRESS = "progress.json"
 # torch.save reports a full disk as RuntimeError, safetensors as its own; damaged files come as any of these too.
-_FAILURES = (OSError, RuntimeError, SafetensorError, EOFError, KeyError, ValueError)
+_FAILURES = (OSError, RuntimeError, SafetensorError, EOFError, KeyError, ValueError, CheckpointException)
+WHOLE = "whole"
 
 
 class Checkpoints:
@@ -67,15 +72,21 @@ class Checkpoints:
         if final.exists():
             return  # a resumed run that was stopped again before its first step
         temporary = self.folder / f".{final.name}.tmp"
-        header = {"format_version": FORMAT_VERSION, "processes": accelerator.num_processes}
-        main = accelerator.is_main_process
+        header = {
+            "format_version": FORMAT_VERSION,
+            "processes": accelerator.num_processes,
+            "layout": _layout(accelerator),
+        }
+        main, gathers = accelerator.is_main_process, accelerator.distributed_type == DistributedType.FSDP
         phases = [
-            (main, partial(_open, temporary, {**header, **progress})),
-            (True, partial(accelerator.save_state, str(temporary))),
-            (main, partial(_publish, temporary, final)),
+            (main, False, partial(_open, temporary, {**header, **progress})),
+            (True, gathers, partial(accelerator.save_state, str(temporary))),
+            (main, False, partial(_publish, temporary, final)),
         ]
-        for concerned, phase in phases:
+        for concerned, together, phase in phases:
             failure = _attempt(phase) if concerned else None
+            if failure is not None and together:  # the others wait inside it; the launcher ends them with this process
+                raise self._refused(final, failure) from failure
             failed = torch.tensor([failure is not None], device=accelerator.device)
             if bool(gather_detached(failed).any()):  # also the barrier between the phases
                 if main:
@@ -104,9 +115,11 @@ class Checkpoints:
         """Load checkpoint `path` into what `accelerator` prepared, the generators last.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: it is damaged, or its weights are laid out in another way than those of this run.
         """
-        written, now = self.describe(path)["processes"], accelerator.num_processes
+        described, now = self.describe(path), accelerator.num_processes
+        written = described["processes"]
+        _check_layout(path, described.get("layout", WHOLE), _layout(accelerator), written == now)
         try:
             if written == now:  # Accelerate passes over missing generators in silence
                 torch.load(path / f"random_states_{accelerator.process_index}.pkl", weights_only=False)
@@ -118,7 +131,7 @@ class Checkpoints:
                 "'%s' was written by %d processes and is resumed by %d: same batches, other dropout", path, written, now
             )
 
-    def _refused(self, final: Path, failure: Exception | None) -> CheckpointError:
+    def _refused(self, final: Path, failure: BaseException | None) -> CheckpointError:
         latest = self.latest()
         kept = f"'{latest}' is untouched" if latest is not None else "there is no earlier one"
         reason = failure if failure is not None else "another process failed; see its message"
@@ -150,7 +163,25 @@ def check_recipe(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
             )
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
+def _layout(accelerator: Accelerator) -> str:
+    """How the weights in a checkpoint lie: what Accelerate writes depends on it."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return f"FSDP2, {accelerator.state.fsdp_plugin.state_dict_type.name}"
+    return "DeepSpeed" if accelerator.distributed_type == DistributedType.DEEPSPEED else WHOLE
+
+
+def _check_layout(path: Path, written: str, now: str, same_processes: bool) -> None:
+    if written != now:
+        raise CheckpointError(
+            path,
+            f"was written with weights that lie otherwise ({written}) than those of this run ({now})",
+            "Launch it with the configuration that it began with, or start anew from its best weights.",
+        )
+    if now == "DeepSpeed" and not same_processes:
+        raise CheckpointError(path, "was written by another number of processes", "DeepSpeed asks for the same.")
+
+
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
     reason = str(error).partition("\n")[0]  # torch.load adds a page of advice
     return CheckpointError(
         path,
@@ -159,7 +190,7 @@ def _damaged(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _attempt(phase: Callable[[], object]) -> Exception | None:
+def _attempt(phase: Callable[[], object]) -> BaseException | None:
     try:
         phase()
     except _FAILURES as error:
@@ -175,7 +206,7 @@ def _open(temporary: Path, progress: Mapping[str, Any]) -> None:
 
 def _publish(temporary: Path, final: Path) -> None:
     """Everything to disk, then the rename that makes it a checkpoint, then that to disk too."""
-    for file in [*temporary.iterdir(), temporary]:
+    for file in [*temporary.rglob("*"), temporary]:
         _flush(file)
     os.replace(temporary, final)
     _flush(final.parent)

@@ -7,19 +7,19 @@ from tqdm import tqdm
 
 from gssf_plug.retrieval.batches import BatchReader, load_batches
 from gssf_plug.retrieval.embedding import Embedding, gather_embedding, join_embeddings
-from gssf_plug.retrieval.models import RetrievalModel
+from gssf_plug.retrieval.placement import WholeWeights
 
 __all__ = ["embed_rows"]
 
 
 @torch.no_grad()
 def embed_rows(
-    model: RetrievalModel, reader: BatchReader, accelerator: Accelerator, *, workers: int = 0, progress: bool = False
+    weights: WholeWeights, reader: BatchReader, accelerator: Accelerator, *, workers: int = 0, progress: bool = False
 ) -> tuple[Embedding, list[str]]:
     """Encode every batch of `reader` in evaluation mode.
 
     Args:
-        model: left in the mode it was in.
+        weights: whose model is left in the mode it was in.
         reader: reads this process's part of each batch.
         accelerator: device and mixed precision.
         workers: processes that read ahead.
@@ -29,7 +29,8 @@ def embed_rows(
         The embedding of all rows that could be read, in their order, and a text for each row of this process's part
         that could not.
     """
-    training, parts, unreadable = model.training, [], []
+    model, parts, unreadable = weights.model, [], []
+    training = model.training
     model.eval()
     batches = load_batches(reader, workers=workers)
     for read in tqdm(
@@ -37,7 +38,7 @@ def embed_rows(
     ):
         unreadable += read.unreadable
         with accelerator.autocast():
-            own = model(send_to_device(read.batch, accelerator.device))
+            own = weights.encode(send_to_device(read.batch, accelerator.device))
         parts.append(gather_embedding(own))
     model.train(training)
     return join_embeddings(parts), unreadable

@@ -6,12 +6,13 @@ r"""Large contrastive batches in the memory of small ones: encode in chunks twic
 
 The gradient is that of the whole batch at once, up to rounding: Σ_i ⟨f_i, g_i⟩ has g_i as constants, so its gradient is
 the chain rule of L. Activations live for one chunk at a time; features and their gradients are kept for all rows. The
-price is the encoders' forward done twice.
+price is the encoders' forward done twice; features that nothing trained has made (computed before, or by frozen
+encoders) are encoded once.
 
 A model must treat rows one by one. Batch normalisation in an encoder does not: it sees chunks, and its running
 statistics count each chunk twice; `check_chunks` warns of it. (The neck of a `NeckLoss` is part of the loss.) Under DDP
 only the last chunk synchronises, with the gradients of all chunks; parameters used in step 2 alone have equal gradients
-on all processes.
+on all processes. Under FSDP2 every chunk adds its part of the reduced gradient.
 
 Source: Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", RepL4NLP 2021.
 """
@@ -20,9 +21,10 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -68,14 +70,15 @@ def cached_backward(
     """
     bare = _without_ddp(objective)
     chunks = split_batch(batch, chunk_size)
-    played = [_play(bare, chunk) for chunk in chunks]
-    loss = bare(join_embeddings([one.kept for one in played]))
+    played = [_play(bare, chunk, watch=number == 0) for number, chunk in enumerate(chunks)]
+    kept = join_embeddings([one.kept for one in played])
+    loss = bare(None, lambda _: bare.loss_of(kept))  # not as an argument: FSDP2 would take its sides for two tensors
     value = loss.item()
     if not math.isfinite(value):
         return value
     accelerator.backward(weight * loss)
     del loss
-    if not _trains_encoders(bare):
+    if not played[0].trained:
         return value
     for number, (chunk, one) in enumerate(zip(chunks, played, strict=True), start=1):
         last = synchronise and number == len(chunks)
@@ -84,22 +87,33 @@ def cached_backward(
     return value
 
 
-class _Played(NamedTuple):
-    """A chunk after its first encoding: its embedding, made of leaves, and the generators before it."""
+@dataclass(frozen=True)
+class _Played:
+    """A chunk after its first encoding. No tuple: FSDP2 would look for tensors in it.
+
+    Args:
+        kept: its embedding, made of leaves.
+        generators: as they were before.
+        trained: whether features depend on anything that is trained, where that was watched.
+    """
 
     kept: Embedding
     generators: "_Generators"
+    trained: bool
 
 
-@torch.no_grad()
-def _play(objective: Objective, chunk: Mapping[str, Any]) -> _Played:
+def _play(objective: Objective, chunk: Mapping[str, Any], *, watch: bool) -> _Played:
+    """Encode without a graph, or to `watch` with one that is dropped at once."""
     generators = _Generators(chunk)
-    return _Played(objective(chunk, _leaves), generators)
+    with torch.set_grad_enabled(watch):
+        played: _Played = objective(chunk, partial(_cut, generators))
+    return played
 
 
-def _leaves(own: Embedding) -> Embedding:
+def _cut(generators: "_Generators", own: Embedding) -> _Played:
     queries = _leaf(own.queries)
-    return own._replace(queries=queries, gallery=queries if own.one_sided else _leaf(own.gallery))
+    kept = own._replace(queries=queries, gallery=queries if own.one_sided else _leaf(own.gallery))
+    return _Played(kept, generators, trained=any(features.requires_grad for features in _tensors_of(own)))
 
 
 def _leaf(side: Side) -> Side:
@@ -186,13 +200,6 @@ def _tensors(entry: Any) -> Iterator[Tensor]:
     elif isinstance(entry, Mapping):
         for part in entry.values():
             yield from _tensors(part)
-
-
-def _trains_encoders(objective: Objective) -> bool:
-    """Whether anything but metric and loss has a gradient; features that are computed already have none."""
-    metric = objective.model.metric
-    apart = {id(parameter) for parameter in metric.parameters()} if metric is not None else set()
-    return any(one.requires_grad and id(one) not in apart for one in objective.model.parameters())
 
 
 def _without_ddp(objective: nn.Module) -> Objective:

@@ -5,11 +5,13 @@ model's. Scores and loss are computed in float32 or better, also under autocast.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from gssf_plug.losses.features import loss_of_features
 from gssf_plug.losses.pairs import relevance_by_id
@@ -27,23 +29,41 @@ class Objective(nn.Module):
     Args:
         model: batch -> Embedding.
         loss: `loss(scores, relevance, forbidden=...)` -> scalar, or a `FeatureLoss`; see `gssf_plug.losses`.
+        precision: makes the context in which the model runs, such as `accelerator.autocast`. Default none: under DDP
+            Accelerate enters one by itself.
     """
 
-    def __init__(self, model: RetrievalModel, loss: nn.Module) -> None:
+    def __init__(
+        self,
+        model: RetrievalModel,
+        loss: nn.Module,
+        *,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         super().__init__()
         check_neck(model, loss)
         self.model = model
         self.loss = loss
+        self.precision = precision
 
-    def forward(self, batch: Mapping[str, Any] | Embedding, then: Callable[[Embedding], Any] | None = None) -> Any:
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Blocks of transformers' encoders: what Accelerate shards one by one under TRANSFORMER_BASED_WRAP."""
+        modules = list(self.model.modules())
+        blocks = {name for one in modules if isinstance(one, PreTrainedModel) for name in one._no_split_modules or ()}
+        return sorted(blocks & {type(one).__name__ for one in modules})
+
+    def forward(self, batch: Mapping[str, Any] | None, then: Callable[[Any], Any] | None = None) -> Any:
         """Encode a batch of this process.
 
         Args:
-            batch: what the model reads, or what it made of that.
+            batch: what the model reads. None encodes nothing: under FSDP2 parameters are whole in here alone, so what
+                was encoded before is compared in here, by a `then` that holds it.
             then: what to make of the embedding; default `loss_of`, the loss of the whole batch.
         """
-        own = batch if isinstance(batch, Embedding) else self.model(batch)
-        return self.loss_of(own) if then is None else then(own)
+        with self.precision():
+            own = None if batch is None else self.model(batch)
+            return (then or self.loss_of)(own)
 
     def loss_of(self, own: Embedding) -> Float[Tensor, ""]:
         """The loss of the rows of all processes; the same number on every process."""

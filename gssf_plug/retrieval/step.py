@@ -60,7 +60,8 @@ def take_step(
 def _backward(
     objective: nn.Module, accelerator: Accelerator, batch: Mapping[str, Any], weight: float, *, synchronise: bool
 ) -> float:
-    with nullcontext() if synchronise else accelerator.no_sync(objective):
+    # FSDP2 would keep gradients of whole parameters until the next synchronised backward, also past zero_grad()
+    with nullcontext() if synchronise or accelerator.is_fsdp2 else accelerator.no_sync(objective):
         loss = objective(batch)
         value: float = loss.item()
         if math.isfinite(value):

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.files import CardFacts
-from gssf_plug.metric.metric import GSSFMetric
-from gssf_plug.retrieval.acceleration import check_accelerator, make_accelerator
+from gssf_plug.retrieval.acceleration import check_accelerator, make_accelerator, prepare
 from gssf_plug.retrieval.batches import (
     BatchReader,
     BatchSampler,
@@ -44,8 +43,7 @@ from gssf_plug.retrieval.gradcache import check_chunks
 from gssf_plug.retrieval.interruption import EXIT_CODE, Interruption
 from gssf_plug.retrieval.measures import Evaluation, image_text_measures
 from gssf_plug.retrieval.models import Embedding, RetrievalModel
-from gssf_plug.retrieval.objective import Objective
-from gssf_plug.retrieval.optimizer import build_optimizer, rate_factor, set_rates
+from gssf_plug.retrieval.optimizer import rate_factor, set_rates
 from gssf_plug.retrieval.progress import NotFiniteError, Progress
 from gssf_plug.retrieval.reports import Reports
 from gssf_plug.retrieval.step import take_step
@@ -123,12 +121,11 @@ class RetrievalTrainer:
         self.batches = batches or RandomBatches(len(train_data), config.batch_size, seed=config.seed)
         check_batches(self.batches)
         self.steps = config.epochs * math.ceil(len(self.batches) / config.accumulation)
-        objective = Objective(model, loss)
-        self.objective, self.optimizer = self.accelerator.prepare(objective, build_optimizer(objective, config))
+        self.objective, self.optimizer, self.weights = prepare(model, loss, config, self.accelerator)
         self.folder = Path(config.output_dir)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep_checkpoints)
         self.reports = Reports(self.folder, self.accelerator, config)
-        self.best = BestWeights(self.folder / "best.safetensors", config.best, writes=self.accelerator.is_main_process)
+        self.best = BestWeights(self.folder / "best.safetensors", config.best)
         self.progress = Progress()
 
     def train(self, *, resume: bool = False) -> Progress:
@@ -166,7 +163,7 @@ class RetrievalTrainer:
         plan = ordered_batches(len(data), config.eval_batch_size, accelerator.num_processes)
         reader = self._reader(data, self.eval_collate, plan)
         embedding, unreadable = embed_rows(
-            self.model, reader, accelerator, workers=config.num_workers, progress=self.reports.shows
+            self.weights, reader, accelerator, workers=config.num_workers, progress=self.reports.shows
         )
         _warn_of(unreadable)
         return embedding
@@ -184,8 +181,11 @@ class RetrievalTrainer:
         data = data if data is not None else self.eval_data
         if data is None:
             raise ArgumentError("data", "be given where the trainer has no eval_data", None, "Pass a data set.")
-        metric: GSSFMetric | None = self.model.metric
-        return dict((evaluation or self.evaluation)(self.embed(data), metric))
+        embedding, metric = self.embed(data), self.model.metric
+        with self.weights.at_hand():
+            measures = [dict((evaluation or self.evaluation)(embedding, metric))]
+        broadcast_object_list(measures)  # processes that compared other measures would part at the best weights
+        return measures[0]
 
     def load_best(self) -> None:
         """Put the best weights of the run into the model.
@@ -193,7 +193,7 @@ class RetrievalTrainer:
         Raises:
             CheckpointError: there are none, or they are damaged.
         """
-        self.best.load(self.model, self.accelerator.device)
+        self.weights.replace(self.best.load)
 
     def save_model(self, folder: str | os.PathLike[str], *, model_card_kwargs: CardFacts | None = None) -> None:
         """Write the model with its present weights as a folder that loads without the trainer; every process calls it.
@@ -205,8 +205,9 @@ class RetrievalTrainer:
         Raises:
             CheckpointError: where the disk refuses.
         """
-        if self.accelerator.is_main_process:
-            self.model.save_pretrained(folder, model_card_kwargs=model_card_kwargs)
+        plain = self.weights.plain_model()
+        if plain is not None:
+            plain.save_pretrained(folder, model_card_kwargs=model_card_kwargs)
         self.accelerator.wait_for_everyone()
 
     def _begin(self, resume: bool) -> None:
@@ -293,7 +294,8 @@ class RetrievalTrainer:
         if self.eval_data is not None and (done or self._due(self.config.eval_every)):
             measures = self.evaluate()
             self.reports.write("eval", measures, progress)
-            self.best.keep(self.model, measures, progress)
+            if self.best.improved(measures, progress):
+                self.best.write(self.weights.plain_model())
 
     def _save_if_due(self, stop: bool) -> None:
         done = self.progress.step == self.steps

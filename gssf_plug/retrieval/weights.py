@@ -7,7 +7,6 @@ To publish them, or to load them without the trainer, write a folder: `trainer.l
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -25,20 +24,17 @@ class BestWeights:
     Args:
         path: the file.
         measure: by which they are compared; larger is better.
-        writes: False for processes that only take part, default True.
     """
 
-    def __init__(self, path: Path, measure: str, *, writes: bool = True) -> None:
+    def __init__(self, path: Path, measure: str) -> None:
         self.path = path
         self.measure = measure
-        self.writes = writes
 
-    def keep(self, model: nn.Module, measures: Mapping[str, float], progress: Progress) -> None:
-        """Note and write the weights of `model` if its `measures` are the best yet.
+    def improved(self, measures: Mapping[str, float], progress: Progress) -> bool:
+        """Whether `measures` are the best yet; notes them in `progress`.
 
         Raises:
             ArgumentError: the evaluation does not give the measure.
-            CheckpointError: the disk refuses.
         """
         if self.measure not in measures:
             raise ArgumentError(
@@ -46,19 +42,26 @@ class BestWeights:
             )
         score = measures[self.measure]
         if progress.best_score is not None and score <= progress.best_score:
-            return
+            return False
         progress.best_score, progress.best_step = score, progress.step
-        if self.writes:
+        return True
+
+    def write(self, model: nn.Module | None) -> None:
+        """Write the weights of `model`; None, on a process that only takes part, writes nothing.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        if model is not None:
             write_weights(model, self.path)
 
-    def load(self, model: nn.Module, device: torch.device) -> None:
-        """Put the best weights into `model`.
+    def load(self, model: nn.Module) -> None:
+        """Put the best weights into `model`, where its parameters lie.
 
         Raises:
             CheckpointError: there are none, or they are damaged.
         """
-        # safetensors knows no "cpu:0", which is what Accelerate calls it where there are several processes
-        read_weights(model, self.path, "cpu" if torch.device(device).type == "cpu" else str(device))
+        read_weights(model, self.path)
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
@@ -77,14 +80,14 @@ def write_weights(model: nn.Module, path: Path) -> None:
         ) from error
 
 
-def read_weights(model: nn.Module, path: Path, device: str) -> None:
-    """Load the weights of `model`, every key and no other.
+def read_weights(model: nn.Module, path: Path) -> None:
+    """Load the weights of `model`, every key and no other, on whatever device its parameters are.
 
     Raises:
         CheckpointError: the file is missing, damaged or of another model.
     """
     try:
-        load_model(model, path, device=device)
+        load_model(model, path)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
             path, f"cannot be loaded ({error})", "Train with eval_data first, and with the same model."

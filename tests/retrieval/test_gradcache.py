@@ -2,6 +2,7 @@
 
 import logging
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
+from gssf_plug.features import BNNeck
 from gssf_plug.losses import BatchHardTriplet, Hinge, IdentityLoss, InfoNCE, SemiHardTriplet, WeightedSum
-from gssf_plug.retrieval import TwoTower
+from gssf_plug.retrieval import NeckLoss, OneTower, TwoTower
 from gssf_plug.retrieval.embedding import join_embeddings
 from gssf_plug.retrieval.gradcache import cached_backward, check_chunks, split_batch
 from gssf_plug.retrieval.local_alignment import LocalAlignment
@@ -86,6 +88,26 @@ def test_a_metric_on_computed_features():
     assert_same(cached(objective, batch, 4), direct(objective, batch, 10))
 
 
+@pytest.mark.parametrize("kind", ["metric of attention", "frozen encoder", "neck"])
+def test_computed_features_and_more_than_a_metric_to_learn(kind):
+    """Parameters that no feature depends on: there is nothing to encode again."""
+    torch.manual_seed(0)
+    batch = {"images": torch.randn(6, 4, 8), "texts": torch.randn(6, 3, 8)}
+    batch |= {"image_ids": torch.arange(6), "text_ids": torch.arange(6)}
+    metric, loss = GSSFMetric(8, block_size=4, constraint="symmetric"), InfoNCE()
+    if kind == "metric of attention":
+        model = LocalAlignment(None, None, metric=metric, attention_metric=GSSFMetric(8, block_size=2))
+    elif kind == "frozen encoder":
+        model = TwoTower(nn.Linear(8, 8).requires_grad_(False), None, metric)
+        model.unused = nn.Linear(2, 2)
+    else:
+        model = OneTower(None, metric, neck=BNNeck(8))
+        loss = NeckLoss(model.neck, after=BatchHardTriplet(margin=2.0))
+        batch = {"inputs": torch.randn(12, 8), "labels": torch.arange(12) % 4}
+    objective = Objective(toy.perturbed(model).train(), loss)
+    assert_same(cached(objective, batch, 3), direct(objective, batch, 12))
+
+
 def test_fragments_of_different_widths():
     torch.manual_seed(0)
     model = LocalAlignment(nn.Linear(6, 8), nn.Linear(5, 8), metric=GSSFMetric(8, block_size=4))
@@ -124,28 +146,30 @@ def test_generators_end_where_one_pass_leaves_them():
 
 
 def test_one_chunk_has_a_graph_at_a_time():
-    alive, most = set(), []
+    alive, most = WeakSet(), []
+
+    class Marker:
+        pass
 
     class Watch(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x, number):
-            ctx.number = number
-            alive.add(number)
+        def forward(ctx, x):
+            ctx.marker = Marker()  # lives as long as the graph
+            alive.add(ctx.marker)
             most.append(len(alive))
             return x.clone()
 
         @staticmethod
         def backward(ctx, gradient):
-            alive.discard(ctx.number)
-            return gradient, None
+            return gradient
 
     class Encoder(nn.Linear):
         def forward(self, x):
-            return Watch.apply(super().forward(x), len(most)) if torch.is_grad_enabled() else super().forward(x)
+            return Watch.apply(super().forward(x)) if torch.is_grad_enabled() else super().forward(x)
 
     objective = Objective(TwoTower(Encoder(10, 8), nn.Linear(6, 8)), InfoNCE())
     cached(objective, toy.collate(toy.rows(20)), 4)
-    assert most == [1] * 5
+    assert most == [1] * (1 + 5)  # the first is watched, for whether features are trained at all
 
 
 def test_a_loss_that_is_not_finite_adds_nothing():

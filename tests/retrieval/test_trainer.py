@@ -290,9 +290,8 @@ def test_a_real_refusal_of_the_system_is_told_too(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
         with pytest.raises(CheckpointError, match="could not be written"):
             trainer._save_if_due(True)
-        trainer.progress.best_score = None
         with pytest.raises(CheckpointError, match=r"best\.safetensors' could not be written"):
-            trainer.best.keep(trainer.model, {"rsum": 1.0}, trainer.progress)
+            trainer.best.write(trainer.model)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignore)
