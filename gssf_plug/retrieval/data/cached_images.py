@@ -6,8 +6,9 @@
 
 Promises. A decoding that is killed goes on from the last thousand images. A cache that was made from other images, in
 another order or for another size is refused, never read: it knows the name, size and time of change of every file, or a
-digest of encoded bytes. Two processes that write the same cache at once write the same bytes. Pages are shared by all
-processes of a machine. Pixels are not verified when they are read: the folder is trusted like the images themselves.
+digest of encoded bytes. Of several processes that ask for the same cache at once, one decodes and the others wait.
+Pages are shared by all processes of a machine. Pixels are not verified when they are read: the folder is trusted like
+the images themselves.
 """
 
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -30,7 +32,7 @@ __all__ = ["CachedImages", "cache_images"]
 
 VERSION = 1
 BLOCK = 1000  # images between two notes of how far it is
-MANIFEST, INDEX, PIXELS = "cache.json", "index.bin", "pixels.bin"
+MANIFEST, INDEX, PIXELS, LOCK = "cache.json", "index.bin", "pixels.bin", "cache.lock"
 
 
 class CachedImages:
@@ -150,10 +152,14 @@ def cache_images(
     if len(sources) == 0:
         raise ArgumentError("rows", "hold at least one row", 0, "Nothing would be cached.")
     folder, key = Path(folder), sources.digest()
+    finished = (folder / MANIFEST).exists() and _begin(folder, key)["done"] == len(sources)
     try:
-        manifest = _begin(folder, key)
-        if manifest["done"] < len(sources):
-            _decode(sources, folder, manifest, workers, skip_unreadable, progress)
+        if not finished:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / LOCK):
+                manifest = _begin(folder, key)
+                if manifest["done"] < len(sources):
+                    _decode(sources, folder, manifest, workers, skip_unreadable, progress)
     except UnreadableError:
         raise
     except OSError as error:
@@ -173,7 +179,6 @@ def _begin(folder: Path, key: str) -> dict[str, Any]:
                 "Delete it, or give another folder.",
             )
         return manifest
-    folder.mkdir(parents=True, exist_ok=True)
     for name in (INDEX, PIXELS):
         (folder / name).touch()
     manifest = {"version": VERSION, "key": key, "done": 0, "bytes": 0, "unreadable": {}}

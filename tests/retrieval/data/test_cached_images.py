@@ -1,5 +1,6 @@
 """Decoded once: the same pixels, what is stale or damaged refused, a decoding that was killed goes on."""
 
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -125,6 +126,23 @@ def test_a_decoding_that_was_stopped_goes_on(files, tmp_path, monkeypatch):
     assert (cached.pixels == whole.pixels).all()
 
 
+def ask(rows, folder, results):
+    results.put(bytes(cache_images(rows, folder, size=400).pixels))
+
+
+def test_of_processes_that_start_together_one_decodes(files, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    asking = [fork.Process(target=ask, args=(rows_of(files), tmp_path / "cache", results)) for _ in range(3)]
+    for process in asking:
+        process.start()
+    found = [results.get(timeout=60) for _ in asking]
+    for process in asking:
+        process.join(60)
+        assert process.exitcode == 0
+    assert set(found) == {bytes(cache_images(rows_of(files), tmp_path / "alone", size=400).pixels)}
+
+
 @pytest.mark.parametrize("change", ["content", "order", "size", "one more", "column"])
 def test_a_stale_cache_is_refused(files, tmp_path, change):
     rows = rows_of(files)
@@ -182,7 +200,7 @@ def test_bad_input_is_named(files, tmp_path):
             cache_images(rows, tmp_path / "cache", size=size)
     with pytest.raises(ArgumentError, match="`rows` must hold at least one row"):
         cache_images([], tmp_path / "cache")
-    with pytest.raises(ArgumentError, match="`image` must hold paths, encoded bytes or PIL images but got Tensor"):
+    with pytest.raises(ArgumentError, match="`image` must hold paths, encoded bytes or PIL images, but got Tensor"):
         cache_images([{"image": torch.zeros(3, 4, 4)}], tmp_path / "cache")
     with pytest.raises(ArgumentError, match="`column` must be a column of the rows, .*'image'.* but got 'photo'"):
         cache_images(rows, tmp_path / "cache", column="photo")
