@@ -9,7 +9,8 @@ and metrics are synchronised together; what is saved, evaluated and shown to cal
                     micro-batches; a warning says so
     weight decay    never on metrics, scales and variances: zero is not their neutral value
     saving          a plain student, loaded by `from_pretrained`; projectors and metrics in its folder "distillation"
-    resuming        student, projectors, metrics, optimizer, schedule, data order and random state
+    resuming        student, projectors, metrics, optimizer, schedule, data order and random state; on another number
+                    of processes too, where the batch of all processes stays what it was: anything else is refused
 
 One process or DDP. FSDP, DeepSpeed and nn.DataParallel are refused: use an Accelerate loop around the Distiller.
 """
@@ -27,6 +28,7 @@ from transformers import Trainer
 
 from gssf_plug.distillation.distiller import Distiller
 from gssf_plug.distillation.paths import unwrap
+from gssf_plug.distillation.resuming import check_batch, write_batch
 from gssf_plug.errors import ArgumentError
 
 __all__ = ["DistillationMixin", "DistillationTrainer", "distillation_trainer"]
@@ -160,7 +162,14 @@ class DistillationMixin(Above):
         if self.args.should_save:
             self.distiller.save_parts(Path(output_dir or str(self.args.output_dir)) / PARTS)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            write_batch(Path(output_dir) / PARTS, self.args, self._train_batch_size)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *rest: Any) -> None:
+        if not self.args.auto_find_batch_size:
+            check_batch(Path(resume_from_checkpoint) / PARTS, self.args, self._train_batch_size)
         super()._load_from_checkpoint(resume_from_checkpoint, *rest)
         self.distiller.load_parts(Path(resume_from_checkpoint) / PARTS)
 
