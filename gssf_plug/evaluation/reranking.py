@@ -82,7 +82,7 @@ class KReciprocal:
         queries, items = len(folded), len(folded) + len(gallery)
         inverse = encoding.transposed(items)
         result = folded.new_empty(queries, len(gallery))
-        for rows in query_chunks(queries, items, None):
+        for rows in query_chunks(queries, items, max(1, PAIRS_AT_ONCE // items)):
             shared = _shared_mass(encoding.rows(rows), inverse, rows.stop - rows.start, items)[:, queries:]
             distance = near.distance(folded[rows] @ gallery.T, torch.arange(rows.start, rows.stop)[:, None])
             jaccard = 1 - shared / (2 - shared)
@@ -134,7 +134,7 @@ def _neighbourhoods(folded: Tensor, indexed: Tensor, k1: int) -> _Near:
     items = len(folded)
     indices = torch.empty(items, k1 + 1, dtype=torch.long, device=folded.device)
     best, worst = folded.new_empty(items), folded.new_empty(items)
-    for rows in query_chunks(items, items, None):
+    for rows in query_chunks(items, items, max(1, PAIRS_AT_ONCE // items)):
         own = torch.arange(rows.start, rows.stop, device=folded.device)
         scores = folded[rows] @ indexed.T
         best[rows], worst[rows] = scores.amax(1), scores.amin(1)
