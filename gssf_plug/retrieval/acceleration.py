@@ -93,8 +93,8 @@ def prepare(model: RetrievalModel, loss: nn.Module, config: RetrievalConfig, acc
     """
     if not accelerator.is_fsdp2:
         objective = Objective(model, loss)
-        prepared = accelerator.prepare(objective, build_optimizer(objective, config))
-        return Prepared(*prepared, WholeWeights(model, accelerator))
+        wrapped, optimizer = accelerator.prepare(objective, build_optimizer(objective, config))
+        return Prepared(wrapped, optimizer, WholeWeights(model, accelerator))
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         logger.warning("FSDP2 does not share statistics of batch normalisation: those of the first process are saved")
     accelerator.state.fsdp_plugin.mixed_precision_policy = None

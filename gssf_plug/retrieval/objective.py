@@ -62,7 +62,7 @@ class Objective(nn.Module):
             then: what to make of the embedding; default `loss_of`, the loss of the whole batch.
         """
         with self.precision():
-            own = None if batch is None else self.model(batch)
+            own: Any = None if batch is None else self.model(batch)
             return (then or self.loss_of)(own)
 
     def loss_of(self, own: Embedding) -> Float[Tensor, ""]:
