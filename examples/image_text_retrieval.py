@@ -10,7 +10,8 @@ row: data, order of batches, start of the encoders, recipe. A margin rewards who
 baseline to look at is cosine with a learned scale. The epoch is chosen on validation emoji; test emoji were never
 trained on and are measured once. Measures are means over the vendors, each a gallery of its own.
 
-Writes into --output: one folder per run (log, checkpoints, best weights), results.json, retrieved.png, learned.png.
+Writes into --output: one folder per run (log, checkpoints, best weights), results.json, retrieved.png, learned.png,
+training.png.
 With --resume it goes on where it was stopped.
 """
 
@@ -32,7 +33,7 @@ from tqdm.auto import tqdm
 from gssf_plug import GSSFMetric
 from gssf_plug.losses import Hinge
 from gssf_plug.retrieval import RetrievalConfig, RetrievalTrainer, TwoTower
-from gssf_plug.retrieval.plots import plot_metric, plot_retrieved
+from gssf_plug.retrieval.plots import plot_metric, plot_retrieved, plot_training
 
 WIDTH = 256
 MEASURES = ("i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "rsum")
@@ -75,9 +76,8 @@ def make_trainer(
     variant: Variant, seed: int, data: dict[str, EmojiCaptions], options: argparse.Namespace
 ) -> RetrievalTrainer:
     """The recipe, one for all variants."""
-    name = variant.name.replace(" ", "-").replace(",", "").replace("+", "and")
     config = RetrievalConfig(
-        output_dir=options.output / f"{name}-seed{seed}",
+        output_dir=folder_of(variant, seed, options),
         epochs=options.epochs,
         batch_size=128,
         learning_rate=1e-3,
@@ -99,6 +99,12 @@ def make_trainer(
         eval_collate=eval_batch,
         evaluation=measure_by_vendor(data["validation"]),
     )
+
+
+def folder_of(variant: Variant, seed: int, options: argparse.Namespace) -> Path:
+    """Where a run is kept."""
+    name = variant.name.replace(" ", "-").replace(",", "").replace("+", "and")
+    return options.output / f"{name}-seed{seed}"
 
 
 def run(variant: Variant, seed: int, data: dict[str, EmojiCaptions], options: argparse.Namespace) -> dict[str, Any]:
@@ -154,7 +160,12 @@ def _spread(values: list[float]) -> str:
 
 
 def draw(data: dict[str, EmojiCaptions], options: argparse.Namespace) -> None:
-    """retrieved.png: captions of test emoji and their five nearest test drawings, cosine beside GSSF. learned.png."""
+    """Pictures, of seed 0.
+
+    retrieved.png   captions of test emoji and their five nearest test drawings, cosine beside GSSF
+    learned.png     what the metric of that run learned
+    training.png    loss, and rsum on validation, of every row
+    """
     test = data["test"]
     rows = torch.linspace(0, test.vendors.count("twemoji") - 1, 8).long()  # the first vendor's rows: different emoji
     found, right = [], []
@@ -177,6 +188,8 @@ def draw(data: dict[str, EmojiCaptions], options: argparse.Namespace) -> None:
         title="A caption and its five nearest drawings, of emoji never trained on; right ones framed",
     ).savefig(options.output / "retrieved.png", dpi=110)
     plot_metric(metric, title=f"{SHOWN}: what was learned").savefig(options.output / "learned.png", dpi=110)
+    runs = {variant.name: folder_of(variant, 0, options) for variant in variants()}
+    plot_training(runs, title="Seed 0 of every row").savefig(options.output / "training.png", dpi=110)
 
 
 def parse_options() -> argparse.Namespace:
@@ -205,7 +218,7 @@ def main() -> None:
     print({name: f"{len(split)} drawings of {len(split.labels.unique())} emoji" for name, split in data.items()})
     print(render(run_all(data, options)))
     draw(data, options)
-    print(f"Pictures: {options.output / 'retrieved.png'}, {options.output / 'learned.png'}")
+    print(f"Pictures in {options.output}: retrieved.png, learned.png, training.png")
 
 
 if __name__ == "__main__":

@@ -1,35 +1,102 @@
 """Documentation is executed: README, pages, docstrings. Public names and the version are in it. The checks can fail."""
 
+import doctest
 import importlib
+import inspect
+import io
+import os
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import readme
-from mktestdocs import check_docstring, check_md_file
+import torch.distributed as dist
+from mktestdocs import check_md_file
 
 import gssf_plug
 
 ROOT = Path(__file__).resolve().parent.parent
 SKETCHES = {"design.md"}  # shows names, not programs
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in SKETCHES]
+API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 ROOMS = [name for _, name, package in pkgutil.iter_modules(gssf_plug.__path__, "gssf_plug.") if package]
+SECTIONS = re.findall(r"^## (gssf_plug[\w.]*)$", API, flags=re.MULTILINE)
+IMPORT = re.compile(r"^\s*from (gssf_plug[\w.]*) import (\([^)]*\)|[^\n]*)", flags=re.MULTILINE)
+
+
+MODULES_WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "gssf_plug").rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
+]
 
 
 def public_names() -> list[tuple[str, str]]:
-    modules = ["gssf_plug", *ROOMS]
+    modules = dict.fromkeys(["gssf_plug", *ROOMS, *SECTIONS])
     return [(module, name) for module in modules for name in importlib.import_module(module).__all__]
 
 
+def documented(text: str) -> set[str]:
+    """Names that stand there in full, as in `.. autofunction:: gssf_plug.metric.topk`, and whole modules of members."""
+    whole = re.findall(r"automodule:: (gssf_plug[\w.]+)\n   :members:", text)
+    members = {f"{module}.{name}" for module in whole for name in vars(importlib.import_module(module))}
+    return set(re.findall(r"\bgssf_plug(?:\.\w+)+", text)) | members
+
+
 def undocumented(text: str) -> list[str]:
-    return [f"{module}.{name}" for module, name in public_names() if not re.search(rf"\b{re.escape(name)}\b", text)]
+    there = documented(text)
+    return [f"{module}.{name}" for module, name in public_names() if f"{module}.{name}" not in there]
 
 
+def imported(text: str) -> set[str]:
+    """What a page tells its reader to import from the library."""
+    return {
+        f"{module}.{name.split(' as ')[0].strip()}"
+        for module, names in IMPORT.findall(text)
+        for name in names.partition("#")[0].strip("() ").replace("\n", "").split(",")
+        if name.strip()
+    }
+
+
+def run_examples(module: ModuleType) -> tuple[int, str]:
+    """How many lines of examples a module's docstrings have, and what is wrong with them."""
+    runner, said = doctest.DocTestRunner(verbose=False), io.StringIO()
+    for examples in doctest.DocTestFinder().find(module):
+        runner.run(examples, out=said.write)
+    return runner.tries, said.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # by PEFT
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_run_as_printed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    check_md_file(page, memory=True)
+    try:
+        check_md_file(page, memory=True)
+    finally:
+        if dist.is_initialized():  # a page on processes that did not come to its end
+            dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_page_on_fsdp_runs_in_two_processes(tmp_path: Path) -> None:
+    """As printed, by torchrun, on CPUs."""
+    page = (ROOT / "docs" / "howto" / "fsdp.md").read_text(encoding="utf-8")
+    (tmp_path / "page.py").write_text("\n".join(readme.python_blocks(page)) + '\nprint(f"{processes} came to the end")')
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "page.py"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert done.stdout.count("2 came to the end") == 2
 
 
 def test_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,19 +126,44 @@ def test_a_false_block_is_found(tmp_path: Path) -> None:
 
 
 def test_every_public_name_is_documented() -> None:
-    assert undocumented((ROOT / "docs" / "api.md").read_text()) == []
+    assert undocumented(API) == []
 
 
 def test_a_missing_name_is_found() -> None:
-    assert "gssf_plug.GSSFMetric" in undocumented("GSSFMetrics only")
+    assert "gssf_plug.GSSFMetric" in undocumented(API.replace("gssf_plug.GSSFMetric", "gssf_plug.GSSFMetrics"))
+    assert "gssf_plug.metric.topk" in undocumented("topk and gssf_plug.metric.topka are no gssf_plug.metric")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_pages_import_public_names_alone(page: Path) -> None:
+    assert imported(page.read_text(encoding="utf-8")) - documented(API) == set()
+
+
+def test_an_import_of_something_else_is_found() -> None:
+    text = "from gssf_plug.metric import (\n    topk,\n    hidden as h,\n)\nfrom gssf_plug import GSSFMetric  # it"
+    assert imported(text) - documented(API) == {"gssf_plug.metric.hidden"}
 
 
 @pytest.mark.parametrize(("module", "name"), public_names(), ids=lambda part: str(part))
-def test_docstring_examples_run(module: str, name: str) -> None:
+def test_every_public_name_has_a_docstring(module: str, name: str) -> None:
     thing = getattr(importlib.import_module(module), name)
-    if not isinstance(thing, str):
+    if inspect.isclass(thing) or inspect.isroutine(thing):  # aliases of types and constants have none
         assert thing.__doc__, f"{module}.{name} has no docstring"
-        check_docstring(thing)
+
+
+@pytest.mark.parametrize("module", MODULES_WITH_EXAMPLES)
+def test_docstring_examples_run(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    attempted, wrong = run_examples(importlib.import_module(module))
+    assert attempted > 0
+    assert wrong == ""
+
+
+def test_a_false_example_is_found() -> None:
+    module = ModuleType("module", ">>> 1 + 1\n3\n")
+    attempted, wrong = run_examples(module)
+    assert attempted == 1
+    assert "Expected:\n    3\nGot:\n    2" in wrong
 
 
 def test_version_stands_in_the_changelog() -> None:

@@ -85,7 +85,12 @@ class WeightedSum(FeatureLoss):
         ArgumentError: no loss, or not as many weights.
 
     Example:
-        >>> loss = WeightedSum(IdentityLoss(8, 5), BatchHardTriplet())  # doctest: +SKIP
+        >>> from gssf_plug import GSSFMetric
+        >>> from gssf_plug.losses import BatchHardTriplet
+        >>> loss = WeightedSum(IdentityLoss(8, 3), BatchHardTriplet(), weights=[1.0, 0.5])
+        >>> features, labels = torch.randn(6, 8), torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> loss(features, labels, GSSFMetric(8, block_size=4)).shape  # the metric scores all pairs
+        torch.Size([])
     """
 
     def __init__(self, *losses: nn.Module, weights: Sequence[float] | None = None) -> None:

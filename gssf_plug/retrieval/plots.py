@@ -1,11 +1,14 @@
-"""What was retrieved, and what a metric learned, as matplotlib figures. Save them with `figure.savefig(path)`.
+"""What was retrieved, how it was trained, what a metric learned, as matplotlib figures: `figure.savefig(path)`.
 
 matplotlib is imported when a function is called (`pip install gssf-plug[plots]`), and its global state (pyplot) is left
-alone. The text on a figure is what the caller gives, and nothing is drawn that the tensors do not hold.
+alone. The text on a figure is what the caller gives, and nothing is drawn that the tensors or logs do not hold. The
+figures bring their own white ground, so they can be read on light and dark pages.
 """
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,11 +17,12 @@ from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.retrieval.journal import Journal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_curves", "plot_metric", "plot_retrieved", "plot_structures"]
+__all__ = ["plot_curves", "plot_metric", "plot_retrieved", "plot_structures", "plot_training"]
 
 Item = str | Tensor  # a text, or an image (3, H, W): bytes, or floats in 0 … 1
 RIGHT, WRONG = "#2a9d3f", "#c9c9c9"
@@ -146,6 +150,49 @@ def plot_curves(curves: Mapping[str, Sequence[float]], *, title: str = "", x: st
     return figure
 
 
+def plot_training(runs: Mapping[str, str | os.PathLike[str]], *, measure: str = "rsum", title: str = "") -> "Figure":
+    """How runs of `RetrievalTrainer` went: the training loss and a measure of the evaluation, over optimizer steps.
+
+    Read from the runs' `log.jsonl`, so a run may still be going on. A point of the loss is the mean since the point
+    before it (`RetrievalConfig.log_every`).
+
+    Args:
+        runs: the `output_dir` of each run by name; drawn in this order.
+        measure: a name that the evaluation gives, such as "rsum" or "mAP".
+        title: above everything.
+
+    Raises:
+        ArgumentError: no run, a folder without a log, or without values of `measure`.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    if not runs:
+        raise ArgumentError("runs", "hold at least one run", "none", "Give output folders by name.")
+    logs = {name: Journal(Path(folder) / "log.jsonl").records() for name, folder in runs.items()}
+    figure = _figure(10, 3.8)
+    losses, measures = figure.subplots(1, 2)
+    for name, log in logs.items():
+        losses.plot(*_points(log, "train", "loss", name), marker="o", markersize=3, label=name)
+        measures.plot(*_points(log, "eval", measure, name), marker="o", markersize=3, label=name)
+    for axis, heading in ((losses, "training loss"), (measures, f"{measure} of the evaluation")):
+        axis.set(title=heading, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _points(log: Sequence[Mapping[str, Any]], kind: str, value: str, run: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the lines of one kind; lines without a value, of skipped steps, are left out."""
+    lines = [line for line in log if line["kind"] == kind]
+    found = [(line["step"], line[value]) for line in lines if line.get(value) is not None]
+    if not found:
+        known = sorted({key for line in lines for key in line})
+        rule, got = f"hold a log with {kind} lines of '{value}'", f"'{run}' with {known or 'no such line'}"
+        raise ArgumentError("runs", rule, got, "Give the output_dir of a run, and a measure of its evaluation.")
+    steps, values = zip(*found, strict=True)
+    return list(steps), list(values)
+
+
 @torch.no_grad()
 def _learnable(metric: GSSFMetric) -> Bool[Tensor, "dim dim"]:
     """Where the matrix is not zero once the parameters are not."""
@@ -160,7 +207,7 @@ def _figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("Plots need matplotlib: run `pip install gssf-plug[plots]`.") from error
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def _draw(axis: Any, item: Item, right: bool | None) -> None:

@@ -31,7 +31,7 @@ def test_quick(tmp_path):
         assert f"{result['rsum']:.1f}" in row
         parts = [result[f"{way}_R@{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)]
         assert abs(sum(parts) - result["rsum"]) < 1e-6
-    for picture in ("retrieved.png", "learned.png"):
+    for picture in ("retrieved.png", "learned.png", "training.png"):
         assert (tmp_path / picture).read_bytes()[:4] == b"\x89PNG"
     # a run that was stopped after three of five goes on with the fourth, and comes to the same numbers
     (tmp_path / "results.json").write_text(json.dumps(results[:3]))
