@@ -10,19 +10,19 @@ from torch.utils.data import ConcatDataset
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
-from gssf_plug.retrieval import Embedding
-from gssf_plug.retrieval import data as sets
-from gssf_plug.retrieval.data.pairs import CaptionPairs
-from gssf_plug.retrieval.data.transforms import CLIP, HALF, IMAGENET, CropTransform, PedestrianTransform
-from gssf_plug.retrieval.measures import (
-    Evaluation,
+from gssf_plug.retrieval import (
+    Embedding,
     Numbered,
+    RetrievalModel,
     alignment_measures,
     image_text_measures,
     instance_measures,
     reid_measures,
 )
-from gssf_plug.retrieval.models import RetrievalModel
+from gssf_plug.retrieval import data as sets
+from gssf_plug.retrieval.data.pairs import CaptionPairs
+from gssf_plug.retrieval.data.transforms import CLIP, HALF, IMAGENET, CropTransform, PedestrianTransform
+from gssf_plug.retrieval.measures import Evaluation
 
 IMAGE_TEXT = ("vse", "scan", "dual_encoder")
 KS = {"online_products": (1, 10, 100, 1000), "in_shop": (1, 10, 20, 30, 40, 50)}

@@ -13,16 +13,29 @@ from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import GPO, BNNeck, SizeAugmentation, cls_pool, last_pool, mean_max_pool, mean_pool
 from gssf_plug.losses import BatchHardTriplet, Hinge, IdentityLoss, InfoNCE, Sigmoid, WeightedSum
-from gssf_plug.retrieval import OneTower, Tower, TwoTower
-from gssf_plug.retrieval.alignment import ImageToText, LogSumExp, TextToImage, average
-from gssf_plug.retrieval.collators import LabelCollator, PairCollator, WordAugmentation
+from gssf_plug.retrieval import (
+    AnySize,
+    DualEncoder,
+    FrozenNorms,
+    ImageToText,
+    LabelCollator,
+    LastStrideOne,
+    LocalAlignment,
+    LogSumExp,
+    NeckLoss,
+    OneTower,
+    PairCollator,
+    ResidualMLP,
+    RetrievalModel,
+    TextToImage,
+    Tower,
+    TwoTower,
+    WordAugmentation,
+    WordGRU,
+    average,
+)
 from gssf_plug.retrieval.data.layout import existing_folder
 from gssf_plug.retrieval.data.vocabulary import scan_tokenizer, word_tokenizer
-from gssf_plug.retrieval.dual_encoder import DualEncoder
-from gssf_plug.retrieval.encoders import AnySize, FrozenNorms, LastStrideOne, ResidualMLP, WordGRU
-from gssf_plug.retrieval.local_alignment import LocalAlignment
-from gssf_plug.retrieval.models import RetrievalModel
-from gssf_plug.retrieval.neck import NeckLoss
 
 
 class Parts(NamedTuple):
