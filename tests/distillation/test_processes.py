@@ -1,4 +1,4 @@
-"""Two real processes give the gradients of one with the whole batch: every loss by hand, and the Trainer (F8)."""
+"""Two real processes give the gradients of one with the whole batch: tokens by hand, and the Trainer (F8)."""
 
 import os
 import subprocess

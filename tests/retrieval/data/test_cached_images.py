@@ -176,9 +176,12 @@ def test_images_that_cannot_be_read(files, tmp_path):
         cache_images(rows_of(files), tmp_path / "none", skip_unreadable=True)
 
 
-@pytest.mark.parametrize("name", ["cache.json", "index.bin", "pixels.bin"])
-@pytest.mark.parametrize("how", ["cut", "gone", "foreign"])
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [(name, how) for name in ("cache.json", "index.bin", "pixels.bin") for how in ("cut", "gone", "foreign")][:-1],
+)
 def test_a_damaged_cache_is_named(files, tmp_path, name, how):
+    """Other pixels of the same number are not found out, which the module says."""
     rows = rows_of(files)
     cache_images(rows, tmp_path / "cache")
     path = tmp_path / "cache" / name
@@ -186,8 +189,6 @@ def test_a_damaged_cache_is_named(files, tmp_path, name, how):
     path.unlink()
     if how != "gone":
         path.write_bytes(content[:-7] if how == "cut" else b"\xff" * (len(content) + (name == "cache.json")))
-    if (name, how) == ("pixels.bin", "foreign"):
-        pytest.skip("pixels are not verified, which the module says")
     with pytest.raises(CheckpointError, match="holds no cache|cache again|Delete"):
         CachedImages(rows, tmp_path / "cache")
 
