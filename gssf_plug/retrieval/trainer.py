@@ -305,6 +305,7 @@ class RetrievalTrainer:
             self.checkpoints.write(self.accelerator, self.progress.step, state)
         if stop and not done:
             logger.warning("SIGTERM: stopped after step %d; resume with train(resume=True)", self.progress.step)
+            self.accelerator.end_training()  # one that exits inside its process group may abort, with another code
             raise SystemExit(EXIT_CODE)
 
     def _due(self, every: int | None) -> bool:

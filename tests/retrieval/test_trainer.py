@@ -335,9 +335,12 @@ def test_sigterm_in_the_middle_writes_a_checkpoint_and_the_old_handler_is_back(t
         return toy.augment(rows)
 
     trainer = toy.trainer(tmp_path / "ended", collate=collate)
+    left = []
+    trainer.accelerator.end_training = lambda: left.append(names(trainer)[-1])
     with pytest.raises(SystemExit) as ended:
         trainer.train()
     assert ended.value.code == 143
+    assert left == ["step-00000005"]  # trackers and process group, once the checkpoint is there
     assert names(trainer)[-1] == "step-00000005"
     assert signal.getsignal(signal.SIGTERM) is handler
     resumed, unbroken = toy.trainer(tmp_path / "ended"), toy.trainer(tmp_path / "unbroken")
