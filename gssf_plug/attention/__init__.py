@@ -4,9 +4,9 @@ from gssf_plug.attention import layouts as layouts
 from gssf_plug.attention.handle import AttentionPatch as AttentionPatch
 from gssf_plug.attention.layer import GSSFAttention as GSSFAttention
 from gssf_plug.attention.layouts import Layout as Layout
-from gssf_plug.attention.layouts import Packing as Packing
 from gssf_plug.attention.load import load_attention as load_attention
-from gssf_plug.attention.merge import MergeReport as MergeReport
+from gssf_plug.attention.merge_report import MergeReport as MergeReport
+from gssf_plug.attention.packing import Packing as Packing
 from gssf_plug.attention.patch import patch_attention as patch_attention
 
 __all__ = [

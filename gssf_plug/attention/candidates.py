@@ -14,14 +14,13 @@ from gssf_plug.attention.layouts import (
     KEY_SIZES,
     QUERY_HEADS,
     QUERY_SIZES,
-    Heads,
     Layout,
-    Packing,
     head_counts,
     known,
     query_norms,
     resolve,
 )
+from gssf_plug.attention.packing import Heads, Packing
 from gssf_plug.attention.sites import OutputSite, Site, WeightSite
 
 __all__ = ["Candidate", "candidates", "fitting_layouts", "input_widths", "query_projection", "watched"]

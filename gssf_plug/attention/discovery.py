@@ -7,7 +7,7 @@ reach (a vision tower without an image) are run alone. What could not be proven 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any
@@ -16,19 +16,16 @@ from torch import nn
 
 from gssf_plug.attention.candidates import Candidate, fitting_layouts
 from gssf_plug.attention.layer_metric import CHILD
-from gssf_plug.attention.probe import Proof, prove, undisturbed
+from gssf_plug.attention.probe import Proof, prove
+from gssf_plug.attention.runs import undisturbed
 from gssf_plug.attention.sites import WeightSite
 from gssf_plug.attention.stimuli import arguments_of, arguments_of_layer, parts_of
 from gssf_plug.errors import ArgumentError, near_matches
 
-__all__ = ["Discovery", "Unreached", "attention_modules", "discover", "select"]
+__all__ = ["ATTEMPTS", "Discovery", "attention_modules", "discover", "select"]
 
 ATTEMPTS = 40  # inputs tried per part
 ENOUGH = 3  # of them that reach a module whose layout they do not prove
-
-
-class Unreached(str):
-    """A reason: no example ran the module, so nothing is known of it."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +34,15 @@ class Discovery:
 
     Args:
         proven: layout of each attention module by path.
-        refused: modules that look like attention but were not proven, and why.
+        refused: modules that look like attention and ran, but were not proven, and why.
+        out_of_reach: modules that no example ran, so that nothing is known of them, and why.
         left_alone: modules that need no metric of their own, and why.
     """
 
-    proven: dict[str, Candidate]
-    refused: dict[str, str]
-    left_alone: dict[str, str]
+    proven: dict[str, Candidate] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    out_of_reach: dict[str, str] = field(default_factory=dict)
+    left_alone: dict[str, str] = field(default_factory=dict)
 
 
 def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -95,14 +94,17 @@ def discover(
             for name, owner in owners.items():
                 alone = {name: owner} if proofs[name].candidate is None else {}
                 _prove_part(name, owner, arguments_of_layer(owner), alone, proofs, after_norm, [])
-    found = Discovery({}, {}, {})
+    found = Discovery()
     for name, proof in proofs.items():
-        if proof.candidate is None:
-            found.refused[name] = _why_refused(proof, failures)
-        elif isinstance(proof.candidate.query, WeightSite) and proof.scope is not owners[name]:
+        candidate = proof.candidate
+        if candidate is None and not proof.reached:
+            found.out_of_reach[name] = _why_not_reached(failures)
+        elif candidate is None:
+            found.refused[name] = _why_not_proven(proof)
+        elif isinstance(candidate.query, WeightSite) and proof.scope is not owners[name]:
             found.refused[name] = "its weights act outside its own forward, where a hook on it comes too late"
         else:
-            found.proven[name] = proof.candidate
+            found.proven[name] = candidate
     _leave_shared(owners, found)
     _leave_outer(found)
     return found
@@ -178,12 +180,14 @@ def _try(
     return reached
 
 
-def _why_refused(proof: Proof, failures: list[str]) -> str:
-    if proof.reached:
-        tried = "; ".join(dict.fromkeys(proof.tried)) or "no layout fits its widths and numbers of heads"
-        return f"no layout was proven (tried: {tried})"
+def _why_not_proven(proof: Proof) -> str:
+    tried = "; ".join(dict.fromkeys(proof.tried)) or "no layout fits its widths and numbers of heads"
+    return f"no layout was proven (tried: {tried})"
+
+
+def _why_not_reached(failures: list[str]) -> str:
     because = f" (inputs tried: {failures[0]})" if failures else ""
-    return Unreached(f"no example reached it{because}; pass example_inputs= that run it")
+    return f"no example reached it{because}; pass example_inputs= that run it"
 
 
 def _leave_shared(owners: Mapping[str, nn.Module], found: Discovery) -> None:

@@ -14,7 +14,9 @@ from torch import nn
 from gssf_plug.attention.checkpoint import push_adapter, save_adapter
 from gssf_plug.attention.folding import PatchedLayer, plan_folds
 from gssf_plug.attention.layer_metric import CHILD, LayerMetric
-from gssf_plug.attention.merge import EATEN, Fold, MergeReport
+from gssf_plug.attention.merge import Fold
+from gssf_plug.attention.merge_report import EATEN, MergeReport
+from gssf_plug.attention.summary import table
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.files import CardFacts
 
@@ -52,12 +54,12 @@ class AttentionPatch:
     @property
     def active_adapter(self) -> str | None:
         """The adapter that acts."""
-        return next(iter(self.layers.values())).query.active
+        return self._first().active
 
     @property
     def enabled(self) -> bool:
         """False inside `disabled()` and after `disable()`."""
-        return next(iter(self.layers.values())).query.enabled
+        return self._first().enabled
 
     @property
     def merged(self) -> bool:
@@ -192,31 +194,24 @@ class AttentionPatch:
     def remove(self) -> None:
         """Take everything out: the model as it was, with its state-dict keys and its `requires_grad` flags.
 
+        Twice is once. A removed patch has nothing left to merge or to train, and says so.
+
         Raises:
             ArgumentError: merged (a merged model holds nothing of the patch but its weights; to keep those, drop the
                 handle).
         """
         self._check_unmerged("removed")
         for layer in self.layers.values():
-            layer.query.detach(layer.owner)
+            if getattr(layer.owner, CHILD, None) is layer.query:  # another handle may have removed it
+                layer.query.detach(layer.owner)
         for parameter, flag in self._trainable_before.items():
             parameter.requires_grad_(flag)
-        self.layers = {}
+        self.layers, self._trainable_before = {}, {}
 
     def summary(self) -> str:
         """Per layer: site, heads, parameters, whether it merges; then what was left alone, and why."""
         folds, refused = ({}, {}) if self.merged else plan_folds(self.model, self.layers, once_trained=True)
-        rows = [f"{'layer':<44} {'site':<30} {'heads':>9} {'parameters':>11}  mergeable"]
-        for name, layer in self.layers.items():
-            query, metric = layer.query, layer.query.metric()
-            site = f"after {query.norm}" if query.norm else query.layout
-            count = sum(parameter.numel() for parameter in metric.parameters()) if metric else 0
-            state = "merged" if layer.fold else "yes" if name in folds else refused.get(name, "not in this adapter")
-            rows.append(f"{name:<44} {site:<30} {query.heads.query:>4}×{query.heads.size:<4} {count:>11,}  {state}")
-        rows += [f"{name:<44} left alone: {reason}" for name, reason in self.left_alone.items()]
-        total = sum(parameter.numel() for parameter in self.parameters())
-        rows.append(f"{len(self.layers)} layers, {total:,} parameters in adapter '{self.active_adapter}'")
-        return "\n".join(rows)
+        return table(self.layers, folds, refused, self.left_alone, self._known(None))
 
     @contextmanager
     def accepted_by_trainer(self) -> Iterator[None]:
@@ -284,12 +279,18 @@ class AttentionPatch:
                 _write_all(layer.fold, enabled)
             layer.query.enabled = enabled
 
+    def _first(self) -> LayerMetric:
+        if not self.layers:
+            raise ArgumentError("patch", "be in the model", "a removed one", "Call patch_attention again.")
+        return next(iter(self.layers.values())).query
+
     def _check_unmerged(self, action: str) -> None:
         if self.merged:
             raise ArgumentError("patch", f"be unmerged to be {action}", "a merged one", "Call patch.unmerge() first.")
 
     def _known(self, adapter_name: str | None) -> str:
-        name = self.active_adapter if adapter_name is None else adapter_name
+        active = self._first().active
+        name = active if adapter_name is None else adapter_name
         if name not in self.adapter_names:
             raise ArgumentError(
                 "adapter_name", "name an adapter of this model", repr(name), near_matches(str(name), self.adapter_names)

@@ -5,6 +5,7 @@ A projection's output may be (…, C) with the query in some of its C channels, 
 `put` undoes it. Both are pure tensor code: they compile, export and differentiate.
 """
 
+from collections.abc import Callable
 from typing import Literal, Self
 
 import torch
@@ -43,8 +44,7 @@ class HeadView(nn.Module):
         self.contiguous = torch.equal(flat, torch.arange(self.start, self.start + len(flat)))
         order = torch.arange(width) + len(flat)
         order[flat] = torch.arange(len(flat))
-        self.register_buffer("index", flat, persistent=False)
-        self.register_buffer("order", order, persistent=False)
+        self.index, self.order = flat, order  # no buffers: averages of models (EMA) round whole numbers down
 
     @classmethod
     def whole(cls, heads: int, size: int, *, axis: int = -1, head_axis: Literal[-2, -3] | None = None) -> Self:
@@ -69,6 +69,10 @@ class HeadView(nn.Module):
             return self._undo(torch.cat([rows, last], -1)[..., self.order], x)
         parts = [last[..., : self.start], rows, last[..., self.start + length :]]
         return self._undo(torch.cat([part for part in parts if part.shape[-1]], -1), x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.index, self.order = fn(self.index), fn(self.order)
+        return super()._apply(fn, recurse)
 
     def _channels_last(self, x: Tensor) -> Tensor:
         if self.head_axis is not None:

@@ -11,7 +11,7 @@ from typing import cast
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gssf_plug.attention.layouts import Heads
+from gssf_plug.attention.packing import Heads
 from gssf_plug.metric import GSSFMetric
 
 __all__ = ["CHILD", "LayerMetric"]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from gssf_plug.attention.checkpoint import FORMAT
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.layer_metric import LayerMetric
-from gssf_plug.attention.patch import Sites, attach, check_adapter_name, check_model, find_metrics
+from gssf_plug.attention.patch import attach, check_adapter_name, check_model
+from gssf_plug.attention.places import Places, QueryNorm, Sites, find_places
 from gssf_plug.attention.score_sites import score_modules
 from gssf_plug.attention.scores import SCORE
 from gssf_plug.attention.sharding import fill
@@ -77,18 +78,18 @@ def load_attention(
     norms = {record["query_norm"] for record in saved.records.values()}
     owners = {name: model.get_submodule(name) for name in saved.records}
     sites: Sites = "score" if {record["layout"] for record in saved.records.values()} == {SCORE} else "projection"
-    norm = "after" if norms - {None} else "before"
-    queries, refused, left_alone = find_metrics(model, owners, sites, norm, example_inputs)
+    norm: QueryNorm = "after" if norms - {None} else "before"
+    places = find_places(model, owners, sites, norm, example_inputs)
     for name, record in saved.records.items():
-        if name not in queries:
-            reason = (refused | left_alone)[name]
+        if name not in places.metrics:
+            reason = places.why_not()[name]
             raise CheckpointError(saved.folder, f"needs the layer '{name}', where {reason}", REMEDY)
-        _check_fits(saved.folder, name, record, queries[name])
-        if adapter_name in queries[name].adapters:
+        _check_fits(saved.folder, name, record, places.metrics[name])
+        if adapter_name in places.metrics[name].adapters:
             remedy = "Choose another name, copy into that adapter with hot_swap=True, or remove that patch."
             raise ArgumentError("adapter_name", "be new on this model", repr(adapter_name), remedy)
     saved_dtype = next(iter(saved.metrics.values())).structures.parameters().__next__().dtype
-    return attach(model, queries, saved.metrics, adapter_name, {}, dtype or saved_dtype)
+    return attach(model, Places(places.metrics), saved.metrics, adapter_name, dtype or saved_dtype)
 
 
 @dataclass(frozen=True)

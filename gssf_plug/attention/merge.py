@@ -13,52 +13,15 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from gssf_plug.attention.heads import HeadView
+from gssf_plug.attention.merge_report import MergedLayer
 from gssf_plug.attention.query import QueryMetric
 from gssf_plug.metric import GSSFMetric
 
-__all__ = ["Fold", "MergeReport", "MergedLayer", "NotFoldable", "plan_fold"]
-
-EATEN = 0.9  # below this kept share a merge warns
-
-
-@dataclass(frozen=True)
-class MergedLayer:
-    """What one fold did.
-
-    Args:
-        name: path of the attention module.
-        into: the module whose weights took the metric.
-        kept: share of the learned change that is left after rounding to the weight's dtype, 1 - ‖error‖ / ‖change‖.
-        largest_change: largest change of a single weight.
-    """
-
-    name: str
-    into: str
-    kept: float
-    largest_change: float
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What `merge` did, layer by layer, and which layers stayed unmerged (only with `partial=True`) and why."""
-
-    layers: list[MergedLayer] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def kept(self) -> float:
-        """The worst layer's share."""
-        return min((layer.kept for layer in self.layers), default=1.0)
-
-    def __str__(self) -> str:
-        lines = [f"{'layer':<48} {'kept':>7} {'largest change':>15}  into"]
-        for layer in self.layers:
-            lines.append(f"{layer.name:<48} {layer.kept:>7.1%} {layer.largest_change:>15.3g}  {layer.into}")
-        lines += [f"{name:<48} not merged: {reason}" for name, reason in self.refused.items()]
-        return "\n".join(lines)
+__all__ = ["Fold", "NotFoldable", "plan_fold"]
 
 
 class NotFoldable(Exception):  # noqa: N818
@@ -115,11 +78,12 @@ def plan_fold(owner: nn.Module, query: QueryMetric, metric: GSSFMetric, users: M
     if any(not bool(parameter.isfinite().all()) for parameter in metric.parameters()):
         raise NotFoldable("the metric holds NaN or infinite values; nothing was changed")
     site = query.site(owner)
+    sample: tuple[object, ...] | None = None
     with torch.no_grad():
         if query.norm is not None:
-            fold, sample = _into_norm(site, query, metric), _norm_input(site, query)
+            fold, sample = _into_norm(site, query, metric), (_norm_input(site, query),)
         elif query.weights:
-            fold, sample = _into_weights(site, query, metric), None
+            fold = _into_weights(site, query, metric)
         else:
             fold, sample = _into_projection(site, query, metric), _projection_input(site)
             if query.bias is not None:
@@ -137,7 +101,7 @@ def _into_projection(site: nn.Module, query: QueryMetric, metric: GSSFMetric) ->
     linear = _linear_inside(site)
     view, weight, bias = query.view(), _parameter(linear, "weight"), linear._parameters.get("bias")
     index = view.index.view(view.heads, view.size).cpu()
-    axis = -1 if isinstance(linear, Conv1D) else 0
+    axis = -1 if isinstance(linear, Conv1D) else 1 if _holds_experts(linear) else 0
     new = {weight: _folded(query, metric, weight, HeadView(index, view.width, axis=axis).to(weight.device))}
     if bias is not None:
         new[bias] = _folded(query, metric, bias, HeadView(index, view.width).to(bias.device))
@@ -212,16 +176,27 @@ def _folded(query: QueryMetric, metric: GSSFMetric, parameter: Tensor, view: Hea
 def _linear_inside(site: nn.Module) -> nn.Module:
     """The linear map whose output the site gives: itself, or the one that a wrapper holds."""
     kinds = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d)
-    found = [module for module in site.modules() if isinstance(module, kinds)]
+    found = [module for module in site.modules() if isinstance(module, kinds) or _holds_experts(module)]
     if len(found) != 1:
         raise NotFoldable(
             f"'{type(site).__name__}' is no single linear map; merge or unload the adapter (PEFT) or the quantisation "
             "beneath it first"
         )
+    if is_parametrized(found[0]) or "weight" not in found[0]._parameters:
+        raise NotFoldable(
+            "its weight is computed from other parameters (weight_norm, spectral_norm); make it plain first with "
+            "torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm for the old kind"
+        )
     weight = found[0].weight
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point() or type(weight.data) is not Tensor:
         raise NotFoldable(f"its weight is quantised or sharded ({weight.dtype}); dequantise or gather it first")
     return found[0]
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    """One linear map per expert in a single weight (experts, out, in), called with the rows that each gets (JetMoE)."""
+    weight = module._parameters.get("weight")
+    return hasattr(module, "num_experts") and weight is not None and weight.ndim == 3
 
 
 def _parameter(module: nn.Module, name: str) -> nn.Parameter:
@@ -230,12 +205,14 @@ def _parameter(module: nn.Module, name: str) -> nn.Parameter:
     return parameter
 
 
-def _projection_input(site: nn.Module) -> Tensor:
+def _projection_input(site: nn.Module) -> tuple[object, ...]:
     linear = _linear_inside(site)
     weight = _parameter(linear, "weight")
     if isinstance(linear, (nn.Conv1d, nn.Conv2d)):
-        return _noise((1, linear.in_channels, *(2 * size + 1 for size in linear.kernel_size)), weight)
-    return _noise((1, 3, weight.shape[0] if isinstance(linear, Conv1D) else weight.shape[1]), weight)
+        return (_noise((1, linear.in_channels, *(2 * size + 1 for size in linear.kernel_size)), weight),)
+    if _holds_experts(linear):
+        return _noise((weight.shape[0], weight.shape[2]), weight), [1] * weight.shape[0]
+    return (_noise((1, 3, weight.shape[0] if isinstance(linear, Conv1D) else weight.shape[1]), weight),)
 
 
 def _norm_input(norm: nn.Module, query: QueryMetric) -> Tensor:
@@ -249,14 +226,14 @@ def _noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
-def _check(fold: Fold, site: nn.Module, query: QueryMetric, metric: GSSFMetric, x: Tensor) -> None:
+def _check(fold: Fold, site: nn.Module, query: QueryMetric, metric: GSSFMetric, sample: tuple[object, ...]) -> None:
     """Run the module with the new weights: its output must be the old one, folded."""
     view = query.view()
-    before = site.forward(x)  # without the hooks
+    before = site.forward(*sample)  # without the hooks
     expected = view.put(before, query.fold(metric, view.take(before)))
     fold.write()
     try:
-        got = site.forward(x)
+        got = site.forward(*sample)
     finally:
         fold.restore()
     slack = 64 * torch.finfo(got.dtype).eps * float(expected.abs().max().clamp_min(1e-6))

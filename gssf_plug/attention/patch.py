@@ -8,27 +8,25 @@ disabled, merged into plain weights, and removed without a trace.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from gssf_plug.attention.discovery import Unreached, attention_modules, discover, select
+from gssf_plug.attention.discovery import attention_modules, select
 from gssf_plug.attention.handle import AttentionPatch
-from gssf_plug.attention.layer_metric import CHILD, LayerMetric
-from gssf_plug.attention.layouts import Heads
-from gssf_plug.attention.query import QueryMetric
-from gssf_plug.attention.score_sites import find_scores, score_modules
-from gssf_plug.attention.scores import ScoreMetric
+from gssf_plug.attention.layer_metric import CHILD
+from gssf_plug.attention.learnable import without_gradient
+from gssf_plug.attention.packing import Heads
+from gssf_plug.attention.places import Places, QueryNorm, Sites, find_places
+from gssf_plug.attention.score_sites import score_modules
 from gssf_plug.attention.sharding import is_sharded
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.metric import Term
 
-__all__ = ["AdapterOptions", "Sites", "attach", "check_adapter_name", "check_model", "find_metrics", "patch_attention"]
-
-
-Sites = Literal["projection", "score"]
+__all__ = ["AdapterOptions", "attach", "check_adapter_name", "check_model", "patch_attention"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ def patch_attention(
     layers: Sequence[str | int] | None = None,
     per_head: bool = True,
     sites: Sites = "projection",
-    query_norm: Literal["after", "before"] = "after",
+    query_norm: QueryNorm = "after",
     dtype: torch.dtype | None = None,
     adapter_name: str = "default",
     example_inputs: Mapping[str, Any] | None = None,
@@ -76,8 +74,8 @@ def patch_attention(
     """
     check_model(model)
     _check_options(terms, block_size, sites, query_norm, dtype, adapter_name)
-    queries, left_alone = _queries(model, layers, sites, query_norm, example_inputs)
-    for name, query in queries.items():
+    places = _places(model, layers, sites, query_norm, example_inputs)
+    for name, query in places.metrics.items():
         _check_block(name, query.heads.size, terms, block_size)
         if adapter_name in query.adapters:
             raise ArgumentError(
@@ -88,8 +86,8 @@ def patch_attention(
             )
     options = AdapterOptions(tuple(terms), block_size, per_head)
     with torch.inference_mode(False):  # inside of it parameters could never train
-        metrics = {name: options.metric(query.heads) for name, query in queries.items()}
-        return attach(model, queries, metrics, adapter_name, left_alone, dtype)
+        metrics = {name: options.metric(query.heads) for name, query in places.metrics.items()}
+        return attach(model, places, metrics, adapter_name, dtype)
 
 
 @dataclass(frozen=True)
@@ -110,14 +108,13 @@ class AdapterOptions:
 
 def attach(
     model: nn.Module,
-    queries: Mapping[str, LayerMetric],
+    places: Places,
     metrics: Mapping[str, GSSFMetric],
     adapter_name: str,
-    left_alone: Mapping[str, str],
     dtype: torch.dtype | None,
 ) -> AttentionPatch:
     """Put checked metrics into checked places, and activate them."""
-    for name, query in queries.items():
+    for name, query in places.metrics.items():
         owner = model.get_submodule(name)
         base = next((p for p in owner.parameters() if p.is_floating_point()), torch.zeros(()))
         metric = metrics[name].to(base.device, dtype or torch.promote_types(base.dtype, torch.float32))
@@ -125,13 +122,13 @@ def attach(
         if getattr(owner, CHILD, None) is not query:
             query.to(base.device).train(owner.training)
             query.attach(owner)
-    patch = AttentionPatch(model, left_alone)
+    patch = AttentionPatch(model, places.left_alone)
     patch.set_adapter(adapter_name)
     return patch
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be patched as it is: no module, compiled, wrapped, sharded, on the meta device."""
+    """Refuse what cannot be patched as it is: no module, compiled, traced, wrapped, sharded, on the meta device."""
     if not isinstance(model, nn.Module):
         raise ArgumentError("model", "be a torch.nn.Module", type(model).__name__, "Pass the model itself.")
     kind = type(model).__name__
@@ -143,6 +140,20 @@ def check_model(model: nn.Module) -> None:
             f"a {kind}",
             f"Patch {inner} (or the model you wrapped) first, then compile or wrap it.",
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError("model", "be patched before it is traced or scripted", f"a {kind}", "Patch, then trace.")
+    _check_weights(model)
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention) and is_parametrized(module):
+            raise ArgumentError(
+                "model",
+                "have nn.MultiheadAttention with weights of its own",
+                f"a parametrisation that computes them at '{name}'",
+                "Call torch.nn.utils.parametrize.remove_parametrizations on it first.",
+            )
     sharded = next((name for name, value in model.named_parameters() if is_sharded(value)), None)
     if sharded is not None:
         raise ArgumentError(
@@ -157,46 +168,14 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def find_metrics(
-    model: nn.Module,
-    owners: Mapping[str, nn.Module],
-    sites: Sites,
-    query_norm: str,
-    example_inputs: Mapping[str, Any] | None,
-) -> tuple[dict[str, LayerMetric], dict[str, str], dict[str, str]]:
-    """For each owner the child that it has, or a new one for its proven place; who was refused; who needs none; why.
-
-    Raises:
-        ArgumentError: the model holds adapters at another site.
-    """
-    children = {name: getattr(owner, CHILD, None) for name, owner in owners.items()}
-    here: dict[str, LayerMetric] = {n: child for n, child in children.items() if isinstance(child, LayerMetric)}
-    for name, child in here.items():
-        if isinstance(child, ScoreMetric) != (sites == "score"):
-            other = "projection" if sites == "score" else "score"
-            raise ArgumentError(
-                "sites",
-                "be the same for all adapters of a model",
-                f"{sites!r}, while '{name}' is patched at its {other}",
-                f"Use sites={other!r}, or remove that patch first.",
-            )
-    fresh = {name: owner for name, owner in owners.items() if name not in here}
-    if sites == "score":
-        scores, refused = find_scores(model, fresh, example_inputs)
-        here.update(scores)
-        return here, refused, {}
-    found = discover(model, fresh, after_norm=query_norm == "after", example_inputs=example_inputs)
-    here.update({name: QueryMetric(candidate) for name, candidate in found.proven.items()})
-    return here, found.refused, found.left_alone
-
-
-def _queries(
+def _places(
     model: nn.Module,
     layers: Sequence[str | int] | None,
     sites: Sites,
-    query_norm: str,
+    query_norm: QueryNorm,
     example_inputs: Mapping[str, Any] | None,
-) -> tuple[dict[str, LayerMetric], dict[str, str]]:
+) -> Places:
+    """The places to patch, and why the others are left alone; refuses where that is not for the caller to overlook."""
     owners = score_modules(model) if sites == "score" else attention_modules(model)
     if not owners:
         raise ArgumentError(
@@ -206,14 +185,21 @@ def _queries(
             "If it has attention of its own kind, declare it with gssf_plug.attention.layouts.register(Layout(...)).",
         )
     chosen = select(owners, layers)
-    queries, refused, left_alone = find_metrics(model, chosen, sites, query_norm, example_inputs)
-    bearable = sites == "score" or all(isinstance(reason, Unreached) for reason in refused.values())
-    if refused and (layers is not None or not queries or not bearable):
-        raise _refusal({name: why for name, why in refused.items() if not isinstance(why, Unreached)} or refused, sites)
-    if refused:
-        first, why = next(iter(refused.items()))
-        logger.warning("patch_attention leaves modules alone (%d), such as '%s': %s", len(refused), first, why)
-    return queries, refused | left_alone | {name: "not among `layers`" for name in owners.keys() - chosen.keys()}
+    found = find_places(model, chosen, sites, query_norm, example_inputs)
+    asked_for = found.out_of_reach if layers is not None or not found.metrics else {}
+    if found.refused or asked_for:
+        raise _refusal(found.refused or asked_for, sites)
+    unheard = without_gradient(model, owners, example_inputs)
+    metrics = {name: metric for name, metric in found.metrics.items() if name not in unheard}
+    if not metrics:
+        name, why = next(iter(unheard.items()))
+        raise ArgumentError("layers", "name attention that can learn", f"'{name}', where {why}", "Name other layers.")
+    missed = found.out_of_reach | {name: why for name, why in unheard.items() if name in found.metrics}
+    if missed:
+        first, why = next(iter(missed.items()))
+        logger.warning("patch_attention leaves modules alone (%d), such as '%s': %s", len(missed), first, why)
+    others = {name: "not among `layers`" for name in owners.keys() - chosen.keys()}
+    return Places(metrics, left_alone=missed | found.left_alone | others)
 
 
 def _refusal(refused: Mapping[str, str], sites: Sites) -> ArgumentError:

@@ -16,25 +16,23 @@ candidate is changed, and each attention layer's output is noted and then replac
 layer receives is the same in every run. Random state, training flags, buffers and hooks are as before afterwards.
 """
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gssf_plug.attention.candidates import Candidate, candidates, watched
 from gssf_plug.attention.layouts import resolve
-from gssf_plug.attention.sites import shadow, unshadow
+from gssf_plug.attention.runs import Run, outputs_of
+from gssf_plug.attention.sites import WeightSite, shadow, unshadow
 
-__all__ = ["Proof", "prove", "undisturbed"]
+__all__ = ["Proof", "prove"]
 
 MOST_CANDIDATES = 48  # per module; beyond that nothing likely is left
-Run = Callable[[], None]
+SILENT = "the output does not depend on this key (nor would it with a single key, or behind a gate of zero)"
 
 
 @dataclass
@@ -108,26 +106,6 @@ def prove(model: nn.Module, owners: Mapping[str, nn.Module], run: Run, *, after_
     return proofs
 
 
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; flags, buffers and every random state are restored on the way out."""
-    training = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - some models draw from the global state
-    model.eval()
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        for module, flag in training.items():
-            module.training = flag
-        for buffer, before in buffers:
-            if buffer.shape == before.shape and not torch.equal(buffer, before):
-                buffer.copy_(before)
-
-
 def _ancestor(model: nn.Module, name: str, depth: int) -> nn.Module | None:
     parts = name.split(".")
     return (
@@ -145,7 +123,10 @@ def _prove_in(
     after_norm: bool,
 ) -> None:
     shapes: dict[nn.Module, torch.Size] = {}
-    natural = _outputs(run, scopes, {}, shapes, [module for owner in owners.values() for module in watched(owner)])
+    seen = outputs_of(run, scopes, {}, shapes, [module for owner in owners.values() for module in watched(owner)])
+    natural = {
+        name: [_finite(output) for output in calls] for name, calls in seen.items()
+    }  # NaN would hide what follows
     cases = {}
     for name, scope in scopes.items():
         if natural.get(name):
@@ -178,7 +159,7 @@ def _under(
         for case in cases.values():
             assert case.current is not None
             _enter(changes, case.owner, case.current, setting)
-        return _outputs(run, {name: case.scope for name, case in cases.items()}, natural, {}, [])
+        return outputs_of(run, {name: case.scope for name, case in cases.items()}, natural, {}, [])
 
 
 def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: _Setting) -> None:
@@ -196,10 +177,12 @@ def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: 
         rest = _noise(rows, setting.key_outside).unflatten(-1, (groups, -1))
         return torch.where(inside[:, None].to(rows.device), new, rest).flatten(-2)
 
-    silenced: set[int] = set()
     for path in candidate.layout.besides:
         if resolve(owner, path) is not None and path not in (candidate.layout.query, candidate.layout.key):
-            _silence(changes, owner, path, silenced)
+            _silence(changes, owner, path)
+    for name, parameter in owner.named_parameters(recurse=False):
+        if parameter.numel() == 1 and not parameter.any():  # a gate, shut before training
+            _put(changes, owner, name, torch.ones_like(parameter))
     if candidate.key is not None:
         changes.enter_context(candidate.key.changed(key))
     changes.enter_context(candidate.query.changed(query))
@@ -210,73 +193,17 @@ def _noise(rows: Tensor, seeds: tuple[int, ...]) -> Tensor:
     return (sum(drawn[1:], drawn[0]) / len(drawn)).to(rows)
 
 
-def _silence(changes: ExitStack, owner: nn.Module, path: str, silenced: set[int]) -> None:
+def _silence(changes: ExitStack, owner: nn.Module, path: str) -> None:
     found = resolve(owner, path)
     if isinstance(found, nn.Module):
         changes.callback(found.register_forward_hook(lambda module, arguments, output: output * 0).remove)
     elif isinstance(found, Tensor) and "." not in path:
-        shadow(owner, path, torch.zeros_like(found))
-        changes.callback(unshadow, owner, path)
+        _put(changes, owner, path, torch.zeros_like(found))
 
 
-def _outputs(
-    run: Run,
-    scopes: Mapping[str, nn.Module],
-    natural: Mapping[str, list[Tensor]],
-    shapes: dict[nn.Module, torch.Size],
-    shaped: Sequence[nn.Module],
-) -> dict[str, list[Tensor]]:
-    """What the scopes put out in one run, call by call; with `natural` given, the model goes on with that instead."""
-    noted: dict[str, list[Tensor]] = {}
-
-    def note(name: str) -> Callable[[nn.Module, object, object], object]:
-        def hook(module: nn.Module, arguments: object, output: object) -> object:
-            found = _first_tensor(output)
-            if found is None:
-                return output
-            calls = noted.setdefault(name, [])
-            calls.append(found.detach().clone())
-            before = natural.get(name, [])
-            return _with_first(output, found, before[len(calls) - 1].clone()) if len(calls) <= len(before) else output
-
-        return hook
-
-    def remember(module: nn.Module, arguments: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            shapes.setdefault(module, output.shape)
-
-    handles = [scope.register_forward_hook(note(name)) for name, scope in scopes.items()]
-    handles += [module.register_forward_hook(remember) for module in dict.fromkeys(shaped)]
-    try:
-        torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002
-        random.seed(0)
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return noted
-
-
-def _first_tensor(output: object) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
-    return next((found for part in parts if (found := _first_tensor(part)) is not None), None)
-
-
-def _with_first(output: object, old: Tensor, new: Tensor) -> object:
-    """`output` with `old` replaced by `new`, however deep it lies."""
-    if output is old:
-        return new
-    if isinstance(output, Mapping):
-        for key, part in output.items():
-            output[key] = _with_first(part, old, new)  # type: ignore[index]
-    elif isinstance(output, (tuple, list)):
-        parts = [_with_first(part, old, new) for part in output]
-        kind: Any = type(output)
-        return kind(*parts) if hasattr(output, "_fields") else kind(parts)
-    return output
+def _put(changes: ExitStack, owner: nn.Module, name: str, value: Tensor) -> None:
+    shadow(owner, name, value)
+    changes.callback(unshadow, owner, name)
 
 
 def _verdict(noted: Mapping[str, list[Tensor]], candidate: Candidate) -> str | None:
@@ -286,9 +213,14 @@ def _verdict(noted: Mapping[str, list[Tensor]], candidate: Candidate) -> str | N
     shared = candidate.layout.key_is_value
     alive = _bend(noted, "alive") if shared else _difference(noted["alive"], noted["alive, keys moved"])
     silent = _bend(noted, "silent") if shared else _difference(noted["silent"], noted["silent, keys moved"])
-    floor = max(16 * torch.finfo(output.dtype).eps * float(_finite(output).abs().max()) for output in noted["alive"])
+    floor = max(
+        16 * torch.finfo(output.dtype).eps * float(_finite(output.float()).abs().max()) for output in noted["alive"]
+    )
     if alive <= floor:
-        return "the output does not depend on this key"
+        if isinstance(candidate.query, WeightSite) and candidate.query.path:
+            return f"'{candidate.query.path}' was not called, as where the example lacks what this layer attends to"
+        zero = not any(output.any() for output in noted["alive"])
+        return "its output is zero whatever goes in, as where a kernel is missing" if zero else SILENT
     if silent > 1e-3 * alive:
         return "with the query at zero the output still depends on the key"
     if candidate.heads.key > 1:
@@ -307,8 +239,8 @@ def _bend(noted: Mapping[str, list[Tensor]], title: str) -> float:
 def _difference(one: list[Tensor], other: list[Tensor]) -> float:
     if any(a.shape != b.shape for a, b in zip(one, other, strict=True)):
         return float("inf")
-    return max(float((_finite(a) - _finite(b)).abs().max()) for a, b in zip(one, other, strict=True))
+    return max(float((_finite(a.float()) - _finite(b.float())).abs().max()) for a, b in zip(one, other, strict=True))
 
 
 def _finite(output: Tensor) -> Tensor:
-    return output.float().nan_to_num(0.0, 0.0, 0.0)
+    return output.nan_to_num(0.0, 0.0, 0.0)

@@ -17,16 +17,14 @@ from torch import Tensor, nn
 
 from gssf_plug.attention.candidates import fitting_layouts
 from gssf_plug.attention.discovery import ATTEMPTS, attention_modules, discover
-from gssf_plug.attention.layouts import Heads
-from gssf_plug.attention.probe import undisturbed
+from gssf_plug.attention.packing import Heads
 from gssf_plug.attention.query import QueryMetric
+from gssf_plug.attention.runs import Run, undisturbed
 from gssf_plug.attention.scores import ScoreConfig, ScoreMetric, calls_interface, eager_attention, show
 from gssf_plug.attention.stimuli import arguments_of, arguments_of_layer, parts_of
 from gssf_plug.errors import ArgumentError
 
 __all__ = ["LayerCall", "arriving", "find_scores", "record_calls", "score_modules"]
-
-Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def find_scores(
     for name, found in heads.items():
         candidate = below.proven.get(name)
         query = QueryMetric(candidate) if candidate is not None else None
-        metrics[name] = ScoreMetric(found, query, below.refused.get(name, ""))
+        metrics[name] = ScoreMetric(found, query, (below.refused | below.out_of_reach).get(name, ""))
     unreached = "no example reached it; pass example_inputs= that run it"
     return metrics, {name: reason or unreached for name, reason in refused.items() if name not in heads}
 

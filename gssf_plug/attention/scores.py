@@ -19,7 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gssf_plug.attention.layer_metric import CHILD, LayerMetric
-from gssf_plug.attention.layouts import Heads
+from gssf_plug.attention.packing import Heads
 from gssf_plug.attention.query import QueryMetric
 from gssf_plug.metric import GSSFMetric
 

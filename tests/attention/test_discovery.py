@@ -116,6 +116,84 @@ def test_a_part_that_no_example_reaches_is_left_alone_and_said(caplog: pytest.Lo
     assert len(patch_attention(Twofold(), block_size=2).layers) == 2  # run alone
 
 
+class Wasteful(nn.Module):
+    """Runs three layers and takes what the second gave: a backbone with a feature layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(PlainAttention() for _ in range(3))
+
+    def forward(self, input: Tensor) -> Tensor:
+        seen = [input]
+        for layer in self.layers:
+            seen.append(layer(seen[-1]))
+        return seen[2]
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_a_layer_that_the_outputs_do_not_depend_on_is_left_alone(
+    caplog: pytest.LogCaptureFixture, inference: bool
+) -> None:
+    model = Wasteful()
+    with torch.inference_mode(inference):
+        patch = patch_attention(model, block_size=2, example_inputs={"input": X["input"].clone()})
+    reason = "the model runs it, but no gradient of the model's outputs reaches it"
+    assert list(patch.layers) == ["layers.0", "layers.1"]
+    assert patch.left_alone == {"layers.2": reason}
+    assert f"leaves modules alone (1), such as 'layers.2': {reason}" in caplog.text
+    model(**X).sum().backward()
+    assert all(parameter.grad is not None for parameter in patch.parameters())
+    patch.remove()
+    with pytest.raises(ArgumentError, match="`layers` must name attention that can learn, but got 'layers.2', where"):
+        patch_attention(model, block_size=2, layers=["layers.2"], example_inputs=X)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class Undifferentiated(Wasteful):
+    """Runs without gradients whatever is asked: nothing can be said of its layers."""
+
+    @torch.no_grad()
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
+
+def test_a_model_without_any_gradient_is_patched_whole() -> None:
+    assert len(patch_attention(Undifferentiated(), block_size=2, example_inputs=X).layers) == 3
+
+
+class Gated(PlainAttention):
+    """Its gate is shut before training, as in Flamingo: nothing that happens inside can be seen outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.gate) * super().forward(x)
+
+
+class Zeros(PlainAttention):
+    """What transformers' MRA gives where its kernel is missing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 0
+
+
+def test_a_gate_of_zero_is_opened_for_the_probe_alone() -> None:
+    model = nn.Sequential(PlainAttention(), Gated())
+    patch = patch_attention(model, block_size=2, example_inputs=X)
+    assert list(patch.layers) == ["0", "1"]
+    assert model[1].gate.item() == 0.0
+    assert "gate" not in vars(model[1])
+
+
+def test_what_shows_nothing_is_refused_with_what_it_may_be() -> None:
+    with pytest.raises(ArgumentError, match="its output is zero whatever goes in, as where a kernel is missing"):
+        patch_attention(pair(Zeros()), block_size=2, example_inputs=X)
+    with pytest.raises(ArgumentError, match=r"\(nor would it with a single key, or behind a gate of zero\)"):
+        patch_attention(pair(PlainAttention()), block_size=2, example_inputs={"input": torch.randn(2, 1, 8)})
+
+
 def test_the_attention_inside_is_the_one_to_patch() -> None:
     model = nn.Sequential(OuterAttention())
     patch = patch_attention(model, block_size=2, example_inputs=X)
@@ -128,6 +206,34 @@ def test_a_key_that_is_the_value_is_proven_and_a_false_one_is_not() -> None:
     assert patch.layers["0"].query.layout == "q_b_proj, kv_norm also the value"
     with pytest.raises(ArgumentError, match="also the value, 2 heads of 4: with the query at zero"):
         patch_attention(nn.Sequential(SharedDistanceAttention()), block_size=2, example_inputs=X)
+
+
+class Waiting(PlainAttention):
+    """Attends to a context, and does nothing without one (Evolla's adapters)."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return x if context is None else super().forward(x)
+
+
+def test_attention_that_the_example_gives_nothing_to_attend_to() -> None:
+    with pytest.raises(ArgumentError, match="'q_proj' was not called, as where the example lacks what this layer att"):
+        patch_attention(pair(Waiting()), block_size=2, example_inputs=X)
+
+
+class TwoTowers(nn.Module):
+    """Its last projections have names that Grounding DINO gives to a query and a key (BLIP has them, too)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision, self.text = PlainAttention(), PlainAttention()
+        self.vision_proj, self.text_proj = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.vision_proj(self.vision(input)) @ self.text_proj(self.text(input)).mT
+
+
+def test_two_towers_are_no_attention() -> None:
+    assert list(patch_attention(TwoTowers(), block_size=2, example_inputs=X).layers) == ["vision", "text"]
 
 
 class Interrupting(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gssf_plug.attention.heads import HeadView
-from gssf_plug.attention.layouts import Heads, Packing
+from gssf_plug.attention.packing import Heads, Packing
 
 HEADS = Heads(4, 2, 3, 3)
 

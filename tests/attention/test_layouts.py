@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gssf_plug.attention import Layout, layouts, patch_attention
-from gssf_plug.attention.layouts import Heads, Packing
+from gssf_plug.attention.packing import Heads, Packing
 from gssf_plug.errors import ArgumentError
 
 FOUR = Heads(4, 4, 2, 2)

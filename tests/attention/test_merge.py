@@ -10,7 +10,7 @@ from tiny import tiny_model
 from torch import Tensor, nn
 from transformers import BertModel, Gemma3TextConfig, Gemma3TextModel, LlamaForCausalLM, Qwen3Model
 
-from gssf_plug.attention import patch_attention
+from gssf_plug.attention import AttentionPatch, patch_attention
 from gssf_plug.errors import ArgumentError
 
 
@@ -164,7 +164,28 @@ def test_states_that_do_not_go_together(bert: BertModel, ids: Tensor) -> None:
     assert torch.equal(hidden(bert, ids), merged)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "squeezebert", "xlnet", "deepseek_v3", "codegen", "deberta"])
+def test_a_removed_patch_has_nothing_left(bert: BertModel, ids: Tensor) -> None:
+    before = hidden(bert, ids)
+    patch, other = patch_attention(bert, block_size=4), AttentionPatch(bert)
+    patch.freeze_base()
+    patch.remove()
+    bert.requires_grad_(False)
+    patch.remove()
+    other.remove()
+    assert not any(parameter.requires_grad for parameter in bert.parameters())  # flags come back once
+    calls = (patch.merge, patch.summary, lambda: list(patch.parameters()), lambda: patch.set_adapter("default"))
+    for call in (*calls, lambda: patch.save_pretrained("nowhere")):
+        with pytest.raises(ArgumentError, match="`patch` must be in the model, but got a removed one. Call patch_att"):
+            call()
+    with pytest.raises(ArgumentError, match="be merged to be unmerged"):
+        patch.unmerge()
+    with patch.disabled():
+        assert torch.equal(hidden(bert, ids), before)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["gpt2", "falcon", "squeezebert", "xlnet", "deepseek_v3", "codegen", "deberta", "jetmoe"]
+)
 def test_every_kind_of_weight_takes_the_metric(model_type: str, ids: Tensor) -> None:
     model = tiny_model(model_type)
     patch = patch_attention(model, block_size=2)

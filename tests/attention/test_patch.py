@@ -2,12 +2,14 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import small_bert
 from patching import hidden, perturb
 from torch import Tensor, nn
-from transformers import BertModel, LlamaForCausalLM, Qwen3Model
+from transformers import BertModel, GPTNeoXConfig, GPTNeoXModel, LlamaForCausalLM, PreTrainedModel, Qwen3Model
 
 from gssf_plug.attention import AttentionPatch, patch_attention
 from gssf_plug.errors import ArgumentError
@@ -223,7 +225,9 @@ def test_multihead_attention_of_torch_with_its_fast_path() -> None:
         ({"terms": ("diag",)}, "Did you mean 'diagonal'"),
         ({"terms": ("dense", "block_diagonal")}, "not hold both"),
         ({"layers": ["encoder.layer.7"]}, "`layers` must name attention modules, but got 'encoder.layer.7'. Did you"),
+        ({"layers": ["encoder.layer.0", 7]}, "`layers` must name attention modules, but got 7"),
         ({"layers": "encoder"}, "`layers` must be a sequence"),
+        ({"layers": []}, "`layers` must be a sequence"),
         ({"query_norm": "behind"}, "`query_norm` must be 'after' or 'before', but got 'behind'"),
         ({"dtype": torch.int8}, "`dtype` must be a floating-point dtype"),
         ({"adapter_name": "a.b"}, "`adapter_name` must be a plain name"),
@@ -256,6 +260,10 @@ def test_wrong_models_are_refused(bert: BertModel) -> None:
         patch_attention(torch.compile(bert, backend="eager"), block_size=4)
     with pytest.raises(ArgumentError, match="but got a DataParallel"):
         patch_attention(nn.DataParallel(bert), block_size=4)
+    for wrapper in ("DistributedDataParallel", "FullyShardedDataParallel"):
+        wrapped = type(wrapper, (nn.DataParallel,), {})(bert)  # the real ones need processes
+        with pytest.raises(ArgumentError, match=f"but got a {wrapper}. Patch model.module"):
+            patch_attention(wrapped, block_size=4)
     with pytest.raises(ArgumentError, match="have its weights in memory"):
         patch_attention(copy.deepcopy(bert).to("meta"), block_size=4)
     with pytest.raises(ArgumentError, match="have attention with a query and a key"):
@@ -266,11 +274,22 @@ def test_wrong_models_are_refused(bert: BertModel) -> None:
         AttentionPatch(bert)
 
 
+def neox() -> GPTNeoXModel:
+    """Its queries lie between keys and values: they are taken by indices."""
+    config = GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40,
+        initializer_range=0.3, use_cache=False,
+    )  # fmt: skip
+    return GPTNeoXModel(config).eval()
+
+
 @pytest.mark.compile
-def test_compiles_whole_and_exports(bert: BertModel, ids: Tensor) -> None:
-    perturb(patch_attention(bert, block_size=4))
-    expected = hidden(bert, ids)
-    compiled = torch.compile(bert, fullgraph=True, backend="eager")
+@pytest.mark.parametrize("make", [small_bert, neox])
+def test_compiles_whole_and_exports(make: Callable[[], PreTrainedModel], ids: Tensor) -> None:
+    model = make()
+    perturb(patch_attention(model, block_size=4))
+    expected = hidden(model, ids)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(hidden(compiled, ids), expected)
-    exported = torch.export.export(bert, (ids,), strict=False).module()
+    exported = torch.export.export(model, (ids,), strict=False).module()
     torch.testing.assert_close(exported(ids)[0], expected)

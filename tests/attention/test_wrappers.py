@@ -11,7 +11,7 @@ from datasets import Dataset
 from patching import hidden, perturb
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import LlamaForCausalLM, QuantoConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertModel, LlamaForCausalLM, QuantoConfig, Trainer, TrainerCallback, TrainingArguments
 
 from gssf_plug.attention import AttentionPatch, load_attention, patch_attention
 from gssf_plug.errors import ArgumentError
@@ -171,6 +171,24 @@ def test_a_quantised_base(quantised: LlamaForCausalLM, tmp_path: Path, sites: st
     patch.save_pretrained(tmp_path / "adapter")
     patch.remove()
     assert torch.equal(hidden(quantised, IDS), before)
+
+
+def test_a_base_that_torch_quantised_before_the_patch(bert: BertModel) -> None:
+    """Its integer layers have no gradient, so nothing can train below them; the metric acts, and does not merge."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        small = torch.ao.quantization.quantize_dynamic(bert, {nn.Linear}, dtype=torch.qint8)
+    before = hidden(small, IDS)
+    patch = patch_attention(small, block_size=4)
+    assert torch.equal(hidden(small, IDS), before)
+    perturb(patch)
+    patched = hidden(small, IDS)
+    assert not torch.allclose(patched, before, atol=1e-2)
+    with pytest.raises(ArgumentError, match="is no single linear map; merge or unload the adapter .PEFT. or the quant"):
+        patch.merge()
+    assert torch.equal(hidden(small, IDS), patched)
+    patch.remove()
+    assert torch.equal(hidden(small, IDS), before)
 
 
 def test_the_context_changes_nothing_elsewhere(llama: LlamaForCausalLM) -> None:
