@@ -38,7 +38,7 @@ def page(records: Iterable[Record], every: int) -> str:
         f"{counts['no attention']} types have no attention; {counts['not built']} were not built, and the last table "
         "says why: parts of other models, missing packages, configurations that do not shrink. A refused type is "
         "refused whole: one of its attention modules ran and was not proven, or none could be run. Modules left alone, "
-        "beside those that are patched, were run by no example.",
+        "beside those that are patched, were run by no example, or the model does not use what they put out.",
         "",
         "## Held",
         "",
