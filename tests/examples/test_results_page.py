@@ -18,7 +18,8 @@ def tables(text):
         yield [dict(zip(header, row, strict=True)) for row in rows]
 
 
-PAGE = list(tables((DOCS / "results.md").read_text()))
+EVERY = list(tables((DOCS / "results.md").read_text()))
+PAGE = [table for table in EVERY if any("paper" in name for name in table[0])]  # the others are the study's own
 
 
 def test_the_columns_of_the_paper_are_empty():
