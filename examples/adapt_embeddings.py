@@ -193,14 +193,15 @@ def search(metric: GSSFMetric, data: Split, model: str) -> None:
 
 def draw(metric: GSSFMetric, data: Split, out: Path, shown: int = 8, k: int = 5) -> None:
     """retrieved.png: cosine beside the metric, where they differ. learned.png: the metric."""
-    drawn = dict(zip((emoji := load_emoji("test", "twemoji"))["label"], emoji["image"], strict=True))
+    emoji = load_emoji("test")
+    row_of = {label: row for row, label in reversed([*enumerate(emoji["label"])])}  # the first vendor that drew it
     cosine, ours = (topk(each, data.queries, data.gallery, k).indices for each in (FixedCosine(metric.dim), metric))
     differ = (cosine[:, 0] != ours[:, 0]).nonzero()[:, 0]
     rows = differ[torch.linspace(0, len(differ) - 1, shown + 2).long()[1:-1]]  # evenly spaced, not chosen
     found = torch.cat([cosine, ours], dim=1)[rows]
     plot_retrieved(
         [data.keywords[row] for row in rows],
-        [[image_tensor(drawn[data.labels[item]]) for item in items] for items in found],
+        [[image_tensor(emoji[row_of[data.labels[item]]]["image"]) for item in items] for items in found],
         data.relevant[rows].gather(1, found),
         headings=[f"cosine {place}" for place in range(1, k + 1)] + [f"GSSF {place}" for place in range(1, k + 1)],
         title=f"Every n-th keyword whose first result changes; right emoji framed, none trained on. {SHOWN}",

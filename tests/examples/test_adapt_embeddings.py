@@ -24,5 +24,6 @@ def test_quick_run(tmp_path: Path) -> None:
     assert measures[0] == measures[1], "a scale cannot change a ranking"
     assert GSSFMetric.from_pretrained(tmp_path / "metric").penalty() > 0
     for picture in ("retrieved.png", "learned.png"):
-        assert Image.open(tmp_path / picture).width > 600
+        with Image.open(tmp_path / picture) as image:
+            assert image.width > 600
     assert run.stdout.count("before:") == run.stdout.count("after:") == 5
