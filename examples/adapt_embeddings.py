@@ -15,7 +15,7 @@ Writes into --out: table.md, retrieved.png, learned.png, and the metric.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -45,10 +45,10 @@ class Split:
 
     keywords: list[str]
     names: list[str]
-    labels: list[int]  # of the emoji
     relevant: Tensor  # (K, C) boolean
     queries: Tensor  # (K, D) embedded keywords
     gallery: Tensor  # (C, D) embedded names
+    labels: Sequence[int] = ()  # of the emoji, to find their drawings
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def load_splits(model: str, every: int = 1) -> dict[str, Split]:
         for column, row in enumerate(rows):
             relevant[[position[keyword] for keyword in row["keywords"]], column] = True
         queries, gallery = (vectors[[place[text] for text in side]] for side in (keywords, names))
-        return Split(keywords, names, [row["label"] for row in rows], relevant, queries, gallery)
+        return Split(keywords, names, relevant, queries, gallery, [row["label"] for row in rows])
 
     return {part: split(part) for part in ("train", "validation", "test")}
 
