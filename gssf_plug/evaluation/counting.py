@@ -23,6 +23,7 @@ from gssf_plug.evaluation.matches import Matches
 __all__ = ["Ranked", "Tally", "checked_ranks", "query_chunks", "rank_positives"]
 
 SCORES_AT_ONCE = 8_388_608  # of one chunk: 32 MB in float32; in smaller ones the product repacks the gallery too often
+COUNTED_AT_ONCE = 2_097_152  # of these: what counting makes of more would leave the cache
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def rank_positives(scores: Float[Tensor, "n m"], matches: Matches) -> Ranked:
     own[rows, place] = scores[rows, columns]
     own = own.sort(dim=1).values  # ascending; the padding comes last
     scores[matches.rows, matches.columns] = float("-inf")
-    above = _level_or_above(own, scores)
+    rows_at_once = max(1, COUNTED_AT_ONCE // max(1, scores.shape[1]))
+    pieces = zip(own.split(rows_at_once), scores.split(rows_at_once), strict=True)
+    above = torch.cat([_level_or_above(*piece) for piece in pieces])
     index = (counts[:, None] - torch.arange(1, most + 1, device=rows.device)).clamp_min(0)
     ranks = above.gather(1, index) + torch.arange(1, most + 1, device=rows.device)
     kept = counts > 0
