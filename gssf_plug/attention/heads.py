@@ -42,6 +42,7 @@ class HeadView(nn.Module):
         flat = index.reshape(-1)
         self.start = int(flat[0])
         self.contiguous = torch.equal(flat, torch.arange(self.start, self.start + len(flat)))
+        self.everything = self.contiguous and len(flat) == width and axis == -1 and head_axis is None
         order = torch.arange(width) + len(flat)
         order[flat] = torch.arange(len(flat))
         self.index, self.order = flat, order  # no buffers: averages of models (EMA) round whole numbers down
@@ -53,6 +54,8 @@ class HeadView(nn.Module):
 
     def take(self, x: Float[Tensor, "..."]) -> Float[Tensor, "... channels"]:
         """The heads as rows (…, heads·size)."""
+        if self.everything:
+            return x
         x = self._channels_last(x)
         length = self.heads * self.size
         if length == self.width:
@@ -61,6 +64,8 @@ class HeadView(nn.Module):
 
     def put(self, x: Float[Tensor, "..."], rows: Float[Tensor, "... channels"]) -> Float[Tensor, "..."]:
         """`x` with its heads replaced by `rows`."""
+        if self.everything:
+            return rows
         length = self.heads * self.size
         if self.contiguous and length == self.width:
             return self._undo(rows, x)

@@ -41,7 +41,8 @@ class LayerMetric(nn.Module):
     def metric(self, adapter_name: str | None = None) -> GSSFMetric | None:
         """The metric of an adapter, default the active one; None where it does not cover this layer."""
         name = self.active if adapter_name is None else adapter_name
-        return cast(GSSFMetric, self.adapters[name]) if name is not None and name in self.adapters else None
+        adapters = cast(nn.ModuleDict, self._modules["adapters"])._modules  # straight: at every layer and token
+        return cast("GSSFMetric | None", adapters.get(name)) if name is not None else None
 
     def acting(self) -> GSSFMetric | None:
         """The metric that acts now; None while disabled."""

@@ -41,7 +41,7 @@ class QueryMetric(LayerMetric):
 
     def view(self, name: str = OUTPUT) -> HeadView:
         """Where the heads lie in the site's output, or in its parameter `name`."""
-        return cast(HeadView, self.views[name])
+        return cast(HeadView, cast(nn.ModuleDict, self._modules["views"])._modules[name])  # straight, see `metric`
 
     def attach(self, owner: nn.Module) -> None:
         """Become a child of the attention module `owner` and register the hooks."""

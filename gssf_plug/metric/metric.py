@@ -13,7 +13,7 @@ Source: Diao et al., "GSSF", IEEE TIP 2024, arXiv 2410.15266. Block size, groupi
 at the identity are our choices; the paper's could not be read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, cast
@@ -37,13 +37,12 @@ from gssf_plug.metric.arguments import (
 from gssf_plug.metric.checkpoint import read_metric
 from gssf_plug.metric.structures import (
     BlockDiagonal,
+    Change,
     Dense,
     Diagonal,
     Masked,
     Structure,
     coarsen,
-    multiply,
-    multiply_kept,
     neutral_blocks,
 )
 
@@ -53,6 +52,25 @@ USAGE = """from gssf_plug import GSSFMetric
 
 metric = GSSFMetric.from_pretrained(path)
 scores = metric(queries, gallery)"""
+
+
+def _unchanged(blocks: Tensor) -> Tensor:
+    return blocks
+
+
+def _transposed(blocks: Tensor) -> Tensor:
+    return blocks.mT
+
+
+def _symmetric(blocks: Tensor) -> Tensor:
+    return (blocks + blocks.mT) / 2
+
+
+CHANGES: dict[Constraint | None, tuple[Change, ...]] = {  # factors of M, and what is done to the blocks of each
+    None: (_unchanged,),
+    "symmetric": (_symmetric,),
+    "psd": (_transposed, _unchanged),
+}
 
 
 class Pruned(NamedTuple):
@@ -172,7 +190,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         size = max(part.shape[-1] for part in parts)
         blocks = reduce(torch.add, [coarsen(part, size) for part in parts])
         if self.constraint == "symmetric":
-            return (blocks + blocks.mT) / 2
+            return _symmetric(blocks)
         if self.constraint == "psd":
             with torch.autocast(blocks.device.type, enabled=False):  # 1 + δ must not be rounded to half precision
                 return blocks.mT @ blocks
@@ -271,20 +289,18 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         )
         return render_card("GSSF metric", about, USAGE, ("metric-learning", "gssf"), facts)
 
-    def _each(self) -> list[Structure]:
-        return [cast(Structure, structure) for structure in self.structures.values()]
+    def _each(self) -> Iterable[Structure]:
+        structures = cast(nn.ModuleDict, self._modules["structures"])  # straight: `nn.Module` looks up slowly
+        return cast(Iterable[Structure], structures._modules.values())
 
     def _multiply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """x (W ⊙ U), channels in the order of `grouping`."""
-        deviation = self.deviation()
-        kept = [
-            part.kept
-            for part in self._each()
-            if isinstance(part, BlockDiagonal) and part.block_size == deviation.shape[-1] > 1
-        ]
-        if len(kept) != 1 or kept[0] is None or len(kept[0]) == 0:
-            return multiply(x, deviation)
-        return multiply_kept(x, deviation, kept[0])
+        """x (W ⊙ U), channels in the order of `grouping`; with "psd" x Lᵀ, and that times L."""
+        for change in CHANGES[self.constraint]:
+            y = x
+            for structure in self._each():
+                y = structure.add_product(y, x, change)
+            x = y
+        return x
 
     def _check_width(self, name: str, features: Tensor) -> None:
         if features.ndim == 0 or features.shape[-1] != self.dim:

@@ -7,12 +7,16 @@ Every structure is block-diagonal for some block size s, so one form serves all:
     Dense          s = D        D² parameters       U = 1
     Masked         s = D        D² stored           any U, given as a boolean matrix
 
-A structure only says what its blocks are. Adding structures, symmetrising, squaring and multiplying act on blocks
-and are plain functions below. A structure starts either at the identity or at zero, so that a sum of them can start at
-the identity.
+A structure says what its blocks are, how far they are from where they started, and adds the product with that
+deviation to a sum. It starts either at the identity or at zero, so that a sum of them can start at the identity:
+
+    x (W ⊙ U) = x + Σ x Δ        Δ = blocks - start, one for each structure
+
+The identity is added, not multiplied: a neutral metric changes no bit in any dtype, and in half precision the
+deviation is rounded relative to itself, not to the grid around 1 (where bfloat16 steps by 0.8%).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,17 +27,19 @@ from gssf_plug.errors import ArgumentError
 
 __all__ = [
     "BlockDiagonal",
+    "Change",
     "Dense",
     "Diagonal",
     "Masked",
     "Structure",
+    "add_product",
     "coarsen",
-    "multiply",
-    "multiply_kept",
     "neutral_blocks",
 ]
 
-FASTEST = 16
+FASTEST, FEW = 16, 32  # side of a block, number of rows
+
+Change = Callable[[Tensor], Tensor]
 
 
 class Structure(nn.Module):
@@ -55,6 +61,12 @@ class Structure(nn.Module):
 
     def blocks(self) -> Float[Tensor, "blocks size size"]:
         """The blocks of W ⊙ U, D/s of them, s×s each."""
+        raise NotImplementedError
+
+    def add_product(
+        self, y: Float[Tensor, "*n dim"], x: Float[Tensor, "*n dim"], change: Change
+    ) -> Float[Tensor, "*n dim"]:
+        """y + x Δ; `change` transposes or symmetrises the blocks of Δ first."""
         raise NotImplementedError
 
     def penalty(self) -> Float[Tensor, ""]:
@@ -94,6 +106,13 @@ class Diagonal(Structure):
         """D blocks of 1×1."""
         return self.weight[:, None, None]
 
+    def add_product(
+        self, y: Float[Tensor, "*n dim"], x: Float[Tensor, "*n dim"], change: Change
+    ) -> Float[Tensor, "*n dim"]:
+        """y + x ⊙ (w - start); a diagonal is symmetric, so there is nothing to change."""
+        deviation = self.weight - 1 if self.identity else self.weight
+        return torch.addcmul(y, x, deviation.to(x.dtype))
+
     def penalty(self) -> Float[Tensor, ""]:
         """Sum of squared deviations."""
         return (self.weight - self.start()).square().sum()
@@ -127,6 +146,19 @@ class BlockDiagonal(Structure):
         shape = (self.dim // self.block_size, self.block_size, self.block_size)
         start = float(self.identity) * neutral_blocks(self.weight.new_empty(shape))
         return start.index_copy(0, self.kept, self.weight)
+
+    def add_product(
+        self, y: Float[Tensor, "*n dim"], x: Float[Tensor, "*n dim"], change: Change
+    ) -> Float[Tensor, "*n dim"]:
+        """y + x Δ; only the kept blocks are multiplied."""
+        deviation = change(self.weight - self.start() if self.identity else self.weight)
+        if self.kept is None:
+            return add_product(y, x, deviation)
+        if len(self.kept) == 0:
+            return y
+        sums, rows = (part.reshape(-1, self.dim // self.block_size, self.block_size) for part in (y, x))
+        added = torch.bmm(rows[:, self.kept].transpose(0, 1), deviation.to(x.dtype)).transpose(0, 1)
+        return sums.index_add(1, self.kept, added).reshape(x.shape)
 
     def distances(self) -> Float[Tensor, " kept"]:
         """‖B_k - start‖_F of every kept block."""
@@ -202,6 +234,12 @@ class Masked(Structure):
         """One block, zero outside U."""
         return (self.weight * self.adjacency)[None]
 
+    def add_product(
+        self, y: Float[Tensor, "*n dim"], x: Float[Tensor, "*n dim"], change: Change
+    ) -> Float[Tensor, "*n dim"]:
+        """y + x (W ⊙ U - I)."""
+        return add_product(y, x, change(self.blocks() - self.start()))
+
     def penalty(self) -> Float[Tensor, ""]:
         """Lasso over connections, squares on the diagonal."""
         deviation = self.weight * self.adjacency - self.start()
@@ -231,36 +269,27 @@ def coarsen(blocks: Float[Tensor, "fine s s"], size: int) -> Float[Tensor, "coar
     return placed.reshape(count // ratio, size, size)
 
 
-def multiply(x: Float[Tensor, "*n dim"], deviation: Float[Tensor, "k s s"]) -> Float[Tensor, "*n dim"]:
-    """x (I + Δ) for rows x and block-diagonal Δ.
-
-    The identity is added, not multiplied: a neutral metric changes no bit in any dtype, and in half precision the
-    deviation is rounded relative to itself, not to the grid around 1 (where bfloat16 steps by 0.8%).
-
-    Small blocks are multiplied in blocks of 16: measured on a CPU (128×768 rows, forward, then with backward), blocks
-    of 8 take 0.5 of the time in 16s, blocks of 2 a sixth; 32s and 64s are slower again. Tensor cores want 16, too.
-    """
-    deviation = deviation.to(x.dtype)
-    count, size, _ = deviation.shape
-    if size == 1:
-        return torch.addcmul(x, x, deviation.reshape(count))
-    if size < FASTEST and FASTEST % size == 0 and (count * size) % FASTEST == 0:
-        deviation = coarsen(deviation, FASTEST)
-        count, size, _ = deviation.shape
-    if count == 1:
-        return x + x @ deviation[0]
-    rows = x.reshape(-1, count, size).transpose(0, 1)
-    return torch.baddbmm(rows, rows, deviation).transpose(0, 1).reshape(x.shape)
-
-
-def multiply_kept(
-    x: Float[Tensor, "*n dim"], deviation: Float[Tensor, "k s s"], kept: Int[Tensor, " kept"]
+def add_product(
+    y: Float[Tensor, "*n dim"], x: Float[Tensor, "*n dim"], blocks: Float[Tensor, "k s s"]
 ) -> Float[Tensor, "*n dim"]:
-    """x (I + Δ) where blocks outside `kept` are diagonal: those cost one product per channel, the kept ones s."""
-    count, size, _ = deviation.shape
-    deviation = deviation.to(x.dtype)
-    diagonal = deviation.diagonal(dim1=1, dim2=2)
-    coupling = deviation[kept] - torch.diag_embed(diagonal[kept])
-    rows = x.reshape(-1, count, size)
-    added = torch.bmm(rows[:, kept].transpose(0, 1), coupling).transpose(0, 1)
-    return torch.addcmul(rows, rows, diagonal).index_add(1, kept, added).reshape(x.shape)
+    """y + x Δ for rows x and block-diagonal Δ.
+
+    Small blocks are multiplied in blocks of 16, unless the rows are few: measured on a CPU (128×768 rows, forward, then
+    with backward), blocks of 8 take 0.5 of the time in 16s, blocks of 2 a sixth; 32s and 64s are slower again. Tensor
+    cores want 16, too. For a row or two, as in decoding, widening costs more than it saves.
+    """
+    blocks = blocks.to(x.dtype)
+    count, size, _ = blocks.shape
+    if count == 1:
+        return y + x @ blocks[0]
+    if size < FASTEST and FASTEST % size == 0 and (count * size) % FASTEST == 0 and not _few(x):
+        blocks = coarsen(blocks, FASTEST)
+        count, size, _ = blocks.shape
+    sums, rows = (part.reshape(-1, count, size).transpose(0, 1) for part in (y, x))
+    return torch.baddbmm(sums, rows, blocks).transpose(0, 1).reshape(x.shape)
+
+
+def _few(x: Float[Tensor, "*n dim"]) -> bool:
+    """Few rows; never in a graph, whose number of rows stays open."""
+    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not in_graph and x.numel() < FEW * x.shape[-1]

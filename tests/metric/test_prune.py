@@ -6,7 +6,6 @@ import torch
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import write_folder
-from gssf_plug.metric.structures import multiply_kept
 
 CASES = {
     "both": {"block_size": 4},
@@ -121,15 +120,6 @@ def test_dropped_blocks_are_not_multiplied():
     with Watch():
         metric.fold(torch.randn(10, 24))
     assert shapes == [(3, 10, 4)]
-
-
-def test_multiply_kept_follows_its_formula():
-    deviation, kept = torch.randn(3, 4, 4), torch.tensor([2])
-    for block in (0, 1):
-        deviation[block] = torch.diag(torch.randn(4))
-    x = torch.randn(2, 5, 12)
-    matrix = torch.eye(12) + torch.block_diag(*deviation)
-    torch.testing.assert_close(multiply_kept(x, deviation, kept), x @ matrix)
 
 
 def test_frozen_blocks_stay_frozen():

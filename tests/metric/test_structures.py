@@ -5,7 +5,7 @@ import torch
 from contracts.metric import DIM, MetricContract
 from torch import Tensor
 
-from gssf_plug.metric.structures import coarsen, multiply, neutral_blocks
+from gssf_plug.metric.structures import add_product, coarsen, neutral_blocks
 
 
 def diagonal_reference(weight: Tensor) -> Tensor:
@@ -106,12 +106,13 @@ class TestAdjacencySymmetric(TestAdjacency):
     options = {**TestAdjacency.options, "constraint": "symmetric"}
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_multiply_is_one_plus_the_deviation(size: int) -> None:
-    x, deviation = torch.randn(5, 3, 8), torch.randn(8 // size, size, size)
-    dense = torch.eye(8) + torch.block_diag(*deviation)
-    torch.testing.assert_close(multiply(x, deviation), x @ dense)
-    assert torch.equal(multiply(x, torch.zeros_like(deviation)), x)
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 48])
+@pytest.mark.parametrize("rows", [(), (1,), (5, 3), (9, 8)])
+def test_add_product_follows_its_formula(size: int, rows: tuple[int, ...]) -> None:
+    """Few rows and many, blocks that are widened and blocks that are not."""
+    y, x, blocks = torch.randn(*rows, 48), torch.randn(*rows, 48), torch.randn(48 // size, size, size)
+    torch.testing.assert_close(add_product(y, x, blocks), y + x @ torch.block_diag(*blocks))
+    assert torch.equal(add_product(y, x, torch.zeros_like(blocks)), y)
 
 
 def test_coarsen_keeps_the_matrix() -> None:
