@@ -35,8 +35,8 @@ from gssf_plug.losses import InfoNCE
 
 Save = Callable[[Path], object]
 
-DIAGONAL_RATES, BLOCK_RATES = (3e-2, 1e-2, 1e-1), (1e-2, 3e-3, 3e-2)  # --quick takes the first
-LORA_RATES, FULL_RATES = (3e-3, 1e-3, 1e-2), (1e-4, 3e-5, 3e-4)
+DIAGONAL_RATES, BLOCK_RATES = (1e-1, 3e-2, 3e-1), (3e-2, 1e-2, 1e-1)  # --quick takes the first
+LORA_RATES, FULL_RATES = (1e-2, 3e-3, 3e-2), (1e-4, 3e-5, 3e-4)
 PAIRS = [  # of equal parameters
     ("GSSF Diag", "IA3 on query"),
     ("GSSF B-Diag 8", "LoRA r=4 on query"),
@@ -75,7 +75,8 @@ def main() -> None:
             continue
         rates = method.rates or (0.0,) if seed == 0 else (done[method.name, 0]["rate"],)
         tried = [adapt(method, rate, splits, seed, options) for rate in rates[: 1 if options.quick else None]]
-        append(log, method.name, seed, max(tried, key=lambda run: run["validation"]))
+        best = max(tried, key=lambda run: run["validation"])
+        append(log, method.name, seed, best | {"tried": {run["rate"]: run["validation"] for run in tried}})
     table = render(finished(log))
     (options.out / "table.md").write_text(table)
     print(table)

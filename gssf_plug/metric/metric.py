@@ -42,6 +42,7 @@ from gssf_plug.metric.structures import (
     Diagonal,
     Masked,
     Structure,
+    add_product,
     coarsen,
     neutral_blocks,
 )
@@ -186,20 +187,18 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
 
     def blocks(self) -> Float[Tensor, "blocks size size"]:
         """The matrix as diagonal blocks, constraint applied, channels in the order of `grouping`."""
-        parts = [structure.blocks() for structure in self._each()]
-        size = max(part.shape[-1] for part in parts)
-        blocks = reduce(torch.add, [coarsen(part, size) for part in parts])
-        if self.constraint == "symmetric":
-            return _symmetric(blocks)
-        if self.constraint == "psd":
-            with torch.autocast(blocks.device.type, enabled=False):  # 1 + δ must not be rounded to half precision
-                return blocks.mT @ blocks
-        return blocks
+        deviation = self.deviation()
+        return deviation + neutral_blocks(deviation)
 
     def deviation(self) -> Float[Tensor, "blocks size size"]:
-        """`blocks()` less the identity: zero for a neutral metric."""
-        blocks = self.blocks()
-        return blocks - neutral_blocks(blocks)
+        """Δ, `blocks()` less the identity: zero for a neutral metric."""
+        parts = [structure.deviation() for structure in self._each()]
+        size = max(part.shape[-1] for part in parts)
+        deviation = reduce(torch.add, [coarsen(part, size) for part in parts])
+        if self.constraint == "psd":  # LᵀL - I, where L = I + Δ
+            with torch.autocast(deviation.device.type, enabled=False):  # Δ must not be rounded to half precision
+                return deviation + deviation.mT + deviation.mT @ deviation
+        return _symmetric(deviation) if self.constraint == "symmetric" else deviation
 
     def matrix(self) -> Float[Tensor, "dim dim"]:
         """The dense D×D matrix W ⊙ U in the caller's channel order, for reading and tests: s(x, y) = x̂ᵀ M ŷ."""
@@ -294,13 +293,22 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         return cast(Iterable[Structure], structures._modules.values())
 
     def _multiply(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """x (W ⊙ U), channels in the order of `grouping`; with "psd" x Lᵀ, and that times L."""
+        """x (W ⊙ U), channels in the order of `grouping`.
+
+        Each structure adds its product; with "psd" that is done for Lᵀ, then for L. In half precision every sum rounds:
+        there the deviations are summed first, unless blocks were dropped, which are not multiplied at all.
+        """
+        if x.dtype.itemsize < 4 and not self._pruned():
+            return add_product(x, x, self.deviation())
         for change in CHANGES[self.constraint]:
             y = x
             for structure in self._each():
                 y = structure.add_product(y, x, change)
             x = y
         return x
+
+    def _pruned(self) -> bool:
+        return any(isinstance(part, BlockDiagonal) and part.kept is not None for part in self._each())
 
     def _check_width(self, name: str, features: Tensor) -> None:
         if features.ndim == 0 or features.shape[-1] != self.dim:

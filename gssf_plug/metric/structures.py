@@ -7,8 +7,8 @@ Every structure is block-diagonal for some block size s, so one form serves all:
     Dense          s = D        D² parameters       U = 1
     Masked         s = D        D² stored           any U, given as a boolean matrix
 
-A structure says what its blocks are, how far they are from where they started, and adds the product with that
-deviation to a sum. It starts either at the identity or at zero, so that a sum of them can start at the identity:
+A structure says how far its blocks are from where they started, and adds the product with that deviation to a sum. It
+starts either at the identity or at zero, so that a sum of them can start at the identity:
 
     x (W ⊙ U) = x + Σ x Δ        Δ = blocks - start, one for each structure
 
@@ -43,7 +43,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 class Structure(nn.Module):
-    """One W ⊙ U. Subclasses store `weight` and say what its blocks and its penalty are.
+    """One W ⊙ U. Subclasses store `weight` and say what its deviation, its product and its penalty are.
 
     Args:
         dim: number of channels D.
@@ -59,15 +59,15 @@ class Structure(nn.Module):
         self.block_size = block_size
         self.identity = identity
 
-    def blocks(self) -> Float[Tensor, "blocks size size"]:
-        """The blocks of W ⊙ U, D/s of them, s×s each."""
+    def deviation(self) -> Float[Tensor, "blocks size size"]:
+        """Δ: the blocks of W ⊙ U, D/s of them, s×s each, less the identity or zero at which they started."""
         raise NotImplementedError
 
     def add_product(
         self, y: Float[Tensor, "*n dim"], x: Float[Tensor, "*n dim"], change: Change
     ) -> Float[Tensor, "*n dim"]:
         """y + x Δ; `change` transposes or symmetrises the blocks of Δ first."""
-        raise NotImplementedError
+        return add_product(y, x, change(self.deviation()))
 
     def penalty(self) -> Float[Tensor, ""]:
         """Distance from where the structure started; zero exactly there."""
@@ -102,20 +102,23 @@ class Diagonal(Structure):
         """Ones, or zeros."""
         return torch.full_like(self.weight, float(self.identity))
 
-    def blocks(self) -> Float[Tensor, "dim 1 1"]:
+    def departure(self) -> Float[Tensor, " dim"]:
+        """w - start."""
+        return self.weight - 1 if self.identity else self.weight
+
+    def deviation(self) -> Float[Tensor, "dim 1 1"]:
         """D blocks of 1×1."""
-        return self.weight[:, None, None]
+        return self.departure()[:, None, None]
 
     def add_product(
         self, y: Float[Tensor, "*n dim"], x: Float[Tensor, "*n dim"], change: Change
     ) -> Float[Tensor, "*n dim"]:
         """y + x ⊙ (w - start); a diagonal is symmetric, so there is nothing to change."""
-        deviation = self.weight - 1 if self.identity else self.weight
-        return torch.addcmul(y, x, deviation.to(x.dtype))
+        return torch.addcmul(y, x, self.departure().to(x.dtype))
 
     def penalty(self) -> Float[Tensor, ""]:
         """Sum of squared deviations."""
-        return (self.weight - self.start()).square().sum()
+        return self.departure().square().sum()
 
 
 class BlockDiagonal(Structure):
@@ -137,21 +140,25 @@ class BlockDiagonal(Structure):
         """Identity blocks, or zeros."""
         return float(self.identity) * neutral_blocks(self.weight)
 
-    def blocks(self) -> Float[Tensor, "blocks size size"]:
-        """The parameters themselves, dropped blocks at their start; D blocks of 1×1 where all are dropped."""
+    def departure(self) -> Float[Tensor, "kept size size"]:
+        """B - start, of the kept blocks."""
+        return self.weight - self.start() if self.identity else self.weight
+
+    def deviation(self) -> Float[Tensor, "blocks size size"]:
+        """All blocks, zero where dropped; D blocks of 1×1 where all are dropped."""
+        departure = self.departure()
         if self.kept is None:
-            return self.weight
+            return departure
         if len(self.kept) == 0:
-            return self.weight.new_full((self.dim, 1, 1), float(self.identity))
-        shape = (self.dim // self.block_size, self.block_size, self.block_size)
-        start = float(self.identity) * neutral_blocks(self.weight.new_empty(shape))
-        return start.index_copy(0, self.kept, self.weight)
+            return departure.new_zeros(self.dim, 1, 1)
+        nothing = departure.new_zeros(self.dim // self.block_size, self.block_size, self.block_size)
+        return nothing.index_copy(0, self.kept, departure)
 
     def add_product(
         self, y: Float[Tensor, "*n dim"], x: Float[Tensor, "*n dim"], change: Change
     ) -> Float[Tensor, "*n dim"]:
         """y + x Δ; only the kept blocks are multiplied."""
-        deviation = change(self.weight - self.start() if self.identity else self.weight)
+        deviation = change(self.departure())
         if self.kept is None:
             return add_product(y, x, deviation)
         if len(self.kept) == 0:
@@ -162,7 +169,7 @@ class BlockDiagonal(Structure):
 
     def distances(self) -> Float[Tensor, " kept"]:
         """‖B_k - start‖_F of every kept block."""
-        return torch.linalg.vector_norm(self.weight - self.start(), dim=(-2, -1))
+        return torch.linalg.vector_norm(self.departure(), dim=(-2, -1))
 
     def penalty(self) -> Float[Tensor, ""]:
         """Sum of Frobenius norms."""
@@ -230,19 +237,13 @@ class Masked(Structure):
         """The identity."""
         return neutral_blocks(self.weight)
 
-    def blocks(self) -> Float[Tensor, "1 dim dim"]:
+    def deviation(self) -> Float[Tensor, "1 dim dim"]:
         """One block, zero outside U."""
-        return (self.weight * self.adjacency)[None]
-
-    def add_product(
-        self, y: Float[Tensor, "*n dim"], x: Float[Tensor, "*n dim"], change: Change
-    ) -> Float[Tensor, "*n dim"]:
-        """y + x (W ⊙ U - I)."""
-        return add_product(y, x, change(self.blocks() - self.start()))
+        return (self.weight * self.adjacency - self.start())[None]
 
     def penalty(self) -> Float[Tensor, ""]:
         """Lasso over connections, squares on the diagonal."""
-        deviation = self.weight * self.adjacency - self.start()
+        deviation = self.deviation()[0]
         diagonal = deviation.diagonal()
         return deviation.abs().sum() - diagonal.abs().sum() + diagonal.square().sum()
 
@@ -280,6 +281,8 @@ def add_product(
     """
     blocks = blocks.to(x.dtype)
     count, size, _ = blocks.shape
+    if size == 1:
+        return torch.addcmul(y, x, blocks.reshape(count))
     if count == 1:
         return y + x @ blocks[0]
     if size < FASTEST and FASTEST % size == 0 and (count * size) % FASTEST == 0 and not _few(x):

@@ -175,6 +175,18 @@ class MetricContract:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             torch.testing.assert_close(metric.deviation(), exact, atol=1e-7, rtol=1e-3)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_half_precision_rounds_once(self, dtype: torch.dtype) -> None:
+        """Folding features of bfloat16 loses what rounding the exact result to bfloat16 loses, and hardly more."""
+        metric = self.make(perturbed=False, normalize=False)
+        with torch.no_grad():
+            for parameter in metric.parameters():
+                parameter.add_(1e-2 * torch.randn_like(parameter))
+        metric, x = metric.to(dtype), torch.randn(1000, DIM).bfloat16()
+        exact = copy.deepcopy(metric).double().fold(x.double())
+        lost = (metric.fold(x).double() - exact).abs().mean()
+        assert lost < 1.1 * (exact.bfloat16().double() - exact).abs().mean()
+
     def test_raw_vectors_without_normalisation(self) -> None:
         metric = self.make(normalize=False).double()
         x, y = torch.randn(5, DIM, dtype=torch.float64), torch.randn(7, DIM, dtype=torch.float64)
