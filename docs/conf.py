@@ -22,3 +22,4 @@ add_module_names = False
 html_theme = "furo"
 html_title = "gssf-plug"
 html_static_path = ["_static"]
+html_css_files = ["pages.css"]

@@ -46,9 +46,11 @@ PIXELS = 50_000_000
 STYLE = """
 .found {display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem}
 .found ol {list-style: none; margin: 0; padding: 0}
-.found li {display: flex; gap: .8rem; align-items: center; padding: .3rem 0; border-bottom: 1px solid #8884}
-.found img {width: 48px; height: 48px; object-fit: contain; background: white; border-radius: 4px}
-.found small {opacity: .75; font-variant-numeric: tabular-nums}
+.found li {display: flex; gap: .8rem; align-items: center; min-height: 4.8rem; border-bottom: 1px solid #8884}
+.found img {width: 48px; height: 48px; padding: 3px; object-fit: contain; background: white; border-radius: 6px}
+.found small span {display: inline-block; margin-right: .9em; opacity: .75; font-variant-numeric: tabular-nums}
+.found em {opacity: .75; font-size: .85em}
+@media (max-width: 640px) {.found li {flex-direction: column; align-items: flex-start; gap: .2rem; padding: .4rem 0}}
 """
 
 
@@ -113,32 +115,41 @@ class Page:
             f"## GSSF beside cosine\nThe same {len(self.collection.labels):,} items and the same frozen features of "
             f"{metric.dim} channels under two similarities. GSSF: {form}, {len(metric.blocks())} blocks, "
             f"{sum(weight.numel() for weight in metric.parameters()):,} learned numbers. Under each item: the blocks "
-            "of channels that add most to its score, and in brackets what the same block adds under cosine."
-            + (" A star marks an emoji that was not in training." if self.starred else "")
+            "of channels that add most to its score, and in brackets what the same block adds under cosine. ↑ and ↓: "
+            "places gained or lost." + (" A star marks an emoji that was not in training." if self.starred else "")
         )
 
     def _found(self, query: object) -> str:
         found = search(self.metric, query, self.collection)
-        known = {hit.item for hit in found["cosine"]}
+        places = {hit.item: place for place, hit in enumerate(found["cosine"])}
         columns = [
             f'<section data-similarity="{name}"><h3>{name}</h3><ol>'
-            + "".join(self._row(hit, beside=known if name == "GSSF" else None) for hit in hits)
+            + "".join(
+                self._row(hit, moved(places.get(hit.item), place), beside=name == "GSSF")
+                for place, hit in enumerate(hits)
+            )
             + "</ol></section>"
             for name, hits in found.items()
         ]
         return f'<div class="found">{"".join(columns)}</div>'
 
-    def _row(self, hit: Hit, *, beside: set[int] | None) -> str:
-        """One item; `beside` holds what cosine found, None where this is cosine."""
+    def _row(self, hit: Hit, move: str, *, beside: bool) -> str:
+        """One item; `beside` cosine, with how it moved from there and what each block adds there."""
         picture = self.collection.pictures[hit.item]
         shown = f'<img alt="" src="data:image;base64,{base64.b64encode(picture).decode()}">' if picture else ""
         parts = [
-            f"block {block} {part:+.3f}" + ("" if beside is None else f" ({plain:+.3f})")
+            f"<span>block {block} {part:+.3f}" + (f" ({plain:+.3f})" if beside else "") + "</span>"
             for block, part, plain in hit.blocks
         ]
-        new = " <em>(new)</em>" if beside is not None and hit.item not in beside else ""
-        label = html.escape(self.collection.labels[hit.item]) + new
-        return f"<li>{shown}<div><b>{hit.score:.3f}</b> {label}<br><small>{' · '.join(parts)}</small></div></li>"
+        label = html.escape(self.collection.labels[hit.item]) + (f" <em>{move}</em>" if beside and move else "")
+        return f"<li>{shown}<div><b>{hit.score:.3f}</b> {label}<br><small>{' '.join(parts)}</small></div></li>"
+
+
+def moved(before: int | None, place: int) -> str:
+    """How an item's place differs from that under cosine; None was not shown there."""
+    if before is None:
+        return "new"
+    return "" if before == place else f"{'↑' if place < before else '↓'}{abs(before - place)}"
 
 
 def read_image(path: str) -> Image.Image:

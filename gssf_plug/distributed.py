@@ -3,6 +3,7 @@ r"""One batch over many processes: gather rows, uneven counts allowed, gradients
     gather(x)            rows of all processes, in the order of rank; differentiable
     gather_detached(x)   the same without gradients, for ids, labels, cameras
     share(pieces)        this process's part of work that is divided; add_over_processes(x) adds the results
+    hold_group()         a launched script comes to its end, also with a DDP module in hand
 
 Without a process group (or with one process) both return their argument. Everything else is Accelerate's.
 
@@ -33,14 +34,27 @@ from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["add_over_processes", "gather", "gather_detached", "process_count", "share"]
+__all__ = ["add_over_processes", "gather", "gather_detached", "hold_group", "process_count", "share"]
 
 Piece = TypeVar("Piece")
+_held: list[object] = []
 
 
 def process_count() -> int:
     """Number of processes in the default group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def hold_group() -> None:
+    """Keep the default process group until Python ends or another one is held.
+
+    Call it before a module goes into `DistributedDataParallel`; `RetrievalTrainer` does. If DDP is freed after
+    `destroy_process_group`, it is the last to hold the group, and takes the group's threads down without letting go of
+    Python's lock; one of them that still has a tensor to free waits for that lock, and the process never ends (torch
+    2.13 with gloo, where a broadcast was among the last things done).
+    """
+    if process_count() > 1:
+        _held[:] = [dist.group.WORLD]
 
 
 def gather(rows: Float[Tensor, " n *rest"]) -> Float[Tensor, " total *rest"]:

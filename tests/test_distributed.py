@@ -1,6 +1,7 @@
 """Gathering over processes: real processes, uneven counts, the gradient of the whole batch under DDP."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,16 @@ def test_two_processes_have_the_gradient_of_the_whole_batch():
     counts = ["4,4", "5,3", "8,0"]
     said = launch(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(WORKER), *counts)
     assert said.count("2 processes agree") == len(counts)
+
+
+@pytest.mark.slow
+def test_a_group_is_left_with_ddp_in_hand():
+    """Without `hold_group` this hangs within a few turns; the worker then ends itself and says where."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    worker = str(WORKER.with_name("group_worker.py"))
+    said = launch(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker, str(port)
+    )
+    assert said.count("both came to the end") == 2

@@ -1,5 +1,6 @@
 """Documentation is executed: README, pages, docstrings. Public names and the version are in it. The checks can fail."""
 
+import codeop
 import doctest
 import importlib
 import inspect
@@ -24,6 +25,7 @@ SKETCHES = {"design.md"}  # shows names, not programs
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in SKETCHES]
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 ROOMS = [name for _, name, package in pkgutil.iter_modules(gssf_plug.__path__, "gssf_plug.") if package]
+FOLLOWED = [ROOT / "README.md", *(page for page in PAGES if page.parent.name in ("tutorials", "howto"))]
 SECTIONS = re.findall(r"^## (gssf_plug[\w.]*)$", API, flags=re.MULTILINE)
 IMPORT = re.compile(r"^\s*from (gssf_plug[\w.]*) import (\([^)]*\)|[^\n]*)", flags=re.MULTILINE)
 
@@ -70,6 +72,18 @@ def run_examples(module: ModuleType) -> tuple[int, str]:
     return runner.tries, said.getvalue()
 
 
+def stops_at(block: str) -> str | None:
+    """The line at which an interactive Python, given a block line by line, would stop; None where it takes all."""
+    compiler, pending = codeop.CommandCompiler(), ""
+    for line in [*block.splitlines(), ""]:
+        try:
+            taken = compiler(pending + line, symbol="single") is not None
+        except SyntaxError:
+            return line
+        pending = "" if taken else pending + line + "\n"
+    return pending or None
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # by PEFT
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_run_as_printed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +93,19 @@ def test_pages_run_as_printed(page: Path, tmp_path: Path, monkeypatch: pytest.Mo
     finally:
         if dist.is_initialized():  # a page on processes that did not come to its end
             dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: page.name)
+def test_pages_can_be_pasted_into_an_interactive_python(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [stops_at(block) for block in readme.python_blocks(text)] == [None] * text.count("```python")
+
+
+def test_a_block_that_cannot_be_pasted_is_found() -> None:
+    assert stops_at("for i in range(2):\n    print(i)\n\nprint(3)\n") is None
+    assert stops_at("for i in range(2):\n    print(i)\nprint(3)\n") == "print(3)"
+    assert stops_at("class A:\n    x = 1\n\n    def f(self): ...\n") == "    def f(self): ..."
+    assert stops_at("print(1,\n") is not None
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from gssf_plug.distributed import hold_group
 from gssf_plug.errors import ArgumentError
 from gssf_plug.retrieval.config import RetrievalConfig
 from gssf_plug.retrieval.models import RetrievalModel
@@ -91,6 +92,7 @@ def prepare(model: RetrievalModel, loss: nn.Module, config: RetrievalConfig, acc
     Under FSDP2 mixed precision is autocast's, as it is under DDP: FSDP's own would cast the parameters of metric and
     loss, which are computed in float32.
     """
+    hold_group()  # for a script that ends with the trainer in hand
     if not accelerator.is_fsdp2:
         objective = Objective(model, loss)
         wrapped, optimizer = accelerator.prepare(objective, build_optimizer(objective, config))

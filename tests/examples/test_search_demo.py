@@ -88,6 +88,12 @@ def test_both_rankings_are_exact_and_their_largest_parts_are_named() -> None:
             assert parts == sorted(parts, reverse=True)
 
 
+def test_an_item_is_shown_with_how_it_moved() -> None:
+    from search_demo import moved
+
+    assert [moved(2, 0), moved(0, 3), moved(1, 1), moved(None, 4)] == ["↑2", "↓3", "", "new"]
+
+
 def own_files(folder: Path, rows: int, lines: list[str], width: int = 8) -> tuple[Path, Path]:
     save_file({"features": torch.randn(rows, width)}, folder / "features.safetensors")
     (folder / "labels.txt").write_text("\n".join(lines) + "\n")
