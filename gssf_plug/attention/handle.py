@@ -12,6 +12,7 @@ from os import PathLike
 from torch import nn
 
 from gssf_plug.attention.checkpoint import push_adapter, save_adapter
+from gssf_plug.attention.compiled import notice_hooks
 from gssf_plug.attention.folding import PatchedLayer, plan_folds
 from gssf_plug.attention.layer_metric import CHILD, LayerMetric
 from gssf_plug.attention.merge import Fold
@@ -44,6 +45,7 @@ class AttentionPatch:
         }
         if not self.layers:
             raise ArgumentError("model", "be patched", f"a plain {type(model).__name__}", "Call patch_attention first.")
+        notice_hooks()  # a patched model may come out of a pickle
         self._trainable_before: dict[nn.Parameter, bool] = {}
 
     @property
@@ -153,6 +155,9 @@ class AttentionPatch:
         self._check_unmerged("merged again")
         if not self.enabled:
             raise ArgumentError("patch", "be enabled to be merged", "a disabled one", "Call patch.enable() first.")
+        if any(getattr(layer.owner, CHILD, None) is not layer.query for layer in self.layers.values()):
+            remedy = "Go on with that handle, or make a new one once the patch is back."
+            raise ArgumentError("patch", "be in the model to be merged", "one that another handle took out", remedy)
         folds, refused = plan_folds(self.model, self.layers)
         if refused and (not partial or not folds):
             name, reason = next(iter(refused.items()))
@@ -181,10 +186,16 @@ class AttentionPatch:
         """Undo `merge`: the replaced weights return bit for bit, and the metrics act again.
 
         Raises:
-            ArgumentError: not merged.
+            ArgumentError: not merged, or the merged model was patched anew: what came last goes first.
         """
         if not self.merged:
             raise ArgumentError("patch", "be merged to be unmerged", "an unmerged one", "Call patch.merge() first.")
+        newer = next((n for n, x in self.layers.items() if x.fold is not None and hasattr(x.owner, CHILD)), None)
+        if newer is not None:
+            remedy = "Remove the newer patch first."
+            raise ArgumentError(
+                "patch", "be the last on its layers to be unmerged", f"a newer one at '{newer}'", remedy
+            )
         for layer in self.layers.values():
             if layer.fold is not None:
                 layer.fold.restore()

@@ -126,7 +126,7 @@ _QKV = (Packing("qkv"), Packing("qkv", "key_heads"), Packing("qvk", 4), Packing(
 _KV = (Packing("kv"), Packing("kv", "key_heads"))
 _BESIDES = (
     "pos_bias_u", "pos_bias_v", "bias_u", "bias_v", "r_w_bias", "r_r_bias", "r_s_bias", "q_bias", "pos_q_proj",
-    "pos_query_proj", "layout_query",
+    "pos_query_proj", "layout_query", "q_pos_proj", "q_pos_sine_proj",
 )  # fmt: skip
 
 

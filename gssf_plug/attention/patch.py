@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from gssf_plug.attention.compiled import notice_hooks
 from gssf_plug.attention.discovery import attention_modules, select
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.layer_metric import CHILD
@@ -114,6 +115,7 @@ def attach(
     dtype: torch.dtype | None,
 ) -> AttentionPatch:
     """Put checked metrics into checked places, and activate them."""
+    notice_hooks()
     for name, query in places.metrics.items():
         owner = model.get_submodule(name)
         base = next((p for p in owner.parameters() if p.is_floating_point()), torch.zeros(()))

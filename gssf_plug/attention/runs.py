@@ -16,13 +16,13 @@ Run = Callable[[], object]
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; flags, buffers and every random state are restored on the way out."""
+    """Evaluation mode without gradients; flags, buffers, parts and every random state are restored on the way out."""
     training = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - some models draw from the global state
     model.eval()
     try:
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng(), torch.no_grad(), _built_as_before(model):
             yield
     finally:
         random.setstate(states[0])
@@ -32,6 +32,21 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for buffer, before in buffers:
             if buffer.shape == before.shape and not torch.equal(buffer, before):
                 buffer.copy_(before)
+
+
+@contextmanager
+def _built_as_before(model: nn.Module) -> Iterator[None]:
+    """Children, buffers and attributes that a run replaces (BigBird: its attention, on short inputs) are put back."""
+    held: list[dict[str, Any]] = []
+    for module in model.modules():
+        held += [vars(module), module._modules, module._buffers]
+    before = [dict(entries) for entries in held]
+    try:
+        yield
+    finally:
+        for entries, old in zip(held, before, strict=True):
+            entries.clear()
+            entries.update(old)
 
 
 def outputs_of(

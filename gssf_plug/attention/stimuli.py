@@ -66,12 +66,20 @@ def arguments_of_layer(owner: nn.Module) -> Iterator[dict[str, Any]]:
             yield made
             if handed_on:
                 yield made | {"attention_mask": None}
+            yield from _attending_to_itself(made, parameters)
             if made.keys() & OTHER_STATES and x.shape == other.shape:
                 yield {name: other if name in OTHER_STATES else value for name, value in made.items()}
             if "position_ids" in made:  # rows and columns
                 yield made | {"position_ids": made["position_ids"][..., None].expand(1, TOKENS, 2)}
             for filled in maker.masks(masks, {"x": x}) if masks else ():
                 yield made | filled
+
+
+def _attending_to_itself(made: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> Iterator[dict[str, Any]]:
+    """The arguments without other states to look at, where there are any and they may be left out."""
+    needed = {name: v for name, v in made.items() if name not in OTHER_STATES or _is_required(parameters[name])}
+    if len(needed) < len(made):
+        yield needed
 
 
 def _states(maker: "_Maker", query: Tensor | nn.Module, widths: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -100,6 +108,7 @@ def _maker_for(module: nn.Module, config: Any) -> "_Maker":
 STATES = {
     "hidden_states", "hidden_state", "query", "queries", "q", "x", "inputs", "embeddings", "latents", "query_tensor",
     "query_states", "object_queries", "vision_features", "current_vision_features",
+    "query_position_embeddings",
 }  # fmt: skip
 BESIDE = {"key", "value", "keys", "values", "k", "v", "key_tensor", "value_tensor", "key_states", "value_states"}
 OTHER_STATES = {
