@@ -14,7 +14,7 @@ from torch import nn
 from studies.tasks import Task
 from studies.training import Options, train
 
-__all__ = ["Runs", "beside", "fill", "paired", "parser", "spread", "table"]
+__all__ = ["Runs", "beside", "chance", "fill", "paired", "parser", "spread", "table"]
 
 RATES = (1e-3, 3e-3, 1e-2)
 Runs = Mapping[tuple[str, int], Mapping[str, Any]]

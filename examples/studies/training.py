@@ -77,6 +77,7 @@ def train(
     metric_from: int = 0,
     encoder_from: int = 0,
     encoder_until: int = STEPS,
+    encoder_rate: float = ENCODER_RATE,
     fraction: float = 1.0,
 ) -> dict[str, Any]:
     """Train one row; its mAP on validation and test, per query on test, parameters and seconds.
@@ -93,13 +94,14 @@ def train(
         metric_from: steps before the metric trains.
         encoder_from: steps before the encoder trains.
         encoder_until: steps after which it does not any more.
+        encoder_rate: learning rate of encoders and of the loss's own scale.
         fraction: share of the training queries.
     """
     torch.manual_seed(seed)
     began, scorer = time.perf_counter(), _scorer(task, build, encoder)
     metric = list(scorer.metric.parameters())
     encoders = list(dict.fromkeys([*scorer.query_encoder.parameters(), *scorer.gallery_encoder.parameters()]))
-    groups = [{"params": metric, "lr": rate}, {"params": [*encoders, *loss.parameters()], "lr": ENCODER_RATE}]
+    groups = [{"params": metric, "lr": rate}, {"params": [*encoders, *loss.parameters()], "lr": encoder_rate}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]] or [nn.Parameter(torch.zeros(()))])
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
