@@ -191,7 +191,7 @@ def search(metric: GSSFMetric, data: Split, model: str) -> None:
             print(f"  {side:>6}: " + ", ".join(data.names[row] for row in rows[number]))
 
 
-def draw(metric: GSSFMetric, data: Split, out: Path, shown: int = 8, k: int = 5) -> None:
+def draw(metric: GSSFMetric, data: Split, out: Path, shown: int = 6, k: int = 5) -> None:
     """retrieved.png: cosine beside the metric, where they differ. learned.png: the metric."""
     emoji = load_emoji("test")
     row_of = {label: row for row, label in reversed([*enumerate(emoji["label"])])}  # the first vendor that drew it
@@ -203,9 +203,9 @@ def draw(metric: GSSFMetric, data: Split, out: Path, shown: int = 8, k: int = 5)
         [data.keywords[row] for row in rows],
         [[image_tensor(emoji[row_of[data.labels[item]]]["image"]) for item in items] for items in found],
         data.relevant[rows].gather(1, found),
-        headings=[f"cosine {place}" for place in range(1, k + 1)] + [f"GSSF {place}" for place in range(1, k + 1)],
-        title=f"Every n-th keyword whose first result changes; right emoji framed, none trained on. {SHOWN}",
-    ).savefig(out / "retrieved.png", dpi=110)
+        systems=("cosine", SHOWN),
+        title="Keywords whose first result changes, evenly spaced; right emoji framed, none trained on",
+    ).savefig(out / "retrieved.png", dpi=200)
     plot_metric(metric, title=f"{SHOWN}: what was learned").savefig(out / "learned.png", dpi=110)
 
 

@@ -41,6 +41,7 @@ from tqdm.auto import tqdm
 
 from gssf_plug import GSSFMetric
 from gssf_plug.distillation import Distiller, Tap, TeacherCache, precompute
+from gssf_plug.distributed import hold_group
 from gssf_plug.retrieval.data.images import image_tensor
 
 SIZE, BATCH = 32, 64
@@ -153,6 +154,7 @@ def main() -> None:
     """Read, cache, train what is missing, print the table."""
     options = parse_options()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    hold_group()  # else a student wrapped in DDP, freed after end_training, may keep the process from its end
     train, held = (Drawings(split, options.every) for split in ("train", options.split))
     with accelerator.main_process_first():
         cache, other = (

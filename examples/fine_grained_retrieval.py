@@ -197,7 +197,7 @@ def draw(data: dict[str, Drawings], options: argparse.Namespace) -> None:
         [[test.images[item] for item in items] for items in found],
         test.labels[found] == test.labels[rows][:, None],
         title=f"{SHOWN}, frozen features: nearest drawings of emoji never trained on; right ones framed",
-    ).savefig(options.output / "ranked.png", dpi=110)
+    ).savefig(options.output / "ranked.png", dpi=200)
     plot_metric(metric, title=f"{SHOWN}: what was learned").savefig(options.output / "learned.png", dpi=110)
 
 

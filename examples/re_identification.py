@@ -108,7 +108,7 @@ def draw(data: dict[str, Drawings], options: argparse.Namespace) -> None:
         [[test.images[found] for found in ranked[row]] for row in rows],
         test.labels[ranked[rows]] == test.labels[rows][:, None],
         title=f"{SHOWN}: nearest drawings by other cameras; right ones framed",
-    ).savefig(options.output / "ranked.png", dpi=110)
+    ).savefig(options.output / "ranked.png", dpi=200)
 
 
 def best_of_other_cameras(scores: Tensor, test: Drawings, k: int = 6) -> Tensor:

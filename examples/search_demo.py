@@ -9,7 +9,7 @@ Your own metric, items and encoder (a Hub id or folder; a CLIP-like model answer
 
 Under each item stand its score and the three blocks of channels that add most to it, with what the same block adds
 under cosine in brackets; over all blocks these parts add up to the score, exactly. Nothing leaves the machine: Gradio's
-analytics are off, and the page asks no other host. Needs `pip install gssf-plug[demo]`.
+analytics are off, and the page asks no other host. Needs `pip install ".[demo]"`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
     import gradio as gr
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("The page needs Gradio: run `pip install gssf-plug[demo]`.") from error
+    raise ModuleNotFoundError("The page needs Gradio: run `pip install gradio`.") from error
 
 from demo_collection import (
     BUNDLED,

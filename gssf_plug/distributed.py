@@ -48,10 +48,10 @@ def process_count() -> int:
 def hold_group() -> None:
     """Keep the default process group until Python ends or another one is held.
 
-    Call it before a module goes into `DistributedDataParallel`; `RetrievalTrainer` does. If DDP is freed after
-    `destroy_process_group`, it is the last to hold the group, and takes the group's threads down without letting go of
-    Python's lock; one of them that still has a tensor to free waits for that lock, and the process never ends (torch
-    2.13 with gloo, where a broadcast was among the last things done).
+    Call it before a module goes into `DistributedDataParallel`; `RetrievalTrainer` and `DistillationTrainer` do. If DDP
+    is freed after `destroy_process_group`, it is the last to hold the group, and takes the group's threads down without
+    letting go of Python's lock; one of them that still has a tensor to free waits for that lock, and the process never
+    ends (torch 2.13 with gloo, where a broadcast was among the last things done).
     """
     if process_count() > 1:
         _held[:] = [dist.group.WORLD]

@@ -25,7 +25,11 @@ SKETCHES = {"design.md"}  # shows names, not programs
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in SKETCHES]
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 ROOMS = [name for _, name, package in pkgutil.iter_modules(gssf_plug.__path__, "gssf_plug.") if package]
-FOLLOWED = [ROOT / "README.md", *(page for page in PAGES if page.parent.name in ("tutorials", "howto"))]
+PASTED = ("attention.md", "attention_in_use.md")  # beside the README, tutorials and how-to pages
+FOLLOWED = [
+    ROOT / "README.md",
+    *(page for page in PAGES if page.parent.name in ("tutorials", "howto") or page.name in PASTED),
+]
 SECTIONS = re.findall(r"^## (gssf_plug[\w.]*)$", API, flags=re.MULTILINE)
 IMPORT = re.compile(r"^\s*from (gssf_plug[\w.]*) import (\([^)]*\)|[^\n]*)", flags=re.MULTILINE)
 
@@ -143,6 +147,12 @@ def test_two_commands_under_one_name_are_refused() -> None:
     assert readme.command("test", block) == "true"
     with pytest.raises(ValueError, match="one one-line command called 'test'"):
         readme.command("test", block * 2)
+
+
+def test_messages_say_what_to_install_by_its_own_name() -> None:
+    """Not as an extra of ours, which pip finds only where this library comes from an index."""
+    files = [path for room in ("gssf_plug", "examples") for path in (ROOT / room).rglob("*.py")]
+    assert [path for path in files if "gssf-plug[" in path.read_text(encoding="utf-8")] == []
 
 
 def test_a_false_block_is_found(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """What the metric did to a model's attention, as matplotlib figures. Save them with `figure.savefig(path)`.
 
-matplotlib is imported when a function is called (`pip install gssf-plug[plots]`), and its global state (pyplot) is left
+matplotlib is imported when a function is called (`pip install matplotlib`), and its global state (pyplot) is left
 alone. The figures bring their own white ground, so they can be read on light and dark pages. Attention is read with the
 eager backend, which is set for the time of the call where the model has another.
 """
@@ -226,5 +226,5 @@ def _figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Plots need matplotlib: run `pip install gssf-plug[plots]`.") from error
+        raise ModuleNotFoundError("Plots need matplotlib: run `pip install matplotlib`.") from error
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")

@@ -1,6 +1,6 @@
 """How far a student agrees with its teacher, as a matplotlib figure. Save it with `figure.savefig(path)`.
 
-matplotlib is imported when the function is called (`pip install gssf-plug[plots]`), and its global state (pyplot) is
+matplotlib is imported when the function is called (`pip install matplotlib`), and its global state (pyplot) is
 left alone. The figure brings its own white ground, so it can be read on light and dark pages.
 """
 
@@ -120,5 +120,5 @@ def _figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Plots need matplotlib: run `pip install gssf-plug[plots]`.") from error
+        raise ModuleNotFoundError("Plots need matplotlib: run `pip install matplotlib`.") from error
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")

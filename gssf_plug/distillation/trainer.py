@@ -29,6 +29,7 @@ from transformers import Trainer
 from gssf_plug.distillation.distiller import Distiller
 from gssf_plug.distillation.paths import unwrap
 from gssf_plug.distillation.resuming import check_batch, write_batch
+from gssf_plug.distributed import hold_group
 from gssf_plug.errors import ArgumentError
 
 __all__ = ["DistillationMixin", "DistillationTrainer", "distillation_trainer"]
@@ -149,6 +150,7 @@ class DistillationMixin(Above):
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Let the Trainer wrap the distiller; to everything else the model is the student."""
+        hold_group()  # for a launched script that leaves the group with the trainer in hand
         student = self.model
         self.model = self.model_wrapped = self.distiller
         try:

@@ -6,8 +6,8 @@ r"""The metric inside pytorch-metric-learning: its pair losses, miners and teste
     miner = miners.MultiSimilarityMiner(distance=distance)          # mines by the same similarity, without gradients
     knn = CustomKNN(distance)                                       # for AccuracyCalculator(knn_func=knn) and testers
 
-Needs the extra `pml`. A known trap of theirs is a loss whose parameters no optimizer has: give the optimizer
-`loss.parameters()` too, or use `MetricLearningLoss` with RetrievalTrainer, which does.
+Needs pytorch-metric-learning (extra `pml`). A known trap of theirs is a loss whose parameters no optimizer has: give
+the optimizer `loss.parameters()` too, or use `MetricLearningLoss` with RetrievalTrainer, which does.
 
 Every loss and miner of release 2.9 that leaves the distance open takes it. Those that are only defined for angles
 (CosineSimilarity: ArcFace, Circle, CosFace, Instance, PNP, SmoothAP, SphereFace, TupletMargin, …), for LpDistance
@@ -27,7 +27,7 @@ try:
     from pytorch_metric_learning.distances import BaseDistance
 except ImportError as error:
     raise ImportError(
-        "gssf_plug.losses.pml needs pytorch-metric-learning. Install it with: pip install gssf-plug[pml]"
+        "gssf_plug.losses.pml needs pytorch-metric-learning. Install it with: pip install pytorch-metric-learning"
     ) from error
 
 __all__ = ["GSSFDistance", "MetricLearningLoss"]

@@ -1,12 +1,13 @@
 """What was retrieved, how it was trained, what a metric learned, as matplotlib figures: `figure.savefig(path)`.
 
-matplotlib is imported when a function is called (`pip install gssf-plug[plots]`), and its global state (pyplot) is left
+matplotlib is imported when a function is called (`pip install matplotlib`), and its global state (pyplot) is left
 alone. The text on a figure is what the caller gives, and nothing is drawn that the tensors or logs do not hold. The
 figures bring their own white ground, so they can be read on light and dark pages.
 """
 
 import copy
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["plot_curves", "plot_metric", "plot_retrieved", "plot_structures", "plot_training"]
 
 Item = str | Tensor  # a text, or an image (3, H, W): bytes, or floats in 0 … 1
-RIGHT, WRONG = "#2a9d3f", "#c9c9c9"
+RIGHT, WRONG = "#1f9d3a", "#dcdcdc"
+CELL, GAP, LETTER = 0.72, 0.2, 0.6 / 72  # inches; a letter's for each point of its size
 
 
 def plot_retrieved(
@@ -34,20 +36,24 @@ def plot_retrieved(
     right: Bool[Tensor, "n k"],
     *,
     headings: Sequence[str] | None = None,
+    systems: Sequence[str] | None = None,
     title: str = "",
 ) -> "Figure":
     """One row per query: the query, then what was found, best first; right items in a green frame.
 
+    Made to be shown about 850 pixels wide: `figure.savefig(path, dpi=200)` stays sharp there.
+
     Args:
         queries: N texts or images.
-        results: for each query k texts or images.
+        results: for each query k texts or images. To compare systems give the results of each, one after the other,
+            equally many of each.
         right: which of them belong to the query.
-        headings: k texts above the results; default their places, 1 … k. To compare two systems give the results of
-            both, one after the other, and say so here.
+        headings: k texts above the results; default their places, 1 … k, or nothing below the names of systems.
+        systems: names of the systems compared: one heading for each above its results, and a gap between them.
         title: above everything.
 
     Raises:
-        ArgumentError: numbers of queries, results, `right` and headings that differ.
+        ArgumentError: numbers of queries, results, `right`, headings and systems that do not fit together.
         ModuleNotFoundError: matplotlib is not installed.
     """
     if len(queries) != len(results) or right.shape != (len(results), len(results[0]) if results else 0):
@@ -56,16 +62,32 @@ def plot_retrieved(
     count, found = right.shape
     if headings is not None and len(headings) != found:
         raise ArgumentError("headings", f"be {found} texts, one per result", len(headings), "Leave it out for 1, 2, ….")
-    figure = _figure(1.15 * (found + 2), 1.15 * count + 0.4)
-    axes = figure.subplots(count, found + 1, squeeze=False, width_ratios=[1.8, *[1] * found])
+    if systems is not None and (not systems or found % len(systems)):
+        rule = f"be as many as share {found} results equally"
+        raise ArgumentError("systems", rule, len(systems), "Give equally many results of each system.")
+    share = found // len(systems or [""])
+    texts = any(isinstance(query, str) for query in queries)
+    widths = [1.35 if texts else CELL, *[GAP, *[CELL] * share] * len(systems or [""])]
+    columns = [place for place, width in enumerate(widths) if place and width != GAP]
+    heights = [0.3 if systems else 0.01, *[CELL] * count]
+    title = _wrapped(title, sum(widths), 12)
+    above = 0.23 * len(title.splitlines())
+    figure = _figure(sum(widths) + 0.4, sum(heights) + above + 0.4)
+    figure.get_layout_engine().set(rect=_inset(figure, 0.1, above))  # type: ignore[union-attr]
+    grid = figure.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
     for row in range(count):
-        _draw(axes[row, 0], queries[row], None)
-        for place in range(found):
-            _draw(axes[row, place + 1], results[row][place], bool(right[row, place]))
-    for place, heading in enumerate(headings or [f"{place + 1}" for place in range(found)]):
-        axes[0, place + 1].set_title(heading, fontsize=8)
-    axes[0, 0].set_title("query", fontsize=8)
-    figure.suptitle(title, fontsize=10)
+        _draw(figure.add_subplot(grid[row + 1, 0]), queries[row], None, widths[0], 11)
+        for place, column in enumerate(columns):
+            axis = figure.add_subplot(grid[row + 1, column])
+            _draw(axis, results[row][place], bool(right[row, place]), CELL, 8)
+    if headings is None and not systems:
+        headings = [f"{place + 1}" for place in range(found)]
+    for axis, heading in zip(figure.axes, ["" if systems else "query", *(headings or ())], strict=False):
+        axis.set_title(heading, fontsize=9)
+    for number, name in enumerate(systems or ()):
+        first, last = columns[number * share], columns[(number + 1) * share - 1]
+        _headline(figure.add_subplot(grid[0, first : last + 1]), name)
+    figure.suptitle(title, fontsize=12, y=1 - 0.12 / figure.get_figheight(), va="top")
     return figure
 
 
@@ -206,17 +228,41 @@ def _figure(width: float, height: float) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Plots need matplotlib: run `pip install gssf-plug[plots]`.") from error
+        raise ModuleNotFoundError("Plots need matplotlib: run `pip install matplotlib`.") from error
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _draw(axis: Any, item: Item, right: bool | None) -> None:
+def _inset(figure: "Figure", margin: float, above: float) -> tuple[float, float, float, float]:
+    """Left, bottom, width and height, in parts of the figure, of what a margin and a title of `above` inches leave."""
+    x, y = margin / figure.get_figwidth(), margin / figure.get_figheight()
+    return x, y, 1 - 2 * x, 1 - 2 * y - above / figure.get_figheight()
+
+
+def _wrapped(text: str, width: float, size: float) -> str:
+    """Lines that fit a width in inches at a size in points; no word is broken."""
+    letters = max(1, int(width / (LETTER * size) + 1e-6))
+    return "\n".join(textwrap.fill(line, letters, break_long_words=False) for line in text.splitlines())
+
+
+def _draw(axis: Any, item: Item, right: bool | None, width: float, size: float) -> None:
     """A text or an image in one cell; the frame says whether it is right, None draws no frame."""
     axis.set(xticks=[], yticks=[])
     if isinstance(item, str):
-        axis.text(0.5, 0.5, item, ha="center", va="center", wrap=True, fontsize=8, transform=axis.transAxes)
+        longest = max(map(len, item.split()), default=1)
+        size = min(size, width / LETTER / longest)
+        text = _wrapped(item, width, size)
+        axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=size, transform=axis.transAxes)
     else:
         axis.imshow(item.detach().cpu().permute(1, 2, 0).numpy())
     for spine in axis.spines.values():
         spine.set_visible(right is not None)
-        spine.set(color=RIGHT if right else WRONG, linewidth=3.5 if right else 1.0)
+        spine.set(color=RIGHT if right else WRONG, linewidth=3.0 if right else 0.8)
+
+
+def _headline(axis: Any, name: str) -> None:
+    """The name of a system over all of its columns, underlined."""
+    axis.set(xticks=[], yticks=[])
+    axis.text(0.5, 0.5, name, ha="center", va="center", fontsize=12, fontweight="bold", transform=axis.transAxes)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set(color="#808080", linewidth=1.0)

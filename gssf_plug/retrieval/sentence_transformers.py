@@ -7,7 +7,7 @@ Trained by SentenceTransformerTrainer, saved and loaded by the library itself (w
 asks for every class that is not its own). `merged_modules` gives the same model as modules of sentence-transformers
 alone: one Dense layer for the queries, which anybody loads without this package.
 
-Needs the extra `sentence-transformers`.
+Needs sentence-transformers (the extra of that name).
 """
 
 from typing import Any, Self
@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "gssf_plug.retrieval.sentence_transformers needs sentence-transformers 6.2 or later; "
-        "run: pip install gssf-plug[sentence-transformers]"
+        "run: pip install 'sentence-transformers>=6.2'"
     ) from error
 
 __all__ = ["MetricModule", "merged_modules"]

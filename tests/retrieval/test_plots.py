@@ -37,6 +37,37 @@ def test_images_find_texts():
     assert [axis.get_title() for axis in figure.axes] == ["query", "cosine", "GSSF"]
 
 
+def test_each_system_has_one_heading_over_its_results_and_a_gap_before_it(tmp_path):
+    right = torch.tensor([[True, False, False, True], [False, False, True, True]])
+    names = [["one", "two", "three", "four"]] * 2
+    figure = plot_retrieved(["a", "b"], names, right, systems=("cosine", "GSSF"), title="found " * 30)
+    assert frames(figure, 2, 5) == [[RIGHT if hit else WRONG for hit in row] for row in right.tolist()]
+    assert [axis.texts[0].get_text() for axis in figure.axes[1:5]] == names[0]
+    assert {axis.get_title() for axis in figure.axes} == {""}
+    figure.savefig(tmp_path / "retrieved.png")
+    cells, headlines = [axis.get_position() for axis in figure.axes[:5]], figure.axes[10:]
+    assert [axis.texts[0].get_text() for axis in headlines] == ["cosine", "GSSF"]
+    for axis, first, last in zip(headlines, (cells[1], cells[3]), (cells[2], cells[4]), strict=True):
+        over = axis.get_position()
+        assert over.x0 == pytest.approx(first.x0, abs=0.01)
+        assert over.x1 == pytest.approx(last.x1, abs=0.01)
+        assert over.y0 > first.y1
+    assert cells[3].x0 - cells[2].x1 > 2 * (cells[2].x0 - cells[1].x1)
+    title = figure._suptitle.get_window_extent()
+    assert title.x0 >= 0
+    assert title.x1 <= figure.bbox.x1
+
+
+def test_long_texts_are_wrapped_into_their_cells(tmp_path):
+    texts = ["women with bunny ears", "an incomprehensibility", "", "short"]
+    figure = plot_retrieved(texts, [[text] for text in texts], torch.ones(4, 1, dtype=torch.bool))
+    figure.savefig(tmp_path / "retrieved.png")
+    for axis, text in zip(figure.axes, [text for text in texts for _ in range(2)], strict=True):
+        drawn, cell = axis.texts[0].get_window_extent(), axis.get_window_extent()
+        assert axis.texts[0].get_text().split() == text.split()
+        assert drawn.width <= 1.1 * cell.width
+
+
 @pytest.mark.parametrize("terms", [("diagonal",), ("block_diagonal",), ("diagonal", "block_diagonal"), ("dense",)])
 def test_the_metric_is_drawn_as_it_is(terms, tmp_path):
     metric = GSSFMetric(12, terms=terms, block_size=4)
@@ -85,9 +116,11 @@ def test_numbers_that_differ_are_named():
         plot_retrieved(["a", "b"], [["x"]], torch.tensor([[True]]))
     with pytest.raises(ArgumentError, match="`headings` must be 1 texts, one per result, but got 2"):
         plot_retrieved(["a"], [["x"]], torch.tensor([[True]]), headings=["1", "2"])
+    with pytest.raises(ArgumentError, match="`systems` must be as many as share 3 results equally, but got 2"):
+        plot_retrieved(["a"], [["x", "y", "z"]], torch.ones(1, 3, dtype=torch.bool), systems=["cosine", "GSSF"])
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install gssf-plug\[plots\]"):
+    with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
         plot_metric(GSSFMetric(4, block_size=2))
