@@ -34,7 +34,10 @@ from gssf_plug.retrieval.plots import plot_structures  # noqa: E402
 # The command, with {out} for a folder to write to -> the pictures in that folder, and their places in docs/
 BY_EXAMPLES = {
     "examples/adapt_embeddings.py --out {out}": {"retrieved.png": "images/keywords.png"},
-    "-m studies.three_tasks --output {out}": {"gains_frozen.png": "images/gains_frozen.png"},
+    "-m studies.three_tasks --output {out}": {
+        "gains_frozen.png": "images/gains_frozen.png",
+        "gains_scratch.png": "images/gains_scratch.png",
+    },
     "-m studies.data_size --output {out}": {"data_size_text.png": "images/data_size_text.png"},
     "examples/image_text_retrieval.py --output {out}": {
         "retrieved.png": "images/retrieved.png",

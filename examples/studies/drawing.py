@@ -17,8 +17,8 @@ def plot_gains(panels: Mapping[str, Mapping[str, Scores]], baseline: str) -> Fig
         panels: per panel and loss the mAP of every row and seed.
         baseline: the row that the others are compared with. Plain cosine is left out. Panels hold the same rows.
     """
-    figure = Figure(figsize=(2.6 + 2.2 * len(panels), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure = Figure(figsize=(2.6 + 2.2 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, (title, losses) in zip(axes, panels.items(), strict=True):
         for place, (loss, scores) in enumerate(losses.items()):
             rows = [name for name in scores if name not in (baseline, "cosine")]
@@ -31,5 +31,5 @@ def plot_gains(panels: Mapping[str, Mapping[str, Scores]], baseline: str) -> Fig
         axis.set_xlabel("mAP gained")
     axes[0].set_yticks([row + 0.2 for row in range(len(rows))], rows)
     axes[0].invert_yaxis()
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
