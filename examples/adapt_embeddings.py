@@ -191,7 +191,7 @@ def search(metric: GSSFMetric, data: Split, model: str) -> None:
             print(f"  {side:>6}: " + ", ".join(data.names[row] for row in rows[number]))
 
 
-def draw(metric: GSSFMetric, data: Split, out: Path, shown: int = 6, k: int = 5) -> None:
+def draw(metric: GSSFMetric, data: Split, out: Path, shown: int = 8, k: int = 5) -> None:
     """retrieved.png: cosine beside the metric, where they differ. learned.png: the metric."""
     emoji = load_emoji("test")
     row_of = {label: row for row, label in reversed([*enumerate(emoji["label"])])}  # the first vendor that drew it
