@@ -73,7 +73,7 @@ def plot_retrieved(
     title = _wrapped(title, sum(widths), 12)
     above = 0.23 * len(title.splitlines())
     figure = _figure(sum(widths) + 0.4, sum(heights) + above + 0.4)
-    figure.get_layout_engine().set(rect=_inset(figure, 0.1, above))  # type: ignore[union-attr]
+    figure.set_layout_engine("constrained", rect=_inset(figure, 0.1, above))
     grid = figure.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
     for row in range(count):
         _draw(figure.add_subplot(grid[row + 1, 0]), queries[row], None, widths[0], 11)
