@@ -6,7 +6,7 @@ reach (a vision tower without an image) are run alone. What could not be proven 
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -62,12 +62,13 @@ def select(owners: Mapping[str, nn.Module], layers: Sequence[str | int] | None) 
     """
     if layers is None:
         return dict(owners)
-    if isinstance(layers, str) or not layers:
-        raise ArgumentError(
-            "layers", "be a sequence of paths or numbers", repr(layers), "Pass a tuple, or None for all."
-        )
+    entries = () if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
+    strange = [entry for entry in entries if isinstance(entry, bool) or not isinstance(entry, (str, int))]
+    if strange or not entries:
+        got = repr(strange[0] if strange else layers)
+        raise ArgumentError("layers", "be a sequence of paths or numbers", got, "Pass a tuple, or None for all.")
     chosen: dict[str, nn.Module] = {}
-    for entry in layers:
+    for entry in entries:
         found = {name: owner for name, owner in owners.items() if _matches(name, entry)}
         if not found:
             raise ArgumentError("layers", "name attention modules", repr(entry), near_matches(str(entry), owners))

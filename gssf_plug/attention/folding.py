@@ -15,9 +15,10 @@ from gssf_plug.attention.score_merge import plan_score_fold
 from gssf_plug.attention.score_sites import record_calls
 from gssf_plug.attention.scores import ScoreMetric
 from gssf_plug.attention.sharding import is_sharded
+from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 
-__all__ = ["PatchedLayer", "plan_folds"]
+__all__ = ["PatchedLayer", "check_as_left", "plan_folds"]
 
 
 @dataclass
@@ -71,3 +72,31 @@ def _moved(metric: GSSFMetric) -> GSSFMetric:
         for parameter in metric.parameters():
             parameter.copy_(torch.rand(parameter.shape, generator=generator).add(0.5))
     return metric
+
+
+def check_as_left(model: nn.Module, layers: Mapping[str, PatchedLayer], action: str) -> None:
+    """Refuse to overwrite weights that were changed since a fold wrote or restored them.
+
+    Args:
+        model: whose weights they are.
+        layers: the layers whose folds are about to be written or restored.
+        action: what is about to happen to the patch, for the message.
+
+    Raises:
+        ArgumentError: names the first such weight; nothing was changed.
+    """
+    held = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name, layer in layers.items():
+        if layer.fold is None:
+            continue
+        gone = next((parameter for parameter in layer.fold.old if id(parameter) not in held), None)
+        changed = gone if gone is not None else layer.fold.changed()
+        if changed is not None:
+            what = f"another parameter at '{name}'" if gone is not None else f"other values in '{held[id(changed)]}'"
+            remedy = (
+                "If another handle merged since, unmerge that one first. If you trained or loaded them, they stay: "
+                "drop this handle, and patch anew."
+                if layer.fold.written
+                else "Keep them, and fold anew: patch.unmerge(), patch.enable(), patch.merge()."
+            )
+            raise ArgumentError("patch", f"find the weights as it left them to be {action}", what, remedy)

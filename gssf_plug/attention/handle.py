@@ -13,9 +13,8 @@ from torch import nn
 
 from gssf_plug.attention.checkpoint import push_adapter, save_adapter
 from gssf_plug.attention.compiled import notice_hooks
-from gssf_plug.attention.folding import PatchedLayer, plan_folds
+from gssf_plug.attention.folding import PatchedLayer, check_as_left, plan_folds
 from gssf_plug.attention.layer_metric import CHILD, LayerMetric
-from gssf_plug.attention.merge import Fold
 from gssf_plug.attention.merge_report import EATEN, MergeReport
 from gssf_plug.attention.summary import table
 from gssf_plug.errors import ArgumentError, near_matches
@@ -125,7 +124,8 @@ class AttentionPatch:
         """The untouched model, exactly, inside the context; afterwards as before, so contexts may nest.
 
         Also while merged: the replaced weights come back for the time of the context. Flags of parameters and modules
-        (`requires_grad`, `training`) are not touched.
+        (`requires_grad`, `training`) are not touched. Weights that were changed while merged are never overwritten:
+        that is an error, and they stay as they are.
         """
         before = {name: layer.query.enabled for name, layer in self.layers.items()}
         self._switch(dict.fromkeys(self.layers, False))
@@ -186,7 +186,8 @@ class AttentionPatch:
         """Undo `merge`: the replaced weights return bit for bit, and the metrics act again.
 
         Raises:
-            ArgumentError: not merged, or the merged model was patched anew: what came last goes first.
+            ArgumentError: not merged; or the merged model was patched or merged anew, and what came last goes first; or
+                its weights were changed since, and nothing is overwritten.
         """
         if not self.merged:
             raise ArgumentError("patch", "be merged to be unmerged", "an unmerged one", "Call patch.merge() first.")
@@ -196,9 +197,12 @@ class AttentionPatch:
             raise ArgumentError(
                 "patch", "be the last on its layers to be unmerged", f"a newer one at '{newer}'", remedy
             )
-        for layer in self.layers.values():
+        written = {n: layer for n, layer in self.layers.items() if layer.fold is not None and layer.fold.written}
+        check_as_left(self.model, written, "unmerged")
+        for name, layer in self.layers.items():
             if layer.fold is not None:
-                layer.fold.restore()
+                if name in written:  # else disabled: what is there stays
+                    layer.fold.restore()
                 layer.query.attach(layer.owner)
                 layer.fold = None
 
@@ -284,11 +288,12 @@ class AttentionPatch:
         )
 
     def _switch(self, states: Mapping[str, bool]) -> None:
-        for name, enabled in states.items():
-            layer = self.layers[name]
-            if layer.fold is not None and layer.query.enabled != enabled:
-                _write_all(layer.fold, enabled)
-            layer.query.enabled = enabled
+        turned = {n: layer for n, layer in self.layers.items() if layer.query.enabled != states[n]}
+        check_as_left(self.model, turned, "enabled or disabled while merged")
+        for name, layer in turned.items():
+            layer.query.enabled = states[name]
+            if layer.fold is not None:
+                layer.fold.write() if states[name] else layer.fold.restore()
 
     def _first(self) -> LayerMetric:
         if not self.layers:
@@ -308,10 +313,3 @@ class AttentionPatch:
             )
         assert name is not None
         return name
-
-
-def _write_all(fold: Fold, merged: bool) -> None:
-    if merged:
-        fold.write()
-    else:
-        fold.restore()

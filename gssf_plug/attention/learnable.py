@@ -5,7 +5,7 @@ there would change nothing, and a parameter without a gradient stops distributed
 """
 
 from collections.abc import Callable, Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gssf_plug.attention.discovery import ATTEMPTS
 from gssf_plug.attention.runs import Run, tensors_in, undisturbed, with_new
-from gssf_plug.attention.stimuli import arguments_of
+from gssf_plug.attention.stimuli import arguments_of, arguments_with_image
 
 __all__ = ["without_gradient"]
 
@@ -31,7 +31,8 @@ def without_gradient(
         example_inputs: keyword arguments of its forward; default made from the configuration.
     """
     with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
-        tries = arguments_of(model) if example_inputs is None else iter([_fresh(example_inputs)])
+        made = chain(arguments_with_image(model), arguments_of(model))
+        tries = made if example_inputs is None else iter([_fresh(example_inputs)])
         for arguments in islice(tries, ATTEMPTS):
             try:
                 heard = _heard(lambda arguments=arguments: model(**arguments), owners)  # type: ignore[misc]

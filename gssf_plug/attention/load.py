@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from gssf_plug.attention.checkpoint import FORMAT
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.layer_metric import LayerMetric
-from gssf_plug.attention.patch import attach, check_adapter_name, check_model
+from gssf_plug.attention.options import check_adapter_name, check_dtype
+from gssf_plug.attention.patch import attach, check_model
 from gssf_plug.attention.places import Places, QueryNorm, Sites, find_places
 from gssf_plug.attention.score_sites import score_modules
 from gssf_plug.attention.scores import SCORE
@@ -68,6 +69,7 @@ def load_attention(
         ArgumentError: the model cannot be patched, or holds an adapter of that name (with `hot_swap`: holds none).
     """
     check_adapter_name(adapter_name)
+    check_dtype(dtype)
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     if hot_swap:
         patch = AttentionPatch(_unwrapped(model))

@@ -8,7 +8,8 @@ itself: its output with the new weights must be its old output times M; where it
 says why. Nothing is divided: what was replaced is kept, and `restore` puts it back bit for bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,7 @@ class Fold:
     into: str
     new: dict[nn.Parameter, Tensor]
     old: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    written: bool = False
 
     def write(self) -> None:
         """Put the new values in, keep the old ones."""
@@ -42,13 +44,32 @@ class Fold:
             for parameter, value in self.new.items():
                 self.old[parameter] = parameter.detach().clone()
                 parameter.copy_(value)
+        self.written = True
 
     def restore(self) -> None:
         """Put the old values back, bit for bit."""
         with torch.no_grad():
             for parameter, value in self.old.items():
                 parameter.copy_(value)
-        self.old = {}
+        self.written = False
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """The new values inside the context, nothing kept afterwards."""
+        self.write()
+        try:
+            yield
+        finally:
+            self.restore()
+            self.old = {}
+
+    def changed(self) -> nn.Parameter | None:
+        """The first parameter that no longer holds what `write` or `restore` left in it."""
+        for parameter, old in self.old.items():
+            left = self.new[parameter].to(old.dtype) if self.written else old
+            if not torch.equal(parameter.detach().nan_to_num(), left.to(parameter).nan_to_num()):
+                return parameter
+        return None
 
     def measure(self, name: str) -> MergedLayer:
         """What rounding left of the change; before or after `write`."""
@@ -231,11 +252,8 @@ def _check(fold: Fold, site: nn.Module, query: QueryMetric, metric: GSSFMetric, 
     view = query.view()
     before = site.forward(*sample)  # without the hooks
     expected = view.put(before, query.fold(metric, view.take(before)))
-    fold.write()
-    try:
+    with fold.tried():
         got = site.forward(*sample)
-    finally:
-        fold.restore()
     slack = 64 * torch.finfo(got.dtype).eps * float(expected.abs().max().clamp_min(1e-6))
     if not torch.allclose(got, expected, rtol=0.0, atol=slack):
         raise NotFoldable(f"the output of '{query.path}' ({type(site).__name__}) is not linear in its weight")

@@ -7,7 +7,6 @@ disabled, merged into plain weights, and removed without a trace.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,15 +18,16 @@ from gssf_plug.attention.discovery import attention_modules, select
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.layer_metric import CHILD
 from gssf_plug.attention.learnable import without_gradient
-from gssf_plug.attention.packing import Heads
+from gssf_plug.attention.options import AdapterOptions, check_adapter_name, check_dtype, check_places
 from gssf_plug.attention.places import Places, QueryNorm, Sites, find_places
+from gssf_plug.attention.probe import SILENT
 from gssf_plug.attention.score_sites import score_modules
 from gssf_plug.attention.sharding import is_sharded
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.metric import Term
 
-__all__ = ["AdapterOptions", "attach", "check_adapter_name", "check_model", "patch_attention"]
+__all__ = ["attach", "check_model", "patch_attention"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +74,13 @@ def patch_attention(
         PEFT's IA3 on the query projection.
     """
     check_model(model)
-    _check_options(terms, block_size, sites, query_norm, dtype, adapter_name)
+    options = AdapterOptions.of(terms, block_size, per_head)
+    check_places(sites, query_norm)
+    check_dtype(dtype)
+    check_adapter_name(adapter_name)
     places = _places(model, layers, sites, query_norm, example_inputs)
-    for name, query in places.metrics.items():
-        _check_block(name, query.heads.size, terms, block_size)
+    options.check_fits({name: query.heads.size for name, query in places.metrics.items()})
+    for query in places.metrics.values():
         if adapter_name in query.adapters:
             raise ArgumentError(
                 "adapter_name",
@@ -85,26 +88,9 @@ def patch_attention(
                 repr(adapter_name),
                 "Remove that patch first, or choose another name to add a second adapter.",
             )
-    options = AdapterOptions(tuple(terms), block_size, per_head)
     with torch.inference_mode(False):  # inside of it parameters could never train
         metrics = {name: options.metric(query.heads) for name, query in places.metrics.items()}
         return attach(model, places, metrics, adapter_name, dtype)
-
-
-@dataclass(frozen=True)
-class AdapterOptions:
-    """What one adapter's metrics are made of; see `patch_attention`."""
-
-    terms: tuple[Term, ...]
-    block_size: int
-    per_head: bool
-
-    def metric(self, heads: Heads) -> GSSFMetric:
-        """A neutral metric for one layer. Blocks divide a head, so one metric over all heads is one for each head."""
-        width = heads.query * heads.size if self.per_head else heads.size
-        terms: tuple[Term, ...] = tuple("block_diagonal" if term == "dense" else term for term in self.terms)
-        block_size = heads.size if "dense" in self.terms else self.block_size
-        return GSSFMetric(width, terms=terms, block_size=block_size, normalize=False)
 
 
 def attach(
@@ -190,7 +176,7 @@ def _places(
     found = find_places(model, chosen, sites, query_norm, example_inputs)
     asked_for = found.out_of_reach if layers is not None or not found.metrics else {}
     if found.refused or asked_for:
-        raise _refusal(found.refused or asked_for, sites)
+        raise _refusal(found.refused or asked_for, sites, example_inputs is not None)
     unheard = without_gradient(model, owners, example_inputs)
     metrics = {name: metric for name, metric in found.metrics.items() if name not in unheard}
     if not metrics:
@@ -204,12 +190,19 @@ def _places(
     return Places(metrics, left_alone=missed | found.left_alone | others)
 
 
-def _refusal(refused: Mapping[str, str], sites: Sites) -> ArgumentError:
+def _refusal(refused: Mapping[str, str], sites: Sites, by_example: bool) -> ArgumentError:
     name, reason = next(iter(refused.items()))
     more = f" ({len(refused) - 1} more like it)" if len(refused) > 1 else ""
     if sites == "score":
         rule, remedy = "let the metric into its scores", "Use sites='projection', or leave it out with `layers`."
         return ArgumentError("model", rule, f"'{name}'{more}, where {reason}", remedy)
+    if by_example and SILENT in reason:
+        return ArgumentError(
+            "example_inputs",
+            "show each layer two or more tokens to attend to",
+            f"some with which '{name}'{more} was not proven: {reason}",
+            "Pass longer ones, or leave example_inputs out. Else declare the layout with layouts.register(...).",
+        )
     return ArgumentError(
         "model",
         "have attention whose layout can be proven",
@@ -217,39 +210,3 @@ def _refusal(refused: Mapping[str, str], sites: Sites) -> ArgumentError:
         "Declare its layout with gssf_plug.attention.layouts.register(Layout(...)), or patch without it: `layers` "
         "names the modules to patch.",
     )
-
-
-def _check_options(
-    terms: Sequence[Term], block_size: int, sites: str, query_norm: str, dtype: torch.dtype | None, adapter_name: str
-) -> None:
-    GSSFMetric(block_size, terms=terms, block_size=block_size)  # its errors name terms and block_size
-    if "dense" in terms and "block_diagonal" in terms:
-        raise ArgumentError(
-            "terms", "not hold both 'dense' and 'block_diagonal'", repr(tuple(terms)), "Dense holds every block."
-        )
-    if sites not in ("projection", "score"):
-        raise ArgumentError("sites", "be 'projection' or 'score'", repr(sites), "See patch_attention.")
-    if sites == "score" and query_norm == "before":
-        remedy = "The score comes after the norm: leave query_norm out, or use sites='projection'."
-        raise ArgumentError("query_norm", "be 'after' where sites='score'", repr(query_norm), remedy)
-    if query_norm not in ("after", "before"):
-        raise ArgumentError("query_norm", "be 'after' or 'before'", repr(query_norm), "See patch_attention.")
-    if dtype is not None and not dtype.is_floating_point:
-        raise ArgumentError("dtype", "be a floating-point dtype", dtype, "Use torch.float32, or leave it out.")
-    check_adapter_name(adapter_name)
-
-
-def check_adapter_name(adapter_name: str) -> None:
-    """A name that can stand in a path of parameters."""
-    if not adapter_name or "." in adapter_name or hasattr(nn.ModuleDict, adapter_name):
-        raise ArgumentError(
-            "adapter_name", "be a plain name without dots", repr(adapter_name), "Use letters, digits and _."
-        )
-
-
-def _check_block(name: str, size: int, terms: Sequence[Term], block_size: int) -> None:
-    if "block_diagonal" in terms and size % block_size:
-        fitting = [divisor for divisor in range(1, size + 1) if size % divisor == 0]
-        raise ArgumentError(
-            "block_size", f"divide the head dimension {size} of '{name}'", block_size, f"Use one of {fitting}."
-        )

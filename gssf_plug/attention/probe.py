@@ -29,7 +29,7 @@ from gssf_plug.attention.layouts import resolve
 from gssf_plug.attention.runs import Run, outputs_of
 from gssf_plug.attention.sites import WeightSite, shadow, unshadow
 
-__all__ = ["Proof", "prove"]
+__all__ = ["SILENT", "Proof", "prove"]
 
 MOST_CANDIDATES = 48  # per module; beyond that nothing likely is left
 SILENT = "the output does not depend on this key (nor would it with a single key, or behind a gate of zero)"

@@ -47,11 +47,8 @@ def plan_score_fold(
     fold = plan_fold(owner, below, metric, users)
     with torch.no_grad():
         wanted = [score.folded(metric, query) for query in arriving(owner, call)]
-        fold.write()
-        try:
+        with fold.tried():
             got = arriving(owner, call)
-        finally:
-            fold.restore()
     for one, other in zip(got, wanted, strict=True):
         slack = 64 * torch.finfo(other.dtype).eps * float(other.abs().max().clamp_min(1e-6))
         if not torch.allclose(one, other, rtol=0.0, atol=slack):

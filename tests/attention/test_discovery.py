@@ -4,7 +4,7 @@ import pytest
 import torch
 from patching import perturb
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from gssf_plug.attention import patch_attention
 from gssf_plug.attention.discovery import attention_modules
@@ -292,3 +292,21 @@ def test_half_precision_and_training_mode_and_inference_mode(dtype: torch.dtype)
     ids = torch.randint(50, (2, 7))
     model(ids).last_hidden_state.float().square().mean().backward()  # parameters made in inference mode must train
     assert all(parameter.grad is not None for parameter in patch.parameters())
+
+
+def test_a_head_of_a_tower_that_the_whole_model_does_not_use_is_left_alone() -> None:
+    """SigLIP pools with attention; PaliGemma takes what comes before. Only a run with an image shows it."""
+    text = {
+        "model_type": "gemma", "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 40,
+    }  # fmt: skip
+    vision = {
+        "model_type": "siglip_vision_model", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "intermediate_size": 40, "image_size": 8, "patch_size": 2,
+    }  # fmt: skip
+    config = PaliGemmaConfig(
+        text_config=text, vision_config=vision, image_token_index=10, projection_dim=32, hidden_size=32
+    )
+    patch = patch_attention(PaliGemmaForConditionalGeneration(config), block_size=2)
+    assert len(patch.layers) == 2
+    assert "no gradient of the model's outputs reaches it" in patch.left_alone["model.vision_tower.head.attention"]

@@ -164,6 +164,86 @@ def test_states_that_do_not_go_together(bert: BertModel, ids: Tensor) -> None:
     assert torch.equal(hidden(bert, ids), merged)
 
 
+def test_weights_trained_while_merged_are_never_overwritten(bert: BertModel, ids: Tensor) -> None:
+    patch = patch_attention(bert, block_size=4)
+    perturb(patch)
+    patch.merge()
+    weight = bert.encoder.layer[1].attention.self.query.weight
+    with torch.no_grad():
+        weight[0, 0] += 1.0
+    trained = hidden(bert, ids)
+    rule = "find the weights as it left them to be {}.*, but got other values in 'encoder.layer.1.attention.self.query"
+    for call, action in ((patch.disable, "enabled or disabled while merged"), (patch.unmerge, "unmerged")):
+        with pytest.raises(ArgumentError, match=rule.format(action)):
+            call()
+    with pytest.raises(ArgumentError, match=rule.format("enabled or disabled")), patch.disabled():
+        raise AssertionError("the context was entered")
+    assert torch.equal(hidden(bert, ids), trained)
+    assert patch.merged
+    with torch.no_grad():
+        weight[0, 0] -= 1.0
+        weight.copy_(patch.layers["encoder.layer.1.attention.self"].fold.new[weight])
+    patch.unmerge()
+
+
+def test_weights_trained_while_disabled_are_kept(bert: BertModel, ids: Tensor) -> None:
+    patch = patch_attention(bert, block_size=4)
+    perturb(patch)
+    patch.merge()
+    patch.disable()
+    with torch.no_grad():
+        bert.encoder.layer[0].attention.self.query.weight.mul_(2.0)
+    trained = hidden(bert, ids)
+    with pytest.raises(ArgumentError, match=r"Keep them, and fold anew: patch.unmerge\(\), patch.enable\(\)"):
+        patch.enable()
+    assert torch.equal(hidden(bert, ids), trained)
+    patch.unmerge()
+    assert torch.equal(hidden(bert, ids), trained)
+    patch.enable()
+    patched = hidden(bert, ids)
+    patch.merge()
+    torch.testing.assert_close(hidden(bert, ids), patched, atol=1e-5, rtol=1e-5)
+
+
+def test_what_was_merged_last_is_unmerged_first(bert: BertModel, ids: Tensor) -> None:
+    before = hidden(bert, ids)
+    first = patch_attention(bert, block_size=4)
+    perturb(first)
+    first.merge()
+    second = patch_attention(bert, block_size=4)
+    perturb(second)
+    second.merge()
+    both = hidden(bert, ids)
+    with pytest.raises(ArgumentError, match="If another handle merged since, unmerge that one first"):
+        first.unmerge()
+    assert torch.equal(hidden(bert, ids), both)
+    for patch in (second, first):
+        patch.unmerge()
+        patch.remove()
+    assert torch.equal(hidden(bert, ids), before)
+
+
+def test_weights_that_were_replaced_while_merged_are_missed(bert: BertModel) -> None:
+    state = {name: value.clone() for name, value in bert.state_dict().items()}
+    patch = patch_attention(bert, block_size=4)
+    perturb(patch)
+    patch.merge()
+    bert.load_state_dict(state, assign=True)
+    with pytest.raises(ArgumentError, match="to be unmerged, but got another parameter at 'encoder.layer.0.attention"):
+        patch.unmerge()
+
+
+def test_a_merged_model_may_change_its_dtype(bert: BertModel, ids: Tensor) -> None:
+    bert.to(torch.bfloat16)
+    before = bert.encoder.layer[0].attention.self.query.weight.float().clone()
+    patch = patch_attention(bert, block_size=4)
+    perturb(patch)
+    patch.merge()
+    bert.float()
+    patch.unmerge()
+    assert torch.equal(bert.encoder.layer[0].attention.self.query.weight, before)
+
+
 def test_a_removed_patch_has_nothing_left(bert: BertModel, ids: Tensor) -> None:
     before = hidden(bert, ids)
     patch, other = patch_attention(bert, block_size=4), AttentionPatch(bert)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,15 @@ import torch
 from conftest import small_bert
 from patching import hidden, perturb
 from torch import Tensor, nn
-from transformers import BertModel, GPTNeoXConfig, GPTNeoXModel, LlamaForCausalLM, PreTrainedModel, Qwen3Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPTNeoXConfig,
+    GPTNeoXModel,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Model,
+)
 
 from gssf_plug.attention import AttentionPatch, patch_attention
 from gssf_plug.errors import ArgumentError
@@ -223,26 +232,54 @@ def test_multihead_attention_of_torch_with_its_fast_path() -> None:
     [
         ({"block_size": 3}, "`block_size` must divide the head dimension 8 of 'encoder.layer.0.attention.self', but"),
         ({"terms": ("diag",)}, "Did you mean 'diagonal'"),
+        ({"terms": "diagonal"}, "`terms` must be a tuple of different term names, but got 'diagonal'. Choose from"),
+        ({"terms": 3}, "`terms` must be a tuple of different term names, but got 3. Choose from"),
         ({"terms": ("dense", "block_diagonal")}, "not hold both"),
         ({"layers": ["encoder.layer.7"]}, "`layers` must name attention modules, but got 'encoder.layer.7'. Did you"),
         ({"layers": ["encoder.layer.0", 7]}, "`layers` must name attention modules, but got 7"),
+        ({"layers": [1.0]}, "`layers` must be a sequence of paths or numbers, but got 1.0"),
+        ({"layers": [True]}, "`layers` must be a sequence of paths or numbers, but got True"),
+        ({"layers": 1}, "`layers` must be a sequence of paths or numbers, but got 1"),
         ({"layers": "encoder"}, "`layers` must be a sequence"),
         ({"layers": []}, "`layers` must be a sequence"),
         ({"query_norm": "behind"}, "`query_norm` must be 'after' or 'before', but got 'behind'"),
+        ({"dtype": "float32"}, "`dtype` must be a floating-point dtype of torch, but got 'float32'"),
+        ({"per_head": "no"}, "`per_head` must be True or False, but got 'no'"),
+        ({"block_size": 0}, "`block_size` must be a whole number of at least 1, but got 0"),
+        ({"block_size": 2.0}, "`block_size` must be a whole number of at least 1, but got 2.0"),
+        ({"adapter_name": 3}, "`adapter_name` must be a plain name without dots, but got 3"),
         ({"dtype": torch.int8}, "`dtype` must be a floating-point dtype"),
         ({"adapter_name": "a.b"}, "`adapter_name` must be a plain name"),
         ({"example_inputs": {"input_ids": None}}, "`example_inputs` must run the model"),
+        (
+            {"example_inputs": {"input_ids": torch.tensor([[5]])}},
+            "`example_inputs` must show each layer two or more tokens to attend to, but got some with which "
+            "'encoder.layer.0.attention.self' (1 more like it) was not proven",
+        ),
     ],
 )
 def test_mistakes_are_named_and_the_model_is_untouched(
     bert: BertModel, ids: Tensor, options: dict[str, object], message: str
 ) -> None:
     before, keys = hidden(bert, ids), list(bert.state_dict())
-    with pytest.raises(ArgumentError, match=message.replace("(", r"\(")):
+    with pytest.raises(ArgumentError, match=re.escape(message)):
         patch_attention(bert, **{"block_size": 4, **options})
     assert list(bert.state_dict()) == keys
     assert torch.equal(hidden(bert, ids), before)
     assert not any(module._forward_hooks for module in bert.modules())
+
+
+def test_terms_and_layers_come_in_any_collection(bert: BertModel) -> None:
+    patch = patch_attention(bert, terms=(term for term in ("diagonal",)), layers=(number for number in (0,)))
+    assert [name for name, _ in patch.named_parameters()] == [
+        "encoder.layer.0.attention.self.gssf.adapters.default.structures.diagonal.weight"
+    ]
+
+
+def test_the_block_sizes_offered_divide_the_heads_of_all_layers() -> None:
+    narrow = BertModel(BertConfig(vocab_size=64, hidden_size=24, num_hidden_layers=1, num_attention_heads=4))
+    with pytest.raises(ArgumentError, match=r"the head dimension 6 of '1.encoder.*but got 4. Use one of \[1, 2\]"):
+        patch_attention(nn.Sequential(small_bert(), narrow), block_size=4)
 
 
 def test_patching_twice_is_refused(bert: BertModel, ids: Tensor) -> None:
