@@ -123,6 +123,11 @@ def _into_projection(site: nn.Module, query: QueryMetric, metric: GSSFMetric) ->
     view, weight, bias = query.view(), _parameter(linear, "weight"), linear._parameters.get("bias")
     index = view.index.view(view.heads, view.size).cpu()
     axis = -1 if isinstance(linear, Conv1D) else 1 if _holds_experts(linear) else 0
+    if weight.shape[axis] != view.width:
+        raise NotFoldable(
+            f"'{type(site).__name__}' makes {view.width} channels of the {weight.shape[axis]} of its linear map: more "
+            "than that map lies inside of it, and the metric sits behind"
+        )
     new = {weight: _folded(query, metric, weight, HeadView(index, view.width, axis=axis).to(weight.device))}
     if bias is not None:
         new[bias] = _folded(query, metric, bias, HeadView(index, view.width).to(bias.device))

@@ -57,7 +57,14 @@ TRIED = ("held", "refused", "failed", "no layout", "patched, not run", "crashed"
 
 
 def _row(record: Record) -> str:
-    merges = "no: after a query norm" if "merge_refused" in record else "yes"
+    reason = record.get("merge_refused")
+    merges = (
+        "yes"
+        if reason is None
+        else "no: after a query norm"
+        if "norm" in reason
+        else "no: its projection holds more than a linear map"
+    )
     left = len(record["left_alone"])
     return f"| {record['type']} | {record['patched']} | {', '.join(record['layouts'])} | {merges} | {left or ''} |"
 

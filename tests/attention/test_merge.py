@@ -274,3 +274,38 @@ def test_every_kind_of_weight_takes_the_metric(model_type: str, ids: Tensor) -> 
     patch.merge()
     scale = float(patched.abs().max())
     torch.testing.assert_close(hidden(model, ids), patched, atol=2e-5 * scale, rtol=1e-5)
+
+
+class Heads(nn.Module):
+    """A projection that cuts into heads and clips, as Inkling 2 has it: (b, tokens, 16) -> (b, 4, tokens, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).unflatten(-1, (4, 8)).transpose(1, 2).clamp(-1, 1)
+
+
+class ClippedAttention(nn.Module):
+    num_heads = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = Heads(), Heads(), Heads()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((self.q_proj(x) @ self.k_proj(x).mT).softmax(-1) @ self.v_proj(x)).transpose(1, 2).flatten(-2)
+
+
+def test_a_projection_that_does_more_than_its_linear_map_is_not_merged() -> None:
+    model, x = nn.Sequential(ClippedAttention()), torch.randn(2, 5, 16)
+    before = model(x)
+    patch = patch_attention(model, block_size=2, example_inputs={"input": x})
+    assert "more than that map lies inside of it" in patch.summary()
+    perturb(patch)
+    patched = model(x)
+    assert not torch.allclose(patched, before)
+    with pytest.raises(ArgumentError, match="'Heads' makes 8 channels of the 32 of its linear map"):
+        patch.merge()
+    assert torch.equal(model(x), patched)
