@@ -57,16 +57,15 @@ TRIED = ("held", "refused", "failed", "no layout", "patched, not run", "crashed"
 
 
 def _row(record: Record) -> str:
-    reason = record.get("merge_refused")
-    merges = (
-        "yes"
-        if reason is None
-        else "no: after a query norm"
-        if "norm" in reason
-        else "no: its projection holds more than a linear map"
-    )
+    merges = _merges(record.get("merge_refused"))
     left = len(record["left_alone"])
     return f"| {record['type']} | {record['patched']} | {', '.join(record['layouts'])} | {merges} | {left or ''} |"
+
+
+def _merges(refusal: str | None) -> str:
+    if refusal is None:
+        return "yes"
+    return "no: after a query norm" if "query norm" in refusal else "no: its projection holds more than a linear map"
 
 
 def _reason(record: Record) -> str:
