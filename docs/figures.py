@@ -38,7 +38,10 @@ BY_EXAMPLES = {
         "gains_frozen.png": "images/gains_frozen.png",
         "gains_scratch.png": "images/gains_scratch.png",
     },
-    "-m studies.data_size --output {out}": {"data_size_text.png": "images/data_size_text.png"},
+    "-m studies.data_size --output {out}": {
+        "data_size_text.png": "images/data_size_text.png",
+        "data_size_re-id.png": "images/data_size_re-id.png",
+    },
     "examples/image_text_retrieval.py --output {out}": {
         "retrieved.png": "images/retrieved.png",
         "learned.png": "images/learned.png",

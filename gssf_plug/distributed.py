@@ -24,6 +24,7 @@ Nothing else is refused: tensors that differ between processes in more than thei
 invariant, and torch.distributed aborts on them.
 """
 
+import ctypes
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -37,7 +38,6 @@ from gssf_plug.errors import ArgumentError
 __all__ = ["add_over_processes", "gather", "gather_detached", "hold_group", "process_count", "share"]
 
 Piece = TypeVar("Piece")
-_held: list[object] = []
 
 
 def process_count() -> int:
@@ -46,15 +46,16 @@ def process_count() -> int:
 
 
 def hold_group() -> None:
-    """Keep the default process group until Python ends or another one is held.
+    """Keep the default process group for ever: no one frees it, not even Python at its end.
 
     Call it before a module goes into `DistributedDataParallel`; `RetrievalTrainer` and `DistillationTrainer` do. If DDP
     is freed after `destroy_process_group`, it is the last to hold the group, and takes the group's threads down without
     letting go of Python's lock; one of them that still has a tensor to free waits for that lock, and the process never
-    ends (torch 2.13 with gloo, where a broadcast was among the last things done).
+    ends (torch 2.13 with gloo, where a broadcast was among the last things done). Freed while Python shuts down, the
+    same threads abort the process. What is held is a few idle threads, once per group.
     """
     if process_count() > 1:
-        _held[:] = [dist.group.WORLD]
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
 
 
 def gather(rows: Float[Tensor, " n *rest"]) -> Float[Tensor, " total *rest"]:
