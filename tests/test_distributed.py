@@ -34,7 +34,9 @@ def test_one_process_is_the_identity():
 @pytest.mark.slow
 def test_two_processes_have_the_gradient_of_the_whole_batch():
     counts = ["4,4", "5,3", "8,0"]
-    said = launch(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(WORKER), *counts)
+    said = launch(
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER), *counts
+    )
     assert said.count("2 processes agree") == len(counts)
 
 
