@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 from data.emoji import load_emoji  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
-from pretrained import load_text_encoder  # noqa: E402
+from shared.pretrained import load_text_encoder  # noqa: E402
 
 from gssf_plug import GSSFMetric  # noqa: E402
 from gssf_plug.distillation import Distiller, Tap  # noqa: E402

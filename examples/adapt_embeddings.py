@@ -22,9 +22,9 @@ from statistics import mean, stdev
 
 import faiss
 import torch
-from baselines import FixedCosine, LowRank, ScaledCosine
 from data.emoji import load_emoji
-from pretrained import PACKAGED, embed_texts
+from shared.baselines import FixedCosine, LowRank, ScaledCosine
+from shared.pretrained import PACKAGED, embed_texts
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 

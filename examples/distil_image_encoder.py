@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from agreement import Score, agreement, average_precisions
 from data.emoji import load_emoji
 from distil_text_encoder import (
     WIDTH,
@@ -32,8 +31,9 @@ from distil_text_encoder import (
     own_side,
     tabulate,
 )
-from pretrained import BUNDLED, image_batch, load_image_encoder
-from runs import add_options
+from shared.agreement import Score, agreement, average_precisions
+from shared.pretrained import BUNDLED, image_batch, load_image_encoder
+from shared.runs import add_options
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from agreement import MEASURES, Score, agreement, average_precisions
 from data.docstrings import PACKAGES, load_docstrings
-from pretrained import PACKAGED, load_text_encoder
-from runs import add_options, difference, fill, render
+from shared.agreement import MEASURES, Score, agreement, average_precisions
+from shared.pretrained import PACKAGED, load_text_encoder
+from shared.runs import add_options, difference, fill, render
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import BertConfig, BertModel

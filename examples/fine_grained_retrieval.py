@@ -24,9 +24,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from baselines import ScaledCosine
 from data.emoji import VENDORS
-from emoji_drawings import (
+from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
+from safetensors.torch import load_file, save_file
+from shared.baselines import ScaledCosine
+from shared.emoji_drawings import (
     SHOWN,
     WIDTH,
     Drawings,
@@ -41,9 +44,6 @@ from emoji_drawings import (
     run_all,
     variants,
 )
-from pytorch_metric_learning import losses, miners
-from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gssf_plug import GSSFMetric
@@ -53,7 +53,7 @@ from gssf_plug.losses import BatchHardTriplet, IdentityLoss, WeightedSum
 from gssf_plug.losses.pml import GSSFDistance, MetricLearningLoss
 from gssf_plug.metric import topk
 from gssf_plug.retrieval import Embedding, OneTower, RetrievalTrainer, Tower
-from gssf_plug.retrieval.measures import Evaluation
+from gssf_plug.retrieval.evaluation import Evaluation
 from gssf_plug.retrieval.plots import plot_metric, plot_retrieved
 
 MEASURES = ("R@1", "R@2", "R@4", "R@8", "MAP@R", "R-precision", "subgroup R@1", "subgroup MAP@R")

@@ -25,8 +25,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from emoji_captions import SIZE, EmojiCaptions, eval_batch, load_data, measure_by_vendor, train_batch
-from pretrained import PACKAGED
+from shared.emoji_captions import SIZE, EmojiCaptions, eval_batch, load_data, measure_by_vendor, train_batch
+from shared.pretrained import PACKAGED
 from torch import nn
 from tqdm.auto import tqdm
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from data.emoji import load_emoji
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
-from pretrained import PACKAGED, load_text_encoder
-from runs import append, difference, finished
+from shared.pretrained import PACKAGED, load_text_encoder
+from shared.runs import append, difference, finished
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm

@@ -27,7 +27,7 @@ import torch
 from data.build_smollm2 import FOLDER
 from data.emoji import load_emoji
 from peft import IA3Config, LoraConfig, get_peft_model
-from runs import append, difference, finished
+from shared.runs import append, difference, finished
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm

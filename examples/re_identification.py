@@ -18,7 +18,7 @@ import argparse
 from typing import Any
 
 import torch
-from emoji_drawings import (
+from shared.emoji_drawings import (
     SHOWN,
     WIDTH,
     Drawings,
@@ -39,7 +39,7 @@ from gssf_plug import GSSFMetric
 from gssf_plug.evaluation import KReciprocal, reid_ranking
 from gssf_plug.losses import BatchHardTriplet, IdentityLoss, WeightedSum
 from gssf_plug.retrieval import Embedding, RetrievalTrainer
-from gssf_plug.retrieval.measures import Evaluation
+from gssf_plug.retrieval.evaluation import Evaluation
 from gssf_plug.retrieval.plots import plot_curves, plot_retrieved
 
 MEASURES = ("mAP", "R@1", "R@5", "R@10", "mINP")

@@ -25,7 +25,8 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("The page needs Gradio: run `pip install gradio`.") from error
 
-from demo_collection import (
+from PIL import Image, ImageOps
+from shared.demo_collection import (
     BUNDLED,
     Collection,
     Encoder,
@@ -35,8 +36,7 @@ from demo_collection import (
     own_collection,
     search,
 )
-from PIL import Image, ImageOps
-from pretrained import PACKAGED
+from shared.pretrained import PACKAGED
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import GSSFError

@@ -24,7 +24,7 @@ from pathlib import Path
 import faiss
 import torch
 from adapt_embeddings import Split, adapt, load_splits
-from pretrained import PACKAGED, embed_texts
+from shared.pretrained import PACKAGED, embed_texts
 from torch import Tensor
 
 from gssf_plug import GSSFMetric

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from recipe_data import RecipeData, load_data
-from recipe_models import build_parts
-from recipe_options import Recipe
-from recipe_plan import render_plan
-from recipe_reading import RECIPES, load_recipe
+from recipes.data import RecipeData, load_data
+from recipes.models import build_parts
+from recipes.options import Recipe
+from recipes.plan import render_plan
+from recipes.reading import RECIPES, load_recipe
 
 from gssf_plug.errors import GSSFError
 from gssf_plug.retrieval import IdentityBatches, RandomBatches, RetrievalTrainer

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from baselines import FixedCosine
 from data.emoji import load_emoji
-from drawing_encoder import SIZE, DrawingEncoder
-from pretrained import PACKAGED, embed_texts
+from shared.baselines import FixedCosine
+from shared.drawing_encoder import SIZE, DrawingEncoder
+from shared.pretrained import PACKAGED, embed_texts
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 

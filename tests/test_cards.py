@@ -160,7 +160,7 @@ def test_pushing_hands_the_facts_on(monkeypatch: pytest.MonkeyPatch) -> None:
             return "commit"
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
-    monkeypatch.setattr("gssf_plug.attention.checkpoint.HfApi", Hub)
+    monkeypatch.setattr("gssf_plug.attention.saving.HfApi", Hub)
     metric().push_to_hub("me/metric", model_card_kwargs=FACTS)
     adapter().push_to_hub("me/adapter", model_card_kwargs=FACTS)
     assert [front_matter(card)["license"] for card in uploaded] == ["mit", "mit"]

@@ -11,7 +11,7 @@ import torch
 
 from gssf_plug.distributed import gather, gather_detached, process_count
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
+WORKER = Path(__file__).with_name("workers") / "gathering.py"
 
 
 def launch(*command: str) -> str:
@@ -46,7 +46,7 @@ def test_a_group_is_left_with_ddp_in_hand():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    worker = str(WORKER.with_name("group_worker.py"))
+    worker = str(WORKER.with_name("process_group.py"))
     said = launch(
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker, str(port)
     )

@@ -25,7 +25,7 @@ import gssf_plug.files.reading
 from gssf_plug import GSSFMetric
 from gssf_plug.attention import load_attention, patch_attention
 from gssf_plug.distillation import Distiller, Tap, TeacherCache, precompute
-from gssf_plug.distillation.parts import load_parts, save_parts
+from gssf_plug.distillation.checkpoint import load_parts, save_parts
 from gssf_plug.errors import CheckpointError
 from gssf_plug.features import GPO
 from gssf_plug.files import inside

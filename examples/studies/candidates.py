@@ -4,7 +4,7 @@ Both fold into the query, as every structure of the library does, so either coul
 """
 
 import torch
-from baselines import FixedCosine
+from shared.baselines import FixedCosine
 from torch import Tensor, nn
 
 from gssf_plug import GSSFMetric

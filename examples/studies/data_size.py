@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from runs import finished
+from shared.runs import finished
 
 from gssf_plug.retrieval.plots import plot_curves
 from studies.grid import fill, parser, table

@@ -11,7 +11,7 @@ chosen on validation data with seed 0, for cosine with a learned scale and for t
 from pathlib import Path
 
 import torch
-from runs import append, finished
+from shared.runs import append, finished
 
 from studies.grid import chance, paired, parser, spread
 from studies.tasks import Task, load_task

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from runs import append, finished
+from shared.runs import append, finished
 from torch import nn
 
 from studies.tasks import Task

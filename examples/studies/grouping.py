@@ -10,7 +10,7 @@ Frozen features, blocks of 16 without a diagonal of their own, softmax loss; rat
 from collections.abc import Callable
 
 import torch
-from runs import finished
+from shared.runs import finished
 from torch import Tensor, nn
 
 from gssf_plug import GSSFMetric

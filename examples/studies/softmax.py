@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from runs import finished
+from shared.runs import finished
 from torch import nn
 
 from gssf_plug import GSSFMetric

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 from data.emoji import SPLITS, VENDORS, load_emoji
-from pretrained import embed_images, embed_texts
 from safetensors.torch import load_file, save_file
+from shared.pretrained import embed_images, embed_texts
 from torch import Tensor
 
 from gssf_plug.retrieval.data.images import image_tensor

@@ -15,7 +15,7 @@ from itertools import starmap
 from pathlib import Path
 
 import torch
-from runs import append, finished
+from shared.runs import append, finished
 
 from studies.drawing import plot_gains
 from studies.grid import Runs, beside, fill, parser

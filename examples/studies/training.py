@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from baselines import FixedCosine, LowRank, ScaledCosine
-from emoji_drawings import small_cnn
+from shared.baselines import FixedCosine, LowRank, ScaledCosine
+from shared.emoji_drawings import small_cnn
 from torch import Tensor, nn
 
 from gssf_plug import GSSFMetric

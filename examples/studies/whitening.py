@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from baselines import FixedCosine
+from shared.baselines import FixedCosine
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 

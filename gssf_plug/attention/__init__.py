@@ -1,13 +1,17 @@
 """Adapter 1: the metric in the place of attention scores. q·k becomes qᵀAk in a pretrained model."""
 
-from gssf_plug.attention import layouts as layouts
-from gssf_plug.attention.handle import AttentionPatch as AttentionPatch
-from gssf_plug.attention.layer import GSSFAttention as GSSFAttention
-from gssf_plug.attention.layouts import Layout as Layout
-from gssf_plug.attention.load import load_attention as load_attention
-from gssf_plug.attention.merge_report import MergeReport as MergeReport
-from gssf_plug.attention.packing import Packing as Packing
-from gssf_plug.attention.patch import patch_attention as patch_attention
+import sys
+
+from gssf_plug.attention.discovery import layouts
+from gssf_plug.attention.discovery.layouts import Layout, Packing
+from gssf_plug.attention.fold import MergeReport
+from gssf_plug.attention.gssf_attention import GSSFAttention
+from gssf_plug.attention.handle import AttentionPatch
+from gssf_plug.attention.loading import load_attention
+from gssf_plug.attention.patch import patch_attention
+
+# the public address of the layouts: error texts and users' imports name gssf_plug.attention.layouts
+sys.modules[f"{__name__}.layouts"] = layouts
 
 __all__ = [
     "AttentionPatch",

@@ -11,11 +11,10 @@ from os import PathLike
 
 from torch import nn
 
-from gssf_plug.attention.checkpoint import push_adapter, save_adapter
-from gssf_plug.attention.compiled import notice_hooks
-from gssf_plug.attention.folding import PatchedLayer, check_as_left, plan_folds
-from gssf_plug.attention.layer_metric import CHILD, LayerMetric
-from gssf_plug.attention.merge_report import EATEN, MergeReport
+from gssf_plug.attention.fold import EATEN, MergeReport
+from gssf_plug.attention.merge_plan import PatchedLayer, check_as_left, plan_folds
+from gssf_plug.attention.query_layer import CHILD, LayerMetric, notice_hooks
+from gssf_plug.attention.saving import push_adapter, save_adapter
 from gssf_plug.attention.summary import table
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.files import CardFacts

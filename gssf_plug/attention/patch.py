@@ -13,16 +13,14 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from gssf_plug.attention.compiled import notice_hooks
-from gssf_plug.attention.discovery import attention_modules, select
+from gssf_plug.attention.discovery.discover import attention_modules, select
+from gssf_plug.attention.discovery.gradients import without_gradient
+from gssf_plug.attention.discovery.probe import SILENT
 from gssf_plug.attention.handle import AttentionPatch
-from gssf_plug.attention.layer_metric import CHILD
-from gssf_plug.attention.learnable import without_gradient
 from gssf_plug.attention.options import AdapterOptions, check_adapter_name, check_dtype, check_places
-from gssf_plug.attention.places import Places, QueryNorm, Sites, find_places
-from gssf_plug.attention.probe import SILENT
-from gssf_plug.attention.score_sites import score_modules
-from gssf_plug.attention.sharding import is_sharded
+from gssf_plug.attention.query_layer import CHILD, notice_hooks
+from gssf_plug.attention.saving import is_sharded
+from gssf_plug.attention.sites import Places, QueryNorm, Sites, find_places, score_modules
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.metric import Term

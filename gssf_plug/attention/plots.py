@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gssf_plug.attention.folding import PatchedLayer
 from gssf_plug.attention.handle import AttentionPatch
+from gssf_plug.attention.merge_plan import PatchedLayer
 from gssf_plug.errors import ArgumentError, near_matches
 
 if TYPE_CHECKING:

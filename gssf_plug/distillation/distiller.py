@@ -17,20 +17,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.distillation.arguments import (
+from gssf_plug.distillation.checkpoint import load_parts, save_parts
+from gssf_plug.distillation.losses.distillation_loss import FeatureLoss
+from gssf_plug.distillation.losses.short_names import loss_by_name
+from gssf_plug.distillation.options import (
     Loss,
+    Pairs,
     check_one_forward,
     checked_projector,
     listed,
+    resolve_pairs,
     task_loss,
     teacher_of,
 )
-from gssf_plug.distillation.checking import check_distiller
-from gssf_plug.distillation.losses.feature_loss import FeatureLoss
-from gssf_plug.distillation.losses.names import loss_by_name
-from gssf_plug.distillation.pairs import Pairs, resolve_pairs
-from gssf_plug.distillation.parts import load_parts, save_parts
-from gssf_plug.distillation.plan import Check, Plan, PlanRow
+from gssf_plug.distillation.plan import Check, Plan, PlanRow, check_distiller
 from gssf_plug.distillation.taps import Feature, FeatureTaps
 from gssf_plug.distillation.teacher import PREFIX, Teacher, TeacherInputs, argument_names, call, select_inputs
 from gssf_plug.distillation.terms import compare, projector_for

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gssf_plug.distillation.paths import find_modules, plain_modules, unwrap
+from gssf_plug.distillation.module_paths import find_modules, plain_modules, unwrap
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import Pooling, feature_tensor
 

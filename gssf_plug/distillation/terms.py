@@ -10,8 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.distillation.alignment import align, as_vector
-from gssf_plug.distillation.losses.feature_loss import FeatureLoss
+from gssf_plug.distillation.losses.distillation_loss import FeatureLoss
+from gssf_plug.distillation.shape_matching import align, as_vector
 from gssf_plug.distillation.taps import Feature
 from gssf_plug.errors import ArgumentError
 

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from gssf_plug.distillation.checkpoint import check_batch, write_batch
 from gssf_plug.distillation.distiller import Distiller
-from gssf_plug.distillation.paths import unwrap
-from gssf_plug.distillation.resuming import check_batch, write_batch
+from gssf_plug.distillation.module_paths import unwrap
 from gssf_plug.distributed import hold_group
 from gssf_plug.errors import ArgumentError
 

@@ -5,11 +5,10 @@ The same measures as `evaluate` modules, loaded by path: `evaluate.load(str(MODU
 
 from pathlib import Path
 
-from gssf_plug.evaluation.image_text import image_text_recall as image_text_recall
-from gssf_plug.evaluation.image_text import image_text_recall_of_scores as image_text_recall_of_scores
-from gssf_plug.evaluation.instance import instance_recall as instance_recall
-from gssf_plug.evaluation.reidentification import reid_ranking as reid_ranking
-from gssf_plug.evaluation.reranking import KReciprocal as KReciprocal
+from gssf_plug.evaluation.image_text import image_text_recall, image_text_recall_of_scores
+from gssf_plug.evaluation.instance import instance_recall
+from gssf_plug.evaluation.reidentification import reid_ranking
+from gssf_plug.evaluation.reranking import KReciprocal
 
 MODULES = Path(__file__).parent / "modules"
 

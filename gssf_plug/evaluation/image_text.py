@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes, share
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_metric, finite_scores, promoted
+from gssf_plug.evaluation.options import check_features, checked_labels, checked_metric, finite_scores, promoted
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["image_text_recall", "image_text_recall_of_scores"]

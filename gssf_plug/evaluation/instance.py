@@ -18,9 +18,8 @@ from torch import Tensor
 
 from gssf_plug.distributed import share
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.counting import Ranked, Tally, checked_ranks, query_chunks, rank_positives
-from gssf_plug.evaluation.inputs import check_features, checked_labels, checked_metric, promoted
-from gssf_plug.evaluation.matches import LabelGroups
+from gssf_plug.evaluation.options import check_features, checked_labels, checked_metric, promoted
+from gssf_plug.evaluation.ranking import LabelGroups, Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["instance_recall"]

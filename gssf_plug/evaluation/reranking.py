@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.counting import query_chunks
-from gssf_plug.evaluation.inputs import check_features, checked_metric, promoted
+from gssf_plug.evaluation.options import check_features, checked_metric, promoted
+from gssf_plug.evaluation.ranking import query_chunks
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["KReciprocal"]

@@ -10,15 +10,12 @@ For one tower: triplet losses by masks; `IdentityLoss` and `WeightedSum`, which 
 `gssf_plug.losses.pml`, the bridge to pytorch-metric-learning (extra `pml`), imported by name.
 """
 
-from gssf_plug.losses.features import FeatureLoss as FeatureLoss
-from gssf_plug.losses.features import IdentityLoss as IdentityLoss
-from gssf_plug.losses.features import WeightedSum as WeightedSum
-from gssf_plug.losses.hinge import Hinge as Hinge
-from gssf_plug.losses.infonce import InfoNCE as InfoNCE
-from gssf_plug.losses.pairs import relevance_by_id as relevance_by_id
-from gssf_plug.losses.sigmoid import Sigmoid as Sigmoid
-from gssf_plug.losses.triplet import BatchHardTriplet as BatchHardTriplet
-from gssf_plug.losses.triplet import SemiHardTriplet as SemiHardTriplet
+from gssf_plug.losses.embedding_loss import FeatureLoss, IdentityLoss, WeightedSum
+from gssf_plug.losses.hinge import Hinge
+from gssf_plug.losses.infonce import InfoNCE
+from gssf_plug.losses.pair_masks import relevance_by_id
+from gssf_plug.losses.sigmoid import Sigmoid
+from gssf_plug.losses.triplet import BatchHardTriplet, SemiHardTriplet
 
 __all__ = [
     "BatchHardTriplet",

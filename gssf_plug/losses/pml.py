@@ -21,7 +21,7 @@ from typing import Any, cast
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gssf_plug.losses.features import FeatureLoss, Score
+from gssf_plug.losses.embedding_loss import FeatureLoss, Score
 
 try:
     from pytorch_metric_learning.distances import BaseDistance

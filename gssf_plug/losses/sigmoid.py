@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from gssf_plug.losses.pairs import Pairs
-from gssf_plug.losses.rows import RowLoss, RowSum
-from gssf_plug.losses.scale import LearnedScale
+from gssf_plug.losses.logit_scale import LearnedScale
+from gssf_plug.losses.pair_masks import Pairs
+from gssf_plug.losses.row_loss import RowLoss, RowSum
 
 __all__ = ["Sigmoid"]
 

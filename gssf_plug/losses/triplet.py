@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.losses.pairs import Pairs
-from gssf_plug.losses.rows import RowLoss, RowSum
-from gssf_plug.losses.scale import LearnedScale
+from gssf_plug.losses.logit_scale import LearnedScale
+from gssf_plug.losses.pair_masks import Pairs
+from gssf_plug.losses.row_loss import RowLoss, RowSum
 
 __all__ = ["BatchHardTriplet", "SemiHardTriplet"]
 

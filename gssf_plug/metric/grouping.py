@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.arguments import checked_block_size
 from gssf_plug.metric.metric import normalize_rows
+from gssf_plug.metric.options import checked_block_size
 
 __all__ = ["group_channels"]
 

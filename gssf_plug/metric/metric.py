@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.files import CardFacts, Format, HubModule, render_card
-from gssf_plug.metric.arguments import (
+from gssf_plug.metric.checkpoint import read_metric
+from gssf_plug.metric.options import (
     Constraint,
     Term,
     canonical_terms,
@@ -34,7 +35,6 @@ from gssf_plug.metric.arguments import (
     checked_block_size,
     checked_grouping,
 )
-from gssf_plug.metric.checkpoint import read_metric
 from gssf_plug.metric.structures import (
     BlockDiagonal,
     Change,

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from gssf_plug.distributed import gather_detached, process_count, share
 from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.bf16_search import can_screen, pad_pairs, screened
 from gssf_plug.metric.metric import GSSFMetric
-from gssf_plug.metric.screening import can_screen, pad_pairs, screened
 
 __all__ = ["Neighbours", "topk"]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.metric import GSSFMetric
-from gssf_plug.retrieval.journal import Journal
+from gssf_plug.retrieval.training.run_log import Journal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

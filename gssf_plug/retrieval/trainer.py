@@ -25,8 +25,7 @@ from torch import nn
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.files import CardFacts
-from gssf_plug.retrieval.acceleration import check_accelerator, make_accelerator, prepare
-from gssf_plug.retrieval.batches import (
+from gssf_plug.retrieval.data.batches import (
     BatchReader,
     BatchSampler,
     RandomBatches,
@@ -35,19 +34,17 @@ from gssf_plug.retrieval.batches import (
     load_batches,
     ordered_batches,
 )
-from gssf_plug.retrieval.checkpoints import Checkpoints, check_recipe
-from gssf_plug.retrieval.config import RetrievalConfig
 from gssf_plug.retrieval.data.images import Rows
-from gssf_plug.retrieval.encoding import embed_rows
-from gssf_plug.retrieval.gradcache import check_chunks
-from gssf_plug.retrieval.interruption import EXIT_CODE, Interruption
-from gssf_plug.retrieval.measures import Evaluation, image_text_measures
-from gssf_plug.retrieval.models import Embedding, RetrievalModel
-from gssf_plug.retrieval.optimizer import rate_factor, set_rates
-from gssf_plug.retrieval.progress import NotFiniteError, Progress
-from gssf_plug.retrieval.reports import Reports
-from gssf_plug.retrieval.step import take_step
-from gssf_plug.retrieval.weights import BestWeights
+from gssf_plug.retrieval.evaluation import Evaluation, embed_rows, image_text_measures
+from gssf_plug.retrieval.models.two_tower import Embedding, RetrievalModel
+from gssf_plug.retrieval.training.accelerator import check_accelerator, make_accelerator, prepare
+from gssf_plug.retrieval.training.best_weights import BestWeights
+from gssf_plug.retrieval.training.checkpoints import Checkpoints, check_recipe
+from gssf_plug.retrieval.training.config import RetrievalConfig
+from gssf_plug.retrieval.training.gradcache import check_chunks
+from gssf_plug.retrieval.training.optimizer import rate_factor, set_rates, take_step
+from gssf_plug.retrieval.training.progress import EXIT_CODE, Interruption, NotFiniteError, Progress
+from gssf_plug.retrieval.training.run_log import Reports
 
 __all__ = ["RetrievalTrainer"]
 

@@ -1,42 +1,9 @@
-"""Tiny models for the attention tests."""
-
-import sys
-from pathlib import Path
+"""Fixtures of the attention tests: the small models."""
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3Model
-
-sys.path.insert(0, str(Path(__file__).parent))  # `tiny` and `sweep` lie beside the tests
-
-IDS = torch.tensor([[5, 9, 23, 41, 7, 12, 33], [8, 8, 30, 2, 19, 60, 11]])
-
-
-def small_bert() -> BertModel:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
-        initializer_range=0.3,
-    )  # fmt: skip
-    return BertModel(config, add_pooling_layer=False).eval()
-
-
-def small_llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=40, initializer_range=0.2,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
-def small_qwen() -> Qwen3Model:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        intermediate_size=40, initializer_range=0.2,
-    )  # fmt: skip
-    return Qwen3Model(config).eval()
+from attention.small_models import IDS, small_bert, small_llama, small_qwen
+from transformers import BertModel, LlamaForCausalLM, Qwen3Model
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import small_bert
-from patching import hidden, perturb
+from attention.patching import hidden, perturb
+from attention.small_models import small_bert
 from torch import Tensor, nn
 from transformers import (
     BertConfig,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IDS, small_bert, small_llama, small_qwen
+from attention.patching import hidden, perturb
+from attention.small_models import IDS, small_bert, small_llama, small_qwen
 from matplotlib.figure import Figure
-from patching import hidden, perturb
 from torch import Tensor
 
 from gssf_plug.attention import AttentionPatch, patch_attention

@@ -27,16 +27,16 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from data.emoji import load_emoji
-from pretrained import load_image_encoder
+from shared.pretrained import load_image_encoder
 
 from gssf_plug import GSSFMetric
 from gssf_plug.losses import BatchHardTriplet
 from gssf_plug.retrieval import LabelCollator, OneTower, RandomBatches, Tower
-from gssf_plug.retrieval.batches import BatchReader, load_batches
 from gssf_plug.retrieval.data import cache_images
+from gssf_plug.retrieval.data.batches import BatchReader, load_batches
 from gssf_plug.retrieval.data.images import ImageRows
 from gssf_plug.retrieval.data.transforms import PedestrianTransform
-from gssf_plug.retrieval.objective import Objective
+from gssf_plug.retrieval.training.objective import Objective
 
 BATCH, HEIGHT, WIDTH = 64, 256, 128
 Row = dict[str, Any]

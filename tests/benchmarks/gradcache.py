@@ -18,10 +18,10 @@ from transformers import BertConfig, BertModel
 
 from gssf_plug import GSSFMetric
 from gssf_plug.losses import InfoNCE
-from gssf_plug.losses.tiles import loss_of_pairs
+from gssf_plug.losses.chunked import loss_of_pairs
 from gssf_plug.retrieval import Tower, TwoTower
-from gssf_plug.retrieval.gradcache import cached_backward
-from gssf_plug.retrieval.objective import Objective
+from gssf_plug.retrieval.training.gradcache import cached_backward
+from gssf_plug.retrieval.training.objective import Objective
 
 WIDTH, TOKENS, CHUNK = 128, 32, 64
 

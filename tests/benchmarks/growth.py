@@ -21,7 +21,7 @@ from measure import machine, peak_anonymous
 from gssf_plug import GSSFMetric
 from gssf_plug.evaluation import instance_recall
 from gssf_plug.losses import InfoNCE
-from gssf_plug.losses.tiles import loss_of_pairs
+from gssf_plug.losses.chunked import loss_of_pairs
 
 
 class Curve(NamedTuple):

@@ -23,7 +23,7 @@ from measure import machine
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 from data.emoji import load_emoji
-from pretrained import load_text_encoder
+from shared.pretrained import load_text_encoder
 from transformers import TrainerCallback
 
 from gssf_plug.losses import InfoNCE

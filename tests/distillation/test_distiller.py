@@ -4,17 +4,16 @@ import copy
 
 import pytest
 import torch
+from distillation.models import TinyCNN, bert, images, text, vit
 from torch import nn
 from torch.nn.functional import mse_loss
 
 from gssf_plug import GSSFMetric
 from gssf_plug.distillation import Distiller, Tap
 from gssf_plug.distillation.losses import MSE, FeatureLoss, LogitKL, Relation
-from gssf_plug.distillation.losses.names import LOSSES
+from gssf_plug.distillation.losses.short_names import LOSSES
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.features import mean_pool
-
-from .models import TinyCNN, bert, images, text, vit
 
 PAIR = {"encoder.layer.1": "encoder.layer.3"}
 

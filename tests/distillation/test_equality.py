@@ -6,15 +6,15 @@ parts, which is what samplers of Accelerate and transformers give.
 
 import pytest
 import torch
-from distillation import equality_worker
-from retrieval.launching import launch
+from workers import distillation_equality
+from workers.launching import launch
 
 from gssf_plug.distillation import losses
 from gssf_plug.errors import ArgumentError
 
 
 def launched(folder, processes, *arguments):
-    launch("distillation.equality_worker", folder, processes, *map(str, arguments), timeout=400)
+    launch("workers.distillation_equality", folder, processes, *map(str, arguments), timeout=400)
     ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(processes)]
     assert [rank["processes"] for rank in ranks] == [processes] * processes
     return ranks
@@ -43,12 +43,12 @@ def alone(one):
 
 def test_no_loss_that_looks_across_the_batch_is_left_out():
     kinds = {kind for name in losses.__all__ if (kind := getattr(losses, name)).relational}
-    assert {type(make()) for make in equality_worker.RELATIONAL.values()} == kinds
+    assert {type(make()) for make in distillation_equality.RELATIONAL.values()} == kinds
 
 
 @pytest.mark.slow
 def test_every_case_has_a_loss_and_a_gradient(alone):
-    assert len(alone) == len(equality_worker.RELATIONAL) * 3 + len(equality_worker.PER_EXAMPLE) * 2
+    assert len(alone) == len(distillation_equality.RELATIONAL) * 3 + len(distillation_equality.PER_EXAMPLE) * 2
     for case, found in alone.items():
         assert found["loss"] != 0
         assert len(found["gradients"]) >= 4, case
@@ -85,13 +85,13 @@ def assert_weights(got, right):
 @pytest.mark.slow
 def test_a_trainer_goes_on_with_another_number_of_processes(folder, one, two, tmp_path, caplog):
     whole = one["runs"]["whole"]
-    start = equality_worker.trainer(tmp_path / "start", 1).distiller.state_dict()
+    start = distillation_equality.trainer(tmp_path / "start", 1).distiller.state_dict()
     assert max((whole[name] - value).abs().max() for name, value in start.items()) > 0.01
     for rank in two:
         assert_weights(rank["runs"]["whole"], whole)
         assert_weights(rank["runs"]["resumed"], whole)
     with caplog.at_level("WARNING"):
-        resumed = equality_worker.run(tmp_path / "run", 1, folder / "two" / "run" / "checkpoint-2")
+        resumed = distillation_equality.run(tmp_path / "run", 1, folder / "two" / "run" / "checkpoint-2")
     assert "was written by 2 processes and is resumed by 1: same batches, other dropout" in caplog.text
     assert_weights(resumed, whole)
 
@@ -101,6 +101,7 @@ def test_other_batches_are_refused(folder, two, tmp_path):
     checkpoint = str(folder / "two" / "run" / "checkpoint-2")
     rule = "must make batches of 8 rows over all processes, .* but got 4 on each of 1. Set it to 8"
     with pytest.raises(ArgumentError, match=f"`per_device_train_batch_size` {rule}"):
-        equality_worker.trainer(tmp_path, 2).train(resume_from_checkpoint=checkpoint)
+        distillation_equality.trainer(tmp_path, 2).train(resume_from_checkpoint=checkpoint)
+    other = distillation_equality.trainer(tmp_path, 1, gradient_accumulation_steps=2)
     with pytest.raises(ArgumentError, match="`gradient_accumulation_steps` must be 1, as in the run in"):
-        equality_worker.trainer(tmp_path, 1, gradient_accumulation_steps=2).train(resume_from_checkpoint=checkpoint)
+        other.train(resume_from_checkpoint=checkpoint)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
+from distillation.models import bert
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -14,8 +15,6 @@ from trl import SFTConfig, SFTTrainer
 
 from gssf_plug.distillation import Distiller, Tap, distillation_trainer
 from gssf_plug.errors import ArgumentError
-
-from .models import bert
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "big", "small", "red", "blue"]
 QUIET = {

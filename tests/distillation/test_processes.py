@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-WORKER = Path(__file__).with_name("processes_worker.py")
+WORKER = Path(__file__).parents[1] / "workers" / "distillation_processes.py"
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from distillation.models import TinyCNN, bert, images, text
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -14,11 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AlbertConfig, AlbertModel
 
 from gssf_plug.distillation import FeatureTaps, Tap
-from gssf_plug.distillation.paths import layer_paths
+from gssf_plug.distillation.module_paths import layer_paths
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import mean_pool
-
-from .models import TinyCNN, bert, images, text
 
 QUERY = "encoder.layer.0.attention.self.query"
 

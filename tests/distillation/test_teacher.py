@@ -4,15 +4,14 @@ import copy
 
 import pytest
 import torch
+from distillation.models import TinyCNN, bert, text
 from optimum.quanto import freeze, qint8, quantize
 from torch import nn
 
 from gssf_plug.distillation import Distiller, FeatureTaps, Tap, TeacherModel
-from gssf_plug.distillation.fingerprints import digest_weights
+from gssf_plug.distillation.cache.digests import digest_weights
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import mean_pool
-
-from .models import TinyCNN, bert, text
 
 CPU = torch.device("cpu")
 PAIR = {"encoder.layer.1": "encoder.layer.1"}

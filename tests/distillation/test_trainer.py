@@ -5,13 +5,12 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
+from distillation.models import bert, text
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from gssf_plug.distillation import DistillationTrainer, Distiller, Tap, distillation_trainer, precompute
 from gssf_plug.errors import ArgumentError
-
-from .models import bert, text
 
 PAIR = {"encoder.layer.1": "encoder.layer.3"}
 

@@ -59,7 +59,7 @@ def test_equals_the_dense_algorithm_under_cosine(k1, k2, weight):
 def test_equals_the_dense_algorithm_under_a_learned_metric(monkeypatch):
     """Asymmetric scores, an item not its own nearest, and chunks of every loop."""
     monkeypatch.setattr("gssf_plug.evaluation.reranking.PAIRS_AT_ONCE", 3000)
-    monkeypatch.setattr("gssf_plug.evaluation.counting.SCORES_AT_ONCE", 800)
+    monkeypatch.setattr("gssf_plug.evaluation.ranking.SCORES_AT_ONCE", 800)
     (query, _), (gallery, _) = clustered(25), clustered(90)
     query, gallery = query.double(), gallery.double()
     metric = perturbed(8, terms=("diagonal", "block_diagonal"))

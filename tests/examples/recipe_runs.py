@@ -1,6 +1,6 @@
 """Recipes made small."""
 
-from recipe_reading import load_recipe
+from recipes.reading import load_recipe
 
 
 def small(name, folders, output):

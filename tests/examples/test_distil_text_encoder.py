@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from agreement import average_precisions, row_correlations, shared_neighbours
 from distil_text_encoder import methods
-from runs import append, difference, finished, render
 from scipy.stats import spearmanr
+from shared.agreement import average_precisions, row_correlations, shared_neighbours
+from shared.runs import append, difference, finished, render
 
 ROOT = Path(__file__).resolve().parents[2]
 

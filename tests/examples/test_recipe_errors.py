@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import train_retrieval
 from examples.recipe_runs import small
-from recipe_reading import check_value, load_recipe, recipe_path
+from recipes.reading import check_value, load_recipe, recipe_path
 from retrieval.data import miniature
 
 from gssf_plug.errors import ArgumentError, DataError

@@ -14,14 +14,14 @@ import train_retrieval
 import yaml
 from datasets import Dataset, DatasetDict
 from examples.recipe_runs import small
-from recipe_data import load_data
-from recipe_plan import activation_bytes, kept_bytes
-from recipe_reading import RECIPES, load_recipe
+from recipes.data import load_data
+from recipes.plan import activation_bytes, kept_bytes
+from recipes.reading import RECIPES, load_recipe
 from retrieval.data import miniature
 from transformers import CLIPModel
 
 from gssf_plug.retrieval import OneTower
-from gssf_plug.retrieval.dual_encoder import DualEncoder
+from gssf_plug.retrieval.models.dual_encoder import DualEncoder
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 TWINS = [name for name in NAMES if name.endswith("_gssf")]

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from recipe_reading import RECIPES
+from recipes.reading import RECIPES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

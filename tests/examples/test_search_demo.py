@@ -72,7 +72,7 @@ def trained(dim: int = 8, **options: object) -> GSSFMetric:
 
 
 def test_both_rankings_are_exact_and_their_largest_parts_are_named() -> None:
-    from demo_collection import Collection, search
+    from shared.demo_collection import Collection, search
 
     metric, items, query = trained(grouping=torch.randperm(8)), torch.randn(20, 8), torch.randn(1, 8)
     found = search(metric, query, Collection(items, [str(row) for row in range(20)], [None] * 20), k=5)
@@ -101,7 +101,7 @@ def own_files(folder: Path, rows: int, lines: list[str], width: int = 8) -> tupl
 
 
 def test_own_files(tmp_path: Path, drawing: Path) -> None:
-    from demo_collection import own_collection
+    from shared.demo_collection import own_collection
 
     collection = own_collection(*own_files(tmp_path, 3, ["one", drawing.name, "no.png"]), 8)
     assert collection.features.shape == (3, 8)
@@ -110,7 +110,7 @@ def test_own_files(tmp_path: Path, drawing: Path) -> None:
 
 
 def test_own_files_that_do_not_fit(tmp_path: Path) -> None:
-    from demo_collection import own_collection
+    from shared.demo_collection import own_collection
 
     files = own_files(tmp_path, 3, ["one", "two"])
     with pytest.raises(ValueError, match="--labels must have a line per row of --features, 3; got 2 lines"):
@@ -120,8 +120,8 @@ def test_own_files_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_own_model_of_words_and_images(tmp_path: Path, drawing: Path) -> None:
-    from demo_collection import load_encoder
     from search_demo import Page, own_collection
+    from shared.demo_collection import load_encoder
     from transformers import BertTokenizerFast, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "cat"]))
@@ -173,7 +173,7 @@ def test_a_missing_metric_ends_in_one_sentence(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.slow
 def test_the_checkpoint_is_made_by_its_script(tmp_path: Path) -> None:
-    from drawing_encoder import DrawingEncoder
+    from shared.drawing_encoder import DrawingEncoder
 
     script = [sys.executable, str(ROOT / "examples" / "train_search_demo.py"), "--quick", "--output", str(tmp_path)]
     run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -189,7 +189,7 @@ def test_the_checkpoint_is_made_by_its_script(tmp_path: Path) -> None:
 
 
 def test_the_kept_checkpoint() -> None:
-    from drawing_encoder import DrawingEncoder
+    from shared.drawing_encoder import DrawingEncoder
 
     folder = ROOT / "examples" / "data" / "search_demo"
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 3_000_000

@@ -15,14 +15,14 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrai
 
 from gssf_plug import GSSFMetric
 from gssf_plug.attention import load_attention, patch_attention
-from gssf_plug.attention.checkpoint import FORMAT as ATTENTION
+from gssf_plug.attention.saving import FORMAT as ATTENTION
 from gssf_plug.distillation import Distiller, Tap, TeacherCache, precompute
+from gssf_plug.distillation.cache.shards import VERSION as CACHE_VERSION
+from gssf_plug.distillation.checkpoint import FORMAT as DISTILLER
 from gssf_plug.distillation.losses import Relation
-from gssf_plug.distillation.parts import FORMAT as DISTILLER
-from gssf_plug.distillation.shards import VERSION as CACHE_VERSION
 from gssf_plug.features import GPO
 from gssf_plug.retrieval import OneTower, Tower, TwoTower
-from gssf_plug.retrieval.publishing import PublishedModel
+from gssf_plug.retrieval.models.saving import PublishedModel
 
 __all__ = ["CASES", "CURRENT", "Case", "folder_of"]
 

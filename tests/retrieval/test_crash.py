@@ -14,7 +14,7 @@ TESTS = Path(__file__).parents[1]
 @pytest.mark.slow
 def test_a_killed_run_ends_like_an_unbroken_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "retrieval.crash_worker", str(tmp_path), "0"]
+    command = [sys.executable, "-m", "workers.retrieval_crash", str(tmp_path), "0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])

@@ -6,12 +6,12 @@ synchronised form of it.
 
 import pytest
 import torch
-from retrieval import equality_worker
-from retrieval.launching import launch
+from workers import retrieval_equality
+from workers.launching import launch
 
 
 def launched(folder, processes, precision="no"):
-    launch("retrieval.equality_worker", folder, processes, precision)
+    launch("workers.retrieval_equality", folder, processes, precision)
     ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(processes)]
     assert [rank["processes"] for rank in ranks] == [processes] * processes
     return [rank["found"] for rank in ranks]
@@ -43,7 +43,7 @@ def test_every_case_has_a_gradient_and_chunks_do_not_matter(alone):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_many_processes_are_one(alone, tmp_path, processes):
     ranks = launched(tmp_path, processes)
-    assert len(ranks[0]) == len(equality_worker.CASES) * len(equality_worker.ROWS) * 2 + 3
+    assert len(ranks[0]) == len(retrieval_equality.CASES) * len(retrieval_equality.ROWS) * 2 + 3
     for found in ranks:
         assert found.keys() == alone.keys()
         for key, case in found.items():

@@ -28,7 +28,7 @@ from gssf_plug.retrieval import (
     instance_measures,
     reid_measures,
 )
-from gssf_plug.retrieval.objective import Objective
+from gssf_plug.retrieval.training.objective import Objective
 
 
 @pytest.fixture(autouse=True)

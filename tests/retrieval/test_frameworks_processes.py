@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from retrieval.launching import launch
+from workers.launching import launch
 
 
 def launched(folder, processes):
-    launch("retrieval.frameworks_worker", folder, processes)
+    launch("workers.retrieval_frameworks", folder, processes)
     ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(processes)]
     assert [rank["processes"] for rank in ranks] == [processes] * processes
     return ranks

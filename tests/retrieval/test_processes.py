@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from retrieval.launching import launch
+from workers.launching import launch
 
 
 def run(folder, processes):
-    printed = launch("retrieval.process_worker", folder, processes)
+    printed = launch("workers.retrieval_process", folder, processes)
     report = next(json.loads(line) for line in printed.splitlines() if line.startswith("{"))
     return report, torch.load(folder / "got.pt", weights_only=False)
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gssf_plug.distillation.losses.feature_loss import FeatureLoss, mean_per_example, require_positive
+from gssf_plug.distillation.losses.distillation_loss import FeatureLoss, mean_per_example, require_positive
 from gssf_plug.distillation.losses.relational import same_example
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses import InfoNCE

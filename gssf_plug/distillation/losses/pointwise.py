@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize, softplus
 
-from gssf_plug.distillation.losses.feature_loss import FeatureLoss, mean_per_example, require_positive
+from gssf_plug.distillation.losses.distillation_loss import FeatureLoss, mean_per_example, require_positive
 from gssf_plug.errors import ArgumentError
 
 __all__ = ["MGD", "MSE", "VID", "AttentionTransfer", "Cosine", "LogitKL"]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize, smooth_l1_loss
 
-from gssf_plug.distillation.losses.feature_loss import FeatureLoss, require_positive
+from gssf_plug.distillation.losses.distillation_loss import FeatureLoss, require_positive
 from gssf_plug.losses import InfoNCE
 from gssf_plug.metric import GSSFMetric
 

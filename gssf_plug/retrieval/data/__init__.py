@@ -16,21 +16,19 @@ expected where. An image that cannot be read raises `UnreadableError` when its r
 and count such rows.
 """
 
-from gssf_plug.retrieval.data.cached_images import CachedImages as CachedImages
-from gssf_plug.retrieval.data.cached_images import cache_images as cache_images
-from gssf_plug.retrieval.data.cars196 import cars196 as cars196
-from gssf_plug.retrieval.data.columns import columns_of as columns_of
-from gssf_plug.retrieval.data.cub200 import cub200 as cub200
-from gssf_plug.retrieval.data.cuhk03 import cuhk03 as cuhk03
-from gssf_plug.retrieval.data.image_folder import image_folder as image_folder
-from gssf_plug.retrieval.data.in_shop import in_shop as in_shop
-from gssf_plug.retrieval.data.karpathy import coco as coco
-from gssf_plug.retrieval.data.karpathy import flickr30k as flickr30k
-from gssf_plug.retrieval.data.layout import column as column
-from gssf_plug.retrieval.data.market1501 import market1501 as market1501
-from gssf_plug.retrieval.data.msmt17 import msmt17 as msmt17
-from gssf_plug.retrieval.data.online_products import online_products as online_products
-from gssf_plug.retrieval.data.precomp import region_features as region_features
+from gssf_plug.retrieval.data.cached_images import CachedImages, cache_images
+from gssf_plug.retrieval.data.columns import columns_of
+from gssf_plug.retrieval.data.sets.cars196 import cars196
+from gssf_plug.retrieval.data.sets.cub200 import cub200
+from gssf_plug.retrieval.data.sets.cuhk03 import cuhk03
+from gssf_plug.retrieval.data.sets.image_folder import image_folder
+from gssf_plug.retrieval.data.sets.in_shop import in_shop
+from gssf_plug.retrieval.data.sets.karpathy_splits import coco, flickr30k
+from gssf_plug.retrieval.data.sets.market1501 import market1501
+from gssf_plug.retrieval.data.sets.msmt17 import msmt17
+from gssf_plug.retrieval.data.sets.online_products import online_products
+from gssf_plug.retrieval.data.sets.region_features import region_features
+from gssf_plug.retrieval.data.source_files import column
 
 __all__ = [
     "CachedImages",

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import PreTrainedTokenizerFast
 
 from gssf_plug.errors import ArgumentError, DataError
-from gssf_plug.retrieval.data.layout import StrPath
+from gssf_plug.retrieval.data.source_files import StrPath
 
 __all__ = ["scan_tokenizer", "word_tokenizer"]
 

@@ -1,0 +1,1 @@
+"""The published recipes as YAML, and what reads them: `examples/train_retrieval.py`."""

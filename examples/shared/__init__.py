@@ -1,0 +1,1 @@
+"""What several examples share: data, encoders, baselines and runs over seeds."""

@@ -1,0 +1,255 @@
+"""All layouts that could fit one attention module, as concrete places to read and change: what the probe tries."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from gssf_plug.attention.discovery.layouts import (
+    KEY_HEADS,
+    KEY_SIZES,
+    QUERY_HEADS,
+    QUERY_SIZES,
+    Heads,
+    Layout,
+    Packing,
+    head_counts,
+    known,
+    query_norms,
+    resolve,
+)
+from gssf_plug.attention.discovery.query_access import HeadView, OutputSite, Site, WeightSite
+
+__all__ = ["Candidate", "candidates", "fitting_layouts", "input_widths", "query_projection", "watched"]
+
+Shapes = dict[nn.Module, torch.Size]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One layout with its numbers filled in.
+
+    Args:
+        layout: the layout.
+        heads: numbers and widths of the heads.
+        query: where the query is changed: after its norm, at its projection, or in its weight.
+        key: where the key is changed; None where another layer makes it.
+        norm: path of the query norm that `query` is the output of; None elsewhere.
+        bias: parameter of the attention module that is added to the query behind `query`; None elsewhere.
+    """
+
+    layout: Layout
+    heads: Heads
+    query: Site
+    key: Site | None
+    norm: str | None
+    bias: str | None = None
+
+    def __str__(self) -> str:
+        after = f" after {self.norm}" if self.norm else ""
+        return f"{self.layout.name}{after}, {self.heads.query} heads of {self.heads.size}"
+
+
+def fitting_layouts(owner: nn.Module) -> list[Layout]:
+    """Layouts whose query and key exist in `owner`; none for an indexer, which picks keys and mixes no values."""
+    found: list[Layout] = []
+    if "Indexer" in type(owner).__name__:
+        return found
+    for layout in known():
+        query = resolve(owner, layout.query)
+        key = resolve(owner, layout.key) if layout.key else query
+        named = not layout.only_attention or re.search(r"att(entio)?n", type(owner).__name__, re.IGNORECASE)
+        borrowed = layout.key is None and (_has_own_keys(owner) or not isinstance(query, nn.Module))
+        if query is not None and key is not None and named and not borrowed:
+            found.append(layout)
+    return found
+
+
+def watched(owner: nn.Module) -> Iterator[nn.Module]:
+    """Modules whose output shapes `candidates` needs to know."""
+    for layout in fitting_layouts(owner):
+        for path in (layout.query, layout.key, *query_norms(owner)):
+            module = resolve(owner, path) if path else None
+            if isinstance(module, nn.Module):
+                yield module
+
+
+def query_projection(owner: nn.Module) -> nn.Module | nn.Parameter:
+    """The likeliest place of the query."""
+    found = resolve(owner, fitting_layouts(owner)[0].query)
+    assert found is not None
+    return found
+
+
+def input_widths(owner: nn.Module) -> tuple[int, int]:
+    """Channels of what the likeliest projections of the query and of the key take; 1 where it cannot be told."""
+    layout = fitting_layouts(owner)[0]
+    return _input_width(resolve(owner, layout.query)), _input_width(resolve(owner, layout.key or layout.query))
+
+
+def _input_width(found: nn.Module | nn.Parameter | None) -> int:
+    for holder in found.modules() if isinstance(found, nn.Module) else ():
+        if isinstance(holder, nn.Linear):
+            return holder.in_features
+        if isinstance(holder, (nn.Conv1d, nn.Conv2d)):
+            return holder.in_channels
+        if isinstance(holder, Conv1D):
+            return int(holder.weight.shape[0])
+        if isinstance(weight := getattr(holder, "weight", None), Tensor) and weight.ndim == 2:
+            return weight.shape[-1]
+    return int(found.shape[-1]) if isinstance(found, Tensor) else 1
+
+
+def candidates(owner: nn.Module, shapes: Shapes, *, after_norm: bool) -> Iterator[Candidate]:
+    """Every way to read `owner`, likeliest first.
+
+    Args:
+        owner: the attention module.
+        shapes: output shape of each `watched` module that ran.
+        after_norm: where a query norm follows the projection, change the query after it.
+    """
+    for layout in fitting_layouts(owner):
+        for heads in _head_guesses(owner, layout, shapes):
+            key = _site(owner, layout.key, layout.key_packing, "k", heads, shapes) if layout.key else None
+            if key is None and layout.key is not None:
+                continue
+            for norm in query_norms(owner) if after_norm else ():
+                for site in _norm_sites(owner, norm, "q", heads, shapes):
+                    yield Candidate(layout, heads, site, key, norm)
+            query = _site(owner, layout.query, layout.query_packing, "q", heads, shapes, layout.bias)
+            if query is not None:
+                apart = layout.bias is not None and isinstance(resolve(owner, layout.bias), Tensor)
+                bias = layout.bias if apart and isinstance(query, OutputSite) else None
+                yield Candidate(layout, heads, query, key, None, bias)
+
+
+def _has_own_keys(owner: nn.Module) -> bool:
+    return any(layout.key and resolve(owner, layout.key) is not None for layout in known())
+
+
+def _head_guesses(owner: nn.Module, layout: Layout, shapes: Shapes) -> Iterator[Heads]:
+    """Numbers of heads that the module or its configuration names and that its widths allow."""
+    width = _width(owner, layout.query, shapes)
+    if width is None:
+        return
+    sizes = head_counts(owner, QUERY_SIZES)
+    own = [size for name in QUERY_SIZES if type(size := getattr(owner, name, None)) is int]
+    key_sizes = head_counts(owner, KEY_SIZES) if "v" in layout.key_packing.order and layout.key != layout.query else []
+    seen = set()
+    named = head_counts(owner, QUERY_HEADS)
+    gated = "g" in layout.query_packing.order
+    derived = [] if gated else [width // size for size in sizes if width % size == 0]
+    for query_heads in [*named, *derived] or [1]:
+        for size in _sizes(width, query_heads, layout, own if layout.query_packing.order == "q" else sizes):
+            for key_heads in _key_heads(owner, layout, query_heads, size, shapes):
+                for key_size in [*key_sizes, size]:
+                    heads = Heads(query_heads, key_heads, size, key_size)
+                    if heads not in seen and query_heads and query_heads % key_heads == 0:
+                        seen.add(heads)
+                        yield heads
+
+
+def _sizes(width: int, query_heads: int, layout: Layout, named: list[int]) -> list[int]:
+    if layout.query_packing.order == "q":
+        size = width // query_heads
+        fits = width % query_heads == 0 and size > 0 and (not named or size in named)
+        return [size] if fits else []
+    if "g" in layout.query_packing.order:
+        return named
+    thirds = [width // (3 * query_heads)] if width % (3 * query_heads) == 0 else []
+    return list(dict.fromkeys([*thirds, *named]))
+
+
+def _key_heads(owner: nn.Module, layout: Layout, query_heads: int, size: int, shapes: Shapes) -> list[int]:
+    width = _width(owner, layout.key, shapes) if layout.key else None
+    if layout.key is None:
+        return [query_heads]
+    if layout.key_packing.order == "k":
+        return [width // size] if width and width % size == 0 and width >= size else []
+    return list(dict.fromkeys([*head_counts(owner, KEY_HEADS), query_heads, 1]))
+
+
+def _width(owner: nn.Module, path: str | None, shapes: Shapes) -> int | None:
+    found = resolve(owner, path) if path else None
+    if isinstance(found, Tensor):
+        return found.shape[0] if found.ndim == 2 else found.shape[-2] * found.shape[-1]
+    if found not in shapes:
+        weight = getattr(found, "weight", None)
+        return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 2 else None
+    shape = shapes[found]
+    if _is_norm(path):
+        return shape[-1] if len(shape) < 4 else min(shape[-2], shape[-3]) * shape[-1]
+    return shape[1] if _is_convolution(found) else shape[-1]
+
+
+def _site(
+    owner: nn.Module, path: str, packing: Packing, part: str, heads: Heads, shapes: Shapes, bias: str | None = None
+) -> Site | None:
+    found = resolve(owner, path)
+    if isinstance(found, Tensor):
+        return _weight_site("", owner, path, found, packing, part, heads, bias)
+    assert found is not None
+    if _is_norm(path):
+        return next(_norm_sites(owner, path, part, heads, shapes), None)
+    if found not in shapes:  # never called: the layer hands its weight to a function
+        weight = getattr(found, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+            return None
+        name = "bias" if isinstance(getattr(found, "bias", None), Tensor) else None
+        return _weight_site(path, found, "weight", weight, packing, part, heads, name)
+    axis = 1 if _is_convolution(found) else -1
+    width = shapes[found][axis]
+    index = packing.channels(part, width, heads)
+    return None if index is None else OutputSite(path, found, HeadView(index, width, axis=axis))
+
+
+def _weight_site(
+    path: str,
+    module: nn.Module,
+    name: str,
+    weight: Tensor,
+    packing: Packing,
+    part: str,
+    heads: Heads,
+    bias: str | None,
+) -> WeightSite | None:
+    if weight.ndim == 3:  # XLNet keeps (model, heads, size)
+        whole = HeadView.whole(weight.shape[-2], weight.shape[-1], head_axis=-2)
+        return WeightSite(path, module, {name: whole})
+    index = packing.channels(part, weight.shape[0], heads)
+    if index is None:
+        return None
+    views = {name: HeadView(index, weight.shape[0], axis=0)}
+    if bias is not None and isinstance(getattr(module, bias, None), Tensor):
+        length = getattr(module, bias).shape[0]
+        apart = part == "k" and packing.order == "k" and length > len(weight)  # MultiheadAttention: one bias for all
+        views[bias] = HeadView(index + (len(weight) if apart else 0), length)
+    return WeightSite(path, module, views)
+
+
+def _norm_sites(owner: nn.Module, path: str, part: str, heads: Heads, shapes: Shapes) -> Iterator[OutputSite]:
+    """The output of a norm: flat (…, heads·size), or with an axis of heads behind or before the tokens."""
+    norm = resolve(owner, path)
+    if not isinstance(norm, nn.Module) or norm not in shapes:
+        return
+    shape = shapes[norm]
+    count = heads.query if part == "q" else heads.key
+    size = heads.size if part == "q" else heads.key_size
+    if shape[-1] == count * size:
+        yield OutputSite(path, norm, HeadView.whole(count, size))
+    elif shape[-1] == size and len(shape) >= 3:
+        if shape[-2] == count:
+            yield OutputSite(path, norm, HeadView.whole(count, size, head_axis=-2))
+        if shape[-3] == count:
+            yield OutputSite(path, norm, HeadView.whole(count, size, head_axis=-3))
+
+
+def _is_norm(path: str | None) -> bool:
+    return path is not None and "norm" in path
+
+
+def _is_convolution(module: object) -> bool:
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))

@@ -1,0 +1,203 @@
+"""load_attention: put a saved adapter onto a model, strictly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gssf_plug.attention.handle import AttentionPatch
+from gssf_plug.attention.options import check_adapter_name, check_dtype
+from gssf_plug.attention.patch import attach, check_model
+from gssf_plug.attention.query_layer import LayerMetric
+from gssf_plug.attention.saving import FORMAT, fill
+from gssf_plug.attention.score_layer import SCORE
+from gssf_plug.attention.sites import Places, QueryNorm, Sites, find_places, score_modules
+from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
+from gssf_plug.files import locate, read_folder
+from gssf_plug.metric import GSSFMetric
+
+__all__ = ["load_attention"]
+
+REMEDY = "Load it onto the model that it was trained on."
+OTHERWISE = "Load it under a new name, without hot_swap."
+RECORD: dict[str, tuple[type, ...]] = {
+    "layout": (str,),
+    "query_norm": (str, type(None)),
+    "heads": (int,),
+    "head_size": (int,),
+    "metric": (dict,),
+}
+
+
+def load_attention(
+    model: nn.Module,
+    path: str | PathLike[str],
+    *,
+    adapter_name: str = "default",
+    hot_swap: bool = False,
+    dtype: torch.dtype | None = None,
+    example_inputs: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> AttentionPatch:
+    """Patch `model` with an adapter that `AttentionPatch.save_pretrained` wrote, and activate it.
+
+    Args:
+        model: the base model; on a patched one the adapter is added under a new name.
+        path: a folder, or a Hub id.
+        adapter_name: name on this model; need not be the one it was saved under.
+        hot_swap: copy the values into the adapter of that name, which the model holds already with the same layers and
+            structures. Parameters stay the same objects: nothing is compiled again, no optimizer is made again, and
+            the model may be compiled, wrapped or sharded. Which adapter is active does not change.
+        dtype: of the metric's parameters; default as saved.
+        example_inputs: as in `patch_attention`; the layouts are proven here, too.
+        revision: branch, tag or commit on the Hub, like the three that follow.
+        token: access token.
+        cache_dir: where downloads are kept.
+        local_files_only: never ask the network.
+
+    Raises:
+        CheckpointError: missing, damaged, of another model; names the first mismatch; the model is untouched.
+        ArgumentError: the model cannot be patched, or holds an adapter of that name (with `hot_swap`: holds none).
+    """
+    check_adapter_name(adapter_name)
+    check_dtype(dtype)
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    if hot_swap:
+        patch = AttentionPatch(_unwrapped(model))
+        _copy_into(patch, _read(patch.model, path, hub), adapter_name)
+        return patch
+    check_model(model)
+    saved = _read(model, path, hub)
+    norms = {record["query_norm"] for record in saved.records.values()}
+    owners = {name: model.get_submodule(name) for name in saved.records}
+    sites: Sites = "score" if {record["layout"] for record in saved.records.values()} == {SCORE} else "projection"
+    norm: QueryNorm = "after" if norms - {None} else "before"
+    places = find_places(model, owners, sites, norm, example_inputs)
+    for name, record in saved.records.items():
+        if name not in places.metrics:
+            reason = places.why_not()[name]
+            raise CheckpointError(saved.folder, f"needs the layer '{name}', where {reason}", REMEDY)
+        _check_fits(saved.folder, name, record, places.metrics[name])
+        if adapter_name in places.metrics[name].adapters:
+            remedy = "Choose another name, copy into that adapter with hot_swap=True, or remove that patch."
+            raise ArgumentError("adapter_name", "be new on this model", repr(adapter_name), remedy)
+    saved_dtype = next(iter(saved.metrics.values())).structures.parameters().__next__().dtype
+    return attach(model, Places(places.metrics), saved.metrics, adapter_name, dtype or saved_dtype)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A folder that was read: what it says about each layer, and its metric, by the layer's path in this model."""
+
+    folder: Path
+    records: dict[str, dict[str, Any]]
+    metrics: dict[str, GSSFMetric]
+
+
+def _read(model: nn.Module, path: str | PathLike[str], hub: Mapping[str, Any]) -> _Saved:
+    folder = locate(path, FORMAT, **hub)
+    config, tensors = read_folder(folder, FORMAT)
+    records = _records(config, folder)
+    names = _paths_in(model, records, config, folder)
+    metrics = {names[saved]: _metric(folder, saved, record, tensors) for saved, record in records.items()}
+    _check_all_used(folder, records, tensors)
+    return _Saved(folder, {names[saved]: record for saved, record in records.items()}, metrics)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`'s and DistributedDataParallel's wrappers."""
+    while type(model).__name__ in ("OptimizedModule", "DistributedDataParallel"):
+        inner: Any = getattr(model, "_orig_mod", None) or model.module
+        model = inner
+    return model
+
+
+def _copy_into(patch: AttentionPatch, saved: _Saved, adapter_name: str) -> None:
+    """Put the saved values into an adapter of the model, all or nothing."""
+    if adapter_name not in patch.adapter_names:
+        remedy = near_matches(adapter_name, patch.adapter_names)
+        raise ArgumentError("adapter_name", "name an adapter that is there to swap", repr(adapter_name), remedy)
+    here = {n: metric for n, layer in patch.layers.items() if (metric := layer.query.metric(adapter_name)) is not None}
+    for name in here.keys() ^ saved.metrics.keys():
+        which = "lacks" if name in here else "has"
+        raise CheckpointError(
+            saved.folder, f"{which} the layer '{name}', unlike the adapter it would replace", OTHERWISE
+        )
+    pairs = []
+    for name, metric in here.items():
+        _check_fits(saved.folder, name, saved.records[name], patch.layers[name].query)
+        old, new = metric.state_dict(), saved.metrics[name].state_dict()
+        shapes = [{key: tuple(tensor.shape) for key, tensor in state.items()} for state in (old, new)]
+        if shapes[0] != shapes[1] or metric.file_config() != saved.metrics[name].file_config():
+            raise CheckpointError(saved.folder, f"has another structure for '{name}' than the adapter", OTHERWISE)
+        pairs += [(old[key], new[key]) for key in old]
+    for tensor, value in pairs:
+        fill(tensor, value)
+
+
+def _records(config: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    records = config.get("layers")
+    if not isinstance(records, dict) or not records:
+        raise CheckpointError(folder, "names no layers", "It is damaged; save it again.")
+    for name, record in records.items():
+        damaged = not isinstance(record, dict) or record.keys() != RECORD.keys()
+        if damaged or any(type(record[key]) not in types for key, types in RECORD.items()):
+            raise CheckpointError(folder, f"has a damaged record of the layer '{name}'", "Save it again.")
+    return records
+
+
+def _paths_in(model: nn.Module, records: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Path in `model` of each saved layer; a task head adds or drops the base model's prefix."""
+    here = score_modules(model)
+    prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
+    for rename in (str, lambda name: prefix + name, lambda name: name.removeprefix(prefix), _behind_first):
+        names = {saved: rename(saved) for saved in records}
+        if all(name in here for name in names.values()):
+            return names
+    missing = next(name for name in records if name not in here)
+    mine = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    raise CheckpointError(
+        folder,
+        f"was trained on a '{config.get('base_model_type')}' and needs the layer '{missing}', missing in this '{mine}'",
+        f"{REMEDY} {near_matches(missing, here) if here else ''}".strip(),
+    )
+
+
+def _behind_first(name: str) -> str:
+    return name.partition(".")[2]
+
+
+def _check_fits(folder: Path, name: str, record: Mapping[str, Any], query: LayerMetric) -> None:
+    pairs = (
+        ("layout", record["layout"], query.layout),
+        ("query_norm", record["query_norm"], query.norm),
+        ("number of heads", record["heads"], query.heads.query),
+        ("head size", record["head_size"], query.heads.size),
+    )
+    for what, saved, here in pairs:
+        if saved != here:
+            raise CheckpointError(folder, f"has {what} {saved!r} for '{name}' where the model has {here!r}", REMEDY)
+
+
+def _metric(folder: Path, name: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GSSFMetric:
+    own = {key.partition("|")[2]: tensor for key, tensor in tensors.items() if key.partition("|")[0] == name}
+    try:
+        metric = GSSFMetric.from_files(record["metric"], own, folder)
+    except CheckpointError as error:
+        raise CheckpointError(folder, f"does not hold together at '{name}': {error}", "Save it again.") from error
+    if metric.dim not in (record["head_size"], record["heads"] * record["head_size"]):
+        raise CheckpointError(folder, f"has a metric of {metric.dim} channels for '{name}'", REMEDY)
+    return metric
+
+
+def _check_all_used(folder: Path, records: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    for key in tensors:
+        if key.partition("|")[0] not in records:
+            raise CheckpointError(folder, f"has an unknown tensor '{key}'", "It is damaged; save it again.")

@@ -1,0 +1,148 @@
+"""Which layers of a patched model can be merged, with the folds made and checked, before anything is changed.
+
+Fold a metric that acts in the score into the weights below it, where that is exact; else say why not.
+
+Between projection and score may lie nothing (BERT, GPT-2, ViT: it folds), a rotation (Llama: only what commutes with it
+folds, such as one factor for a head), a query norm. Nobody has to know which: the layer is run with the folded weights,
+and the query that arrives at the attention function must be the one that the metric would have made there.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gssf_plug.attention.fold import Fold, NotFoldable, plan_fold
+from gssf_plug.attention.query_layer import LayerMetric, QueryMetric
+from gssf_plug.attention.saving import is_sharded
+from gssf_plug.attention.score_layer import ScoreMetric
+from gssf_plug.attention.sites import LayerCall, arriving, record_calls
+from gssf_plug.errors import ArgumentError
+from gssf_plug.metric import GSSFMetric
+
+__all__ = ["PatchedLayer", "check_as_left", "plan_folds", "plan_score_fold"]
+
+
+@dataclass
+class PatchedLayer:
+    """One patched attention module: where it is, its metrics, and the fold while it is merged."""
+
+    owner: nn.Module
+    query: LayerMetric
+    fold: Fold | None = None
+
+
+def plan_folds(
+    model: nn.Module, layers: Mapping[str, PatchedLayer], *, once_trained: bool = False
+) -> tuple[dict[str, Fold], dict[str, str]]:
+    """The fold of each layer's active metric, and why others have none.
+
+    Args:
+        model: whose weights would change; each of them may belong to one module only.
+        layers: the patched layers by path.
+        once_trained: ask for any values that training may find, not for the present ones.
+    """
+    spread = {name for name, layer in layers.items() if any(is_sharded(p) for p in layer.owner.parameters())}
+    users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
+    scores = {name: layer.owner for name, layer in layers.items() if isinstance(layer.query, ScoreMetric)}
+    calls = record_calls(model, scores) if not spread else {}
+    folds: dict[str, Fold] = {}
+    refused: dict[str, str] = {}
+    for name, layer in layers.items():
+        metric = layer.query.metric()
+        if metric is None:
+            continue
+        if name in spread:
+            refused[name] = "its weights are sharded over processes; save the adapter, and merge it in one process"
+            continue
+        if once_trained:
+            metric = _moved(metric)
+        try:
+            if isinstance(layer.query, ScoreMetric):
+                folds[name] = plan_score_fold(layer.owner, layer.query, metric, users, calls.get(name))
+            elif isinstance(layer.query, QueryMetric):
+                folds[name] = plan_fold(layer.owner, layer.query, metric, users)
+        except NotFoldable as reason:
+            refused[name] = str(reason)
+    return folds, refused
+
+
+def _moved(metric: GSSFMetric) -> GSSFMetric:
+    """A copy with other values, no two of them alike."""
+    metric, generator = copy.deepcopy(metric), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in metric.parameters():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator).add(0.5))
+    return metric
+
+
+def check_as_left(model: nn.Module, layers: Mapping[str, PatchedLayer], action: str) -> None:
+    """Refuse to overwrite weights that were changed since a fold wrote or restored them.
+
+    Args:
+        model: whose weights they are.
+        layers: the layers whose folds are about to be written or restored.
+        action: what is about to happen to the patch, for the message.
+
+    Raises:
+        ArgumentError: names the first such weight; nothing was changed.
+    """
+    held = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name, layer in layers.items():
+        if layer.fold is None:
+            continue
+        gone = next((parameter for parameter in layer.fold.old if id(parameter) not in held), None)
+        changed = gone if gone is not None else layer.fold.changed()
+        if changed is not None:
+            what = f"another parameter at '{name}'" if gone is not None else f"other values in '{held[id(changed)]}'"
+            remedy = (
+                "If another handle merged since, unmerge that one first. If you trained or loaded them, they stay: "
+                "drop this handle, and patch anew."
+                if layer.fold.written
+                else "Keep them, and fold anew: patch.unmerge(), patch.enable(), patch.merge()."
+            )
+            raise ArgumentError("patch", f"find the weights as it left them to be {action}", what, remedy)
+
+
+def plan_score_fold(
+    owner: nn.Module,
+    score: ScoreMetric,
+    metric: GSSFMetric,
+    users: Mapping[nn.Parameter, int],
+    call: LayerCall | None,
+) -> Fold:
+    """The fold of `metric` into what makes the query of `owner`, checked at the score; the weights are as before.
+
+    Args:
+        owner: the attention module.
+        score: its child.
+        metric: whose matrix is folded.
+        users: how many modules hold each parameter.
+        call: an example of how the model calls `owner`.
+
+    Raises:
+        NotFoldable: with the reason.
+    """
+    below = score.below
+    if below is None:
+        raise NotFoldable(f"its score is changed, and {score.why_not_below or 'its query was not found'}")
+    if call is None:
+        raise NotFoldable("its score is changed, and no example shows what lies between its query and the score")
+    if (below.heads.query, below.heads.size) != (score.heads.query, score.heads.size):
+        raise NotFoldable("the heads in its score are not those of its query projection")
+    fold = plan_fold(owner, below, metric, users)
+    with torch.no_grad():
+        wanted = [score.folded(metric, query) for query in arriving(owner, call)]
+        with fold.tried():
+            got = arriving(owner, call)
+    for one, other in zip(got, wanted, strict=True):
+        slack = 64 * torch.finfo(other.dtype).eps * float(other.abs().max().clamp_min(1e-6))
+        if not torch.allclose(one, other, rtol=0.0, atol=slack):
+            raise NotFoldable(
+                "rotary embedding (or another step) lies between its query and the score, and what was learned does "
+                "not commute with it; patch with sites='projection' to merge"
+            )
+    return fold

@@ -1,0 +1,141 @@
+"""The adapter alone on disk: one tensor per parameter, keyed by the path of its attention module.
+
+Promises: written whole or not at all; loaded strictly: the base model's type, every layer, its layout, its heads and
+every tensor must fit, and the first that does not is named before anything is attached. A base saved with or without
+a task head (`bert.encoder…`, `encoder…`) is the same base.
+
+Parameters that are spread over processes (`fully_shard`, tensor parallelism), which torch calls DTensors.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import HfApi
+from torch import Tensor, nn
+
+from gssf_plug.attention.query_layer import LayerMetric
+from gssf_plug.files import CardFacts, Format, is_hub_id, render_card, write_folder
+
+__all__ = ["FORMAT", "fill", "is_sharded", "layer_record", "push_adapter", "save_adapter", "whole", "writes"]
+
+FORMAT = Format("gssf-plug/attention", config="adapter_config.json", weights="adapter_model.safetensors")
+USAGE = """from gssf_plug.attention import load_attention
+
+patch = load_attention(model, path)
+patch.merge()  # optional: a plain model"""
+
+
+def save_adapter(
+    path: str | PathLike[str],
+    model: nn.Module,
+    queries: Mapping[str, LayerMetric],
+    adapter_name: str,
+    facts: CardFacts | None = None,
+) -> None:
+    """Write the metrics of `adapter_name` into the folder `path`; `facts` for the model card.
+
+    Sharded metrics are gathered: then every process has to call this, the first one writes, and all wait for it.
+    """
+    covered = {name: query for name, query in queries.items() if query.metric(adapter_name) is not None}
+    tensors: dict[str, Tensor] = {}
+    for name, query in covered.items():
+        metric = query.metric(adapter_name)
+        assert metric is not None
+        tensors |= {f"{name}|{key}": tensor for key, tensor in metric.state_dict().items()}
+    sharded = any(is_sharded(tensor) for tensor in tensors.values())
+    tensors = {key: whole(tensor) for key, tensor in tensors.items()}
+    config = {
+        "base_model": getattr(model, "name_or_path", "") or None,
+        "base_model_type": getattr(getattr(model, "config", None), "model_type", None),
+        "base_model_class": type(model).__name__,
+        "layers": {name: layer_record(query, adapter_name) for name, query in covered.items()},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    if not sharded or writes():
+        write_folder(path, FORMAT, config, tensors, _card(config, tensors, facts), replace_card=facts is not None)
+    if sharded:
+        torch.distributed.barrier()
+
+
+def layer_record(query: LayerMetric, adapter_name: str) -> dict[str, Any]:
+    """What a file says about one layer: its layout, its heads and its metric."""
+    metric = query.metric(adapter_name)
+    assert metric is not None
+    return {
+        "layout": query.layout,
+        "query_norm": query.norm,
+        "heads": query.heads.query,
+        "head_size": query.heads.size,
+        "metric": metric.file_config(),
+    }
+
+
+def push_adapter(
+    save: Callable[[Path], None],
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    revision: str | None,
+    commit_message: str,
+) -> str:
+    """Upload what `save` writes into a folder; gives the commit's address."""
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
+        return str(
+            api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message)
+        )
+
+
+def _card(config: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: CardFacts | None) -> str:
+    """The card; its base model is the one that the model was loaded from, where that was on the Hub."""
+    base = config["base_model"]
+    named: CardFacts = {"base_model": base} if is_hub_id(base) and not Path(base).exists() else {}
+    count = sum(tensor.numel() for tensor in tensors.values())
+    about = (
+        "A learned metric between the queries and keys (qᵀAk; GSSF, IEEE TIP 2024, arXiv 2410.15266) of "
+        f"{len(config['layers'])} attention layers of a {config['base_model_class']}: {count:,} parameters."
+    )
+    return render_card(
+        "GSSF attention adapter", about, USAGE, ("gssf", "adapter", "attention"), {**named, **(facts or {})}
+    )
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Does this process hold only a part of it."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it; where it is sharded, every process has to ask at the same time."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, value: Tensor) -> None:
+    """Give `tensor` the values of a whole one, in place; each process keeps its part."""
+    if is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+        value = distribute_tensor(value.to(tensor.device, tensor.dtype), mesh, placements)
+    tensor.copy_(value)
+
+
+def writes() -> bool:
+    """Is this the process that writes files which all processes would write alike."""
+    return (
+        not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        or torch.distributed.get_rank() == 0
+    )

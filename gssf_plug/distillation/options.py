@@ -1,0 +1,180 @@
+"""What a Distiller is given, checked: losses and weights, projector, two models apart, one forward of the student.
+
+Which student feature meets which teacher feature: paths, globs, taps, or a rule over the stacked layers.
+
+{"encoder.layer.1": "encoder.layer.5"}                 one pair
+{"encoder.layer.{0,1}": "encoder.layer.{2,5}"}         two, in order
+[("", Tap("encoder.layer.5", pooling=mean_pool))]      pairs as a list; "" is the model's own output
+"last"                                                 last layer with last layer
+"uniform"                                              layer i of n with layer ⌈(i + 1) m / n⌉ - 1 of m
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gssf_plug.distillation.losses.distillation_loss import FeatureLoss
+from gssf_plug.distillation.losses.short_names import LOSSES
+from gssf_plug.distillation.module_paths import find_modules, layer_paths, unwrap
+from gssf_plug.distillation.taps import Tap
+from gssf_plug.distillation.teacher import Teacher, TeacherInputs, TeacherModel
+from gssf_plug.errors import ArgumentError, near_matches
+
+__all__ = [
+    "Loss",
+    "Pairs",
+    "check_apart",
+    "check_one_forward",
+    "checked_projector",
+    "listed",
+    "resolve_pairs",
+    "task_loss",
+    "teacher_of",
+]
+
+Side = str | Tap
+Pairs = str | Mapping[str, Side] | Sequence[tuple[Side, Side]]
+RULES = ("last", "uniform")
+
+
+def resolve_pairs(
+    student: nn.Module, pairs: Pairs, layers: Callable[[], list[str]], find: Callable[[str], list[str]]
+) -> list[tuple[Tap, Tap]]:
+    """Every pair as two taps, each on one module.
+
+    Args:
+        student: the student.
+        pairs: see the module's text.
+        layers: the teacher's stacked layers.
+        find: the teacher's paths that match a pattern.
+
+    Raises:
+        ArgumentError: an unknown rule, a rule on a model without a stack, no pair, a path that matches nothing, or
+            different numbers of matches on the two sides.
+    """
+    if isinstance(pairs, str):
+        return [(Tap(ours), Tap(theirs)) for ours, theirs in _by_rule(pairs, layer_paths(student), layers())]
+    listed = list(pairs.items()) if isinstance(pairs, Mapping) else list(pairs)
+    if not listed:
+        raise ArgumentError("pairs", "name at least one pair", "none", "Give {student path: teacher path}.")
+    resolved: list[tuple[Tap, Tap]] = []
+    for ours, theirs in listed:
+        left, right = (side if isinstance(side, Tap) else Tap(side) for side in (ours, theirs))
+        left_paths = find_modules(student, left.path, argument="pairs (student)")
+        right_paths = find(right.path)
+        if len(left_paths) != len(right_paths):
+            raise ArgumentError(
+                "pairs",
+                f"match as many modules on both sides, but {left.path!r} matches {len(left_paths)} of the student",
+                f"{len(right_paths)} of the teacher for {right.path!r}",
+                "Write the paths in full, or use braces: 'encoder.layer.{0,1}'.",
+            )
+        for a, b in zip(left_paths, right_paths, strict=True):
+            resolved.append((replace(left, path=a), replace(right, path=b)))
+    return resolved
+
+
+def _by_rule(rule: str, ours: list[str], theirs: list[str]) -> list[tuple[str, str]]:
+    if rule not in RULES:
+        raise ArgumentError("pairs", f"be pairs of paths or one of {RULES}", repr(rule), near_matches(rule, RULES))
+    for side, layers in (("student", ours), ("teacher", theirs)):
+        if not layers:
+            raise ArgumentError(
+                "pairs", f"be given as paths, since the {side} has no stack of layers", repr(rule), "See suggest_taps."
+            )
+    if rule == "last":
+        return [(ours[-1], theirs[-1])]
+    return [(path, theirs[-(-(i + 1) * len(theirs) // len(ours)) - 1]) for i, path in enumerate(ours)]
+
+
+Loss = str | FeatureLoss
+
+
+def listed(loss: Loss | Sequence[Loss], weight: float | Sequence[float]) -> tuple[list[Loss], list[float]]:
+    """Losses and their weights as lists of one length, names known."""
+    losses = [loss] if isinstance(loss, str | FeatureLoss) else list(loss)
+    for one in losses:
+        if isinstance(one, str) and one not in LOSSES:
+            raise ArgumentError("loss", "be a loss object or a short name", repr(one), near_matches(one, LOSSES))
+        if not isinstance(one, str | FeatureLoss):
+            raise ArgumentError("loss", "be a loss object or a short name", type(one).__name__, f"Names: {[*LOSSES]}.")
+    weights = [float(weight)] * len(losses) if isinstance(weight, int | float) else [float(w) for w in weight]
+    if not losses or len(weights) != len(losses) or min(weights) < 0:
+        raise ArgumentError(
+            "weight", f"be a number of at least 0, or one for each of {len(losses)} losses", repr(weight), "Count them."
+        )
+    return losses, weights
+
+
+def checked_projector(projector: str | nn.Module | None, pairs: int) -> str | nn.Module | None:
+    """A module that serves one pair, None, or "auto"; nothing else."""
+    if projector is not None and projector != "auto" and not isinstance(projector, nn.Module):
+        raise ArgumentError("projector", "be 'auto', None or a module", repr(projector), "Use 'auto'.")
+    if isinstance(projector, nn.Module) and pairs > 1:
+        raise ArgumentError(
+            "projector", "be a module for a single pair only", f"one module for {pairs} pairs", "Use 'auto'."
+        )
+    return projector
+
+
+def teacher_of(
+    student: nn.Module,
+    teacher: nn.Module | Teacher,
+    inputs: TeacherInputs,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Teacher:
+    """A model as a `TeacherModel`; a teacher that was made already, as it is."""
+    if isinstance(teacher, nn.Module):
+        teacher = TeacherModel(teacher, inputs=inputs, dtype=dtype, device=device)
+    elif inputs is not None or dtype is not None or device is not None:
+        raise ArgumentError(
+            "teacher_inputs, teacher_dtype, teacher_device",
+            "be given with a plain model only",
+            f"a {type(teacher).__name__}",
+            "Give them to TeacherModel; a cache was made with its own.",
+        )
+    if isinstance(teacher, TeacherModel):
+        check_apart(student, teacher.model)
+    return teacher
+
+
+def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """No parameter of the teacher lies in the student."""
+    places = lambda p: {id(p), p.data_ptr()} - {0}  # noqa: E731 - a parameter on the meta device, or sharded, lies at 0
+    theirs = {place for p in teacher.parameters() for place in places(p)}
+    shared = [name for name, p in unwrap(student).named_parameters() if places(p) & theirs]
+    if shared:
+        raise ArgumentError(
+            "teacher",
+            "share no weights with the student",
+            f"'{shared[0]}' in both ({len(shared)} shared)",
+            "Use copy.deepcopy(student) as the teacher, or load it a second time.",
+        )
+
+
+def check_one_forward(count: int) -> None:
+    """The student ran once, or its features are not those of the batch."""
+    if count != 1:
+        raise ArgumentError(
+            "run",
+            "run the student once a step, or the teacher's features meet those of another forward",
+            f"{count} forwards",
+            "Give the Distiller student_inputs, so that features are read in a forward of their own, or task_weight=0.",
+        )
+
+
+def task_loss(outputs: Any) -> Tensor:
+    """The student's own loss in its outputs."""
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else None
+    if found is None:
+        raise ArgumentError(
+            "task_weight",
+            "be 0 where the student returns no loss",
+            "outputs without 'loss'",
+            "Add labels to the batch.",
+        )
+    return found

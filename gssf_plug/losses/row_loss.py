@@ -1,0 +1,54 @@
+r"""Losses that are means over rows: the same value from the whole score matrix, or from strips of it.
+
+    L = weight · Σ_sides Σ_rows term(row) / count
+
+The sides are the queries asking and, with `both_sides`, the gallery asking. A term sees one row
+of scores whole, so a strip of rows is enough to compute its terms: `gssf_plug.losses.chunked` builds
+large batches on it.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gssf_plug.losses.pair_masks import Pairs, sort_pairs
+
+__all__ = ["RowLoss", "RowSum"]
+
+
+class RowSum(NamedTuple):
+    """Sum of the terms of some rows, and how many terms it has."""
+
+    total: Float[Tensor, ""]
+    number: Int[Tensor, ""]
+
+
+class RowLoss(nn.Module):
+    """Subclasses give `begin`, which is called once for each batch."""
+
+    both_sides: ClassVar[bool] = True
+    weight: ClassVar[float] = 1.0
+
+    def begin(self) -> Callable[[Pairs], RowSum]:
+        """The terms of rows of this batch: a function of pairs that hold these rows and all columns."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        scores: Float[Tensor, "n m"],
+        relevance: Bool[Tensor, "n m"],
+        *,
+        forbidden: Bool[Tensor, "n m"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of one batch; see the class."""
+        pairs = sort_pairs(scores, relevance, forbidden)
+        terms = self.begin()
+        sides = [pairs, pairs.swapped()] if self.both_sides else [pairs]
+        return self.combined([terms(side) for side in sides])
+
+    def combined(self, sides: list[RowSum]) -> Float[Tensor, ""]:
+        """The loss from the sums of each side; 0 where nothing counts."""
+        return self.weight * torch.stack([side.total / side.number.clamp_min(1) for side in sides]).sum()

@@ -1,0 +1,240 @@
+"""Identity-balanced batches: P identities with K images each, which triplet losses need to find positives.
+
+A batch is planned for all processes together, identity after identity, and each process reads its contiguous part: with
+P a multiple of the number of processes all images of an identity are on one process, parts are disjoint, and every
+process makes the same number of steps. The plan depends on labels, seed and epoch alone, so a resumed run goes on in
+the middle of an epoch with the batches it would have had.
+
+Batches of rows of near length: texts are padded to the longest of their batch, and most of that can be saved.
+
+Rows are shuffled first and sorted only within pools of some batches, so a batch is still a random draw of rows of about
+its length. With a contrastive loss that makes negatives alike in length; a small pool keeps the effect small.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError
+
+__all__ = ["IdentityBatches", "LengthBatches"]
+
+
+class IdentityBatches:
+    """P×K batches for `RetrievalTrainer(batches=...)`, or by `part` for any torch DataLoader.
+
+    In an epoch every identity is cut, in random order, into groups of K images; a batch takes one group of each of P
+    identities, those with most groups left first, and the batches are shuffled. That gives the most batches there can
+    be, the same number in every epoch. Images that fill no group, and groups that fill no batch, wait for another
+    epoch.
+
+    Args:
+        labels: identity of every row.
+        identities: P, at least 2: a triplet loss needs a negative.
+        images: K, at least 2: it needs a positive.
+        seed: of the order.
+        resample: what to do with identities of fewer than K images: False (default) refuses them, True repeats some of
+            their images in a group (an identity of one image then has only itself as positive).
+        processes: number of processes that each must hold whole identities; default 1, any number where the loss
+            gathers features, as RetrievalTrainer's does.
+
+    Raises:
+        ArgumentError: P or K below 2, identities with fewer than K images, fewer than P identities, P no multiple of
+            `processes`, a negative seed, labels that are no numbers.
+
+    Example:
+        >>> batches = IdentityBatches([0, 0, 1, 1, 2, 2], identities=2, images=2)
+        >>> len(batches), [len(batch) for batch in batches]
+        (1, [4])
+    """
+
+    def __init__(
+        self,
+        labels: Int[Tensor, " rows"] | Sequence[int],
+        *,
+        identities: int,
+        images: int,
+        seed: int = 0,
+        resample: bool = False,
+        processes: int = 1,
+    ) -> None:
+        for name, value in (("identities", identities), ("images", images)):
+            if value < 2:
+                remedy = "A triplet needs a positive and a negative; the usual batch is 16 × 4."
+                raise ArgumentError(name, "be at least 2", value, remedy)
+        for name, value, least in (("processes", processes, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ArgumentError(name, f"be at least {least}", value, f"Use {least} or more.")
+        if identities % processes:
+            remedy = "Otherwise an identity is torn apart between two processes."
+            raise ArgumentError("identities", f"be a multiple of the {processes} processes", identities, remedy)
+        self.identities, self.images, self.seed, self.epoch = identities, images, seed, 0
+        self._rows = _rows_of_identities(_as_numbers(labels))
+        if not resample:
+            _refuse_small(self._rows, images)
+        if len(self._rows) < identities:
+            raise ArgumentError(
+                "identities", f"be at most the {len(self._rows)} identities of the data", identities, "Make it smaller."
+            )
+        self._groups = {identity: max(1, len(rows) // images) for identity, rows in self._rows.items()}
+        self._length = _most_batches(list(self._groups.values()), identities)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of the epoch, P·K row numbers each, identity after identity."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        waiting = {identity: self._cut(rows, random) for identity, rows in self._rows.items()}
+        names = np.array(list(waiting))
+        left = np.array([len(waiting[name]) for name in names])
+        plan = []
+        for _ in range(self._length):
+            order = np.lexsort((random.random(len(names)), -left))[: self.identities]
+            plan.append([row for place in random.permutation(order) for row in waiting[names[place]].pop()])
+            left[order] -= 1
+        yield from (plan[number] for number in random.permutation(len(plan)))
+
+    def part(self, process: int, processes: int) -> "ProcessPart":
+        """The batches of one process, for `DataLoader(batch_sampler=...)`; whole identities only.
+
+        Raises:
+            ArgumentError: `process` outside 0 … processes-1, or P no multiple of `processes`.
+        """
+        if not 0 <= process < processes:
+            raise ArgumentError("process", f"lie in 0 … {processes - 1}", process, "Give the rank of this process.")
+        if self.identities % processes:
+            remedy = "Otherwise an identity is torn apart between two processes."
+            raise ArgumentError("processes", f"divide the {self.identities} identities of a batch", processes, remedy)
+        return ProcessPart(self, process, processes)
+
+    def _cut(self, rows: list[int], random: np.random.Generator) -> list[list[int]]:
+        order = random.permutation(rows).tolist()
+        while len(order) < self.images:
+            order += random.permutation(rows).tolist()
+        groups = max(1, len(rows) // self.images)
+        return [order[self.images * group : self.images * (group + 1)] for group in range(groups)]
+
+
+class ProcessPart:
+    """One process's contiguous part of every batch of `IdentityBatches`.
+
+    Args:
+        batches: the batches of all processes.
+        process: rank.
+        processes: how many.
+    """
+
+    def __init__(self, batches: IdentityBatches, process: int, processes: int) -> None:
+        self.batches = batches
+        self.rows = batches.identities // processes * batches.images
+        self.start = process * self.rows
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+        self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            yield batch[self.start : self.start + self.rows]
+
+
+def _as_numbers(labels: Any) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError) as error:
+        remedy = "Number the identities: sorted(set(labels)).index(label)."
+        raise ArgumentError("labels", "hold one whole number per row", type(labels).__name__, remedy) from error
+
+
+def _rows_of_identities(labels: Int[Tensor, " rows"]) -> dict[int, list[int]]:
+    if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ArgumentError("labels", "hold one whole number per row", got, "Give the identity of every row.")
+    rows: dict[int, list[int]] = {}
+    for row, identity in enumerate(labels.tolist()):
+        rows.setdefault(identity, []).append(row)
+    return rows
+
+
+def _refuse_small(rows: dict[int, list[int]], images: int) -> None:
+    small = [identity for identity, own in rows.items() if len(own) < images]
+    if small:
+        count = len(rows[small[0]])
+        number = "one image" if count == 1 else f"{count} images"
+        raise ArgumentError(
+            "labels",
+            f"give every identity at least images={images} rows",
+            f"identity {small[0]} with {number} ({len(small)} such identities)",
+            "Leave these out, lower `images`, or repeat their images with resample=True.",
+        )
+
+
+def _most_batches(groups: list[int], identities: int) -> int:
+    """The largest L with Σ min(groups, L) ≥ identities · L: so many batches of different identities can be filled."""
+    length = 0
+    while sum(min(count, length + 1) for count in groups) >= identities * (length + 1):
+        length += 1
+    return length
+
+
+class LengthBatches:
+    """Every epoch a new order; the last rows that do not fill a batch wait for another epoch.
+
+    Args:
+        lengths: of every row, such as its number of tokens.
+        batch_size: rows of a batch, at most the number of rows.
+        pool: batches that are sorted by length together; default 20. 1 gives random batches.
+        seed: of the order.
+
+    Raises:
+        ArgumentError: lengths that are no whole numbers, fewer rows than a batch, a pool below 1.
+
+    Example:
+        >>> batches = LengthBatches([3, 9, 4, 8], 2)
+        >>> sorted(sorted(batch) for batch in batches)
+        [[0, 2], [1, 3]]
+    """
+
+    def __init__(
+        self, lengths: Int[Tensor, " rows"] | Sequence[int], batch_size: int, *, pool: int = 20, seed: int = 0
+    ) -> None:
+        self.lengths = np.asarray(lengths)
+        if self.lengths.ndim != 1 or not np.issubdtype(self.lengths.dtype, np.integer):
+            got = f"{self.lengths.dtype} of shape {self.lengths.shape}"
+            raise ArgumentError("lengths", "hold one whole number per row", got, "Count the tokens of every row.")
+        rows = len(self.lengths)
+        if not 1 <= batch_size <= rows:
+            remedy = "Make it smaller."
+            raise ArgumentError("batch_size", f"be between 1 and the {rows} rows of the data", batch_size, remedy)
+        for name, value, least in (("pool", pool, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ArgumentError(name, f"be at least {least}", value, f"Use {least} or more.")
+        self.batch_size, self.pool, self.seed, self.epoch = batch_size, pool, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(len(self.lengths))[: len(self) * self.batch_size]
+        size = self.pool * self.batch_size
+        pools = [order[start : start + size] for start in range(0, len(order), size)]
+        near = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        batches = near.reshape(len(self), self.batch_size)
+        yield from batches[random.permutation(len(batches))].tolist()

@@ -1,0 +1,54 @@
+"""CUHK03 in the new protocol (CUHK03-NP, Zhong et al. 2017): detected or labelled boxes, each in Market-1501's folders.
+
+<root>/detected/bounding_box_train/0003_c1_21.png      identity 3, camera 1
+<root>/detected/query/…, <root>/detected/bounding_box_test/…
+<root>/labeled/…
+"""
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.retrieval.data.sets.market1501 import FOLDERS, named_pedestrians
+from gssf_plug.retrieval.data.source_files import StrPath, check_split, compare_count, existing_folder, find_part
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["cuhk03"]
+
+OFFICIAL = {
+    "detected": {"train": 7_365, "query": 1_400, "gallery": 5_332},
+    "labeled": {"train": 7_368, "query": 1_400, "gallery": 5_328},
+}
+NAME = re.compile(r"(\d+)_c(\d+)_\d+\.(?:png|jpg)", re.IGNORECASE)
+
+
+def cuhk03(
+    root: StrPath,
+    split: Literal["train", "query", "gallery"],
+    *,
+    boxes: Literal["detected", "labeled"] = "detected",
+) -> "Dataset":
+    """CUHK03-NP: 767 identities to train on, 700 to test on, two cameras.
+
+    Args:
+        root: the unpacked `cuhk03-np`, or the folder that holds it.
+        split: "train", "query" or "gallery".
+        boxes: "detected" (default) or "labeled" boxes; they are two data sets.
+
+    Returns:
+        Columns image, label, camera (0 or 1). Labels of "train" are renumbered 0 … 766.
+
+    Raises:
+        ArgumentError: an unknown split or kind of boxes.
+        DataError: a missing folder, no images, or a name of another pattern.
+    """
+    check_split(split, FOLDERS)
+    if boxes not in OFFICIAL:
+        raise ArgumentError("boxes", f"be one of {tuple(OFFICIAL)}", repr(boxes), near_matches(boxes, OFFICIAL))
+    part = f"{boxes}/{FOLDERS[split]}"
+    images = find_part(existing_folder(root), part, f"cuhk03-np/{part}", what=f"the images of '{split}'")
+    rows = named_pedestrians(images, NAME, renumber=split == "train")
+    compare_count(f"CUHK03-NP ({boxes})", split, len(rows), OFFICIAL[boxes])
+    return rows

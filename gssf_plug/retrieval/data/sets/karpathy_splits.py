@@ -1,0 +1,126 @@
+"""Flickr30K and MS-COCO: Karpathy's JSON files of captions and splits, beside the images.
+
+    <root>/dataset_flickr30k.json                          <root>/dataset_coco.json
+    <root>/flickr30k-images/1000092795.jpg                 <root>/train2014/COCO_train2014_000000000009.jpg
+                                                           <root>/val2014/COCO_val2014_000000391895.jpg
+
+One row per image, `label` its number in the file (`imgid`), `captions` its first five captions as in VSE++ and its
+descendants (some COCO images have six or seven). COCO's "restval", the rest of val2014, belongs to "train" by default,
+as in the literature since VSE++.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gssf_plug.errors import ArgumentError, DataError
+from gssf_plug.retrieval.data.source_files import (
+    StrPath,
+    check_split,
+    compare_count,
+    existing_folder,
+    find_part,
+    require_files,
+    table,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["coco", "flickr30k"]
+
+FLICKR30K = {"train": 29_000, "val": 1_014, "test": 1_000}
+COCO = {"train": 113_287, "val": 5_000, "test": 5_000}
+Split = Literal["train", "val", "test"]
+
+
+def flickr30k(
+    root: StrPath, split: Split, *, images: StrPath | None = None, captions_per_image: int | None = 5
+) -> "Dataset":
+    """Flickr30K: 29,000 / 1,014 / 1,000 images with five captions each.
+
+    Args:
+        root: folder with `dataset_flickr30k.json` and the images.
+        split: "train", "val" or "test".
+        images: folder of the images; default `flickr30k-images`, `flickr30k_images` or `images` in `root`.
+        captions_per_image: the first so many captions; None keeps all.
+
+    Returns:
+        Columns image, captions, label.
+
+    Raises:
+        ArgumentError: an unknown split, or fewer than one caption.
+        DataError: a missing or damaged part.
+    """
+    folder = existing_folder(root)
+    check_split(split, FLICKR30K)
+    annotations = find_part(folder, "dataset_flickr30k.json", "annotations/dataset_flickr30k.json", what="the captions")
+    places = ("flickr30k-images", "flickr30k_images", "images")
+    pictures = find_part(folder, *places, what="the images") if images is None else existing_folder(images)
+    chosen = _read(annotations, {split})
+    rows = _rows(annotations, pictures, [entry["filename"] for entry in chosen], chosen, captions_per_image)
+    compare_count("Flickr30K", split, len(rows), FLICKR30K)
+    return rows
+
+
+def coco(
+    root: StrPath,
+    split: Split,
+    *,
+    restval: bool = True,
+    images: StrPath | None = None,
+    captions_per_image: int | None = 5,
+) -> "Dataset":
+    """MS-COCO 2014 in Karpathy's splits: 113,287 / 5,000 / 5,000 images.
+
+    Args:
+        root: folder with `dataset_coco.json` and the images.
+        split: "train", "val" or "test" (the 5K test; 1K is its mean over five folds).
+        restval: "restval" belongs to "train" (default); without it "train" has 82,783 images.
+        images: folder of `train2014` and `val2014`; default `root`, or `images` in it.
+        captions_per_image: the first so many captions; None keeps all.
+
+    Returns:
+        Columns image, captions, label.
+
+    Raises:
+        ArgumentError: an unknown split, or fewer than one caption.
+        DataError: a missing or damaged part.
+    """
+    folder = existing_folder(root)
+    check_split(split, COCO)
+    annotations = find_part(folder, "dataset_coco.json", "annotations/dataset_coco.json", what="the captions")
+    if images is None:
+        pictures = find_part(folder, "val2014", "images/val2014", what="the images").parent
+    else:
+        pictures = existing_folder(images)
+    chosen = _read(annotations, {"train", "restval"} if split == "train" and restval else {split})
+    names = [f"{entry['filepath']}/{entry['filename']}" for entry in chosen]
+    rows = _rows(annotations, pictures, names, chosen, captions_per_image)
+    compare_count("MS-COCO", split, len(rows), COCO if restval else {**COCO, "train": 82_783})
+    return rows
+
+
+def _read(path: Path, splits: set[str]) -> list[dict[str, Any]]:
+    """The images of some splits, in the order of the file."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["images"]
+        chosen = [entry for entry in entries if entry["split"] in splits]
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"is no Karpathy file ({type(error).__name__}: {error})"
+        raise DataError(path, problem, "Download caption_datasets.zip again and unpack it.") from error
+    if not chosen:
+        raise DataError(path, f"has no image of split {sorted(splits)}", "Use the file of Karpathy's splits.")
+    return chosen
+
+
+def _rows(path: Path, pictures: Path, names: list[str], entries: list[dict[str, Any]], most: int | None) -> "Dataset":
+    if most is not None and most < 1:
+        raise ArgumentError("captions_per_image", "be at least 1, or None", most, "The field uses 5.")
+    captions = [[sentence["raw"].strip() for sentence in entry["sentences"][:most]] for entry in entries]
+    for entry, own in zip(entries, captions, strict=True):
+        if not own:
+            raise DataError(path, f"has no caption for image '{entry['filename']}'", "Download the file again.")
+    labels = [entry["imgid"] for entry in entries]
+    files = require_files(pictures, names, listed_in=f"'{path.name}'")
+    return table({"image": files, "captions": captions, "label": labels})

@@ -1,0 +1,82 @@
+r"""Market-1501: identity and camera stand in the file names.
+
+<root>/bounding_box_train/0002_c1s1_000451_03.jpg      identity 2, camera 1, sequence 1
+<root>/query/0001_c1s1_001051_00.jpg
+<root>/bounding_box_test/-1_c1s1_000401_03.jpg         −1: junk, left out
+<root>/bounding_box_test/0000_c1s1_000151_01.jpg       0: a distractor, kept
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gssf_plug.errors import DataError
+from gssf_plug.retrieval.data.source_files import (
+    StrPath,
+    check_split,
+    compare_count,
+    existing_folder,
+    find_part,
+    image_files,
+    numbered,
+    table,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["market1501", "named_pedestrians"]
+
+FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+OFFICIAL = {"train": 12_936, "query": 3_368, "gallery": 15_913}
+NAME = re.compile(r"(-?\d+)_c(\d+)s\d+_\d+_\d+\.jpg", re.IGNORECASE)
+JUNK = -1
+
+
+def market1501(root: StrPath, split: Literal["train", "query", "gallery"]) -> "Dataset":
+    """Market-1501: 751 identities with 12,936 images to train on, 750 with 3,368 queries in a gallery of 15,913.
+
+    Args:
+        root: the unpacked `Market-1501-v15.09.15`, or the folder that holds it.
+        split: "train", "query" or "gallery".
+
+    Returns:
+        Columns image, label, camera (0 … 5). Labels of "train" are renumbered 0 … 750, those of the others are the
+        identities of the file names, the same in both; 0 is a distractor, which no query shows.
+
+    Raises:
+        ArgumentError: an unknown split.
+        DataError: a missing folder, no images, or a name of another pattern.
+    """
+    check_split(split, FOLDERS)
+    folder = existing_folder(root)
+    name = FOLDERS[split]
+    images = find_part(folder, name, f"Market-1501-v15.09.15/{name}", what=f"the images of '{split}'")
+    rows = named_pedestrians(images, NAME, renumber=split == "train")
+    compare_count("Market-1501", split, len(rows), OFFICIAL)
+    return rows
+
+
+def named_pedestrians(images: Path, pattern: re.Pattern[str], *, renumber: bool) -> "Dataset":
+    """Columns image, label and camera of a folder whose file names hold identity and camera (from 1), in this order.
+
+    Args:
+        images: the folder.
+        pattern: of a whole file name.
+        renumber: identities to 0 … C-1.
+
+    Raises:
+        DataError: a name of another pattern.
+    """
+    files, identities, cameras = [], [], []
+    for name in image_files(images):
+        match = pattern.fullmatch(name)
+        if match is None:
+            problem = f"holds '{name}', which is not named like the files of the set"
+            raise DataError(images, problem, "Remove it, or check that this is the right data set.")
+        identity, camera = (int(part) for part in match.groups())
+        if identity != JUNK:
+            files.append(str(images / name))
+            identities.append(identity)
+            cameras.append(camera - 1)
+    return table({"image": files, "label": numbered(identities) if renumber else identities, "camera": cameras})

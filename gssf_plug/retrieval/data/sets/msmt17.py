@@ -1,0 +1,81 @@
+"""MSMT17, first and second release: lists of files with their identities; the camera stands in the file name.
+
+<root>/list_train.txt               0000/0000_000_01_0303morning_0008_0.jpg 0
+<root>/list_val.txt, <root>/list_query.txt, <root>/list_gallery.txt
+<root>/train/0000/0000_000_01_0303morning_0008_0.jpg       first release; the third number is the camera, from 1
+<root>/test/…                                              of query and gallery
+<root>/mask_train_v2/…, <root>/mask_test_v2/…              second release, faces masked
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gssf_plug.errors import DataError
+from gssf_plug.retrieval.data.source_files import (
+    StrPath,
+    check_split,
+    compare_count,
+    existing_folder,
+    find_part,
+    numbered,
+    read_lines,
+    require_files,
+    table,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["msmt17"]
+
+LISTS = {
+    "train": ("train",),
+    "val": ("val",),
+    "trainval": ("train", "val"),
+    "query": ("query",),
+    "gallery": ("gallery",),
+}
+OFFICIAL = {"train": 30_248, "val": 2_373, "trainval": 32_621, "query": 11_659, "gallery": 82_161}
+
+
+def msmt17(root: StrPath, split: Literal["train", "val", "trainval", "query", "gallery"]) -> "Dataset":
+    """MSMT17: 1,041 identities with 32,621 images to train on, 3,060 with 11,659 queries in a gallery of 82,161.
+
+    Args:
+        root: the unpacked `MSMT17_V1`, `MSMT17_V2` or `MSMT17`, or the folder that holds it.
+        split: "train", "val" (other images of the training identities), "trainval" (both: what most papers train on),
+            "query" or "gallery".
+
+    Returns:
+        Columns image, label, camera (0 … 14). Labels of what is trained on are renumbered from 0.
+
+    Raises:
+        ArgumentError: an unknown split.
+        DataError: a missing list or image, or a line that cannot be read.
+    """
+    check_split(split, LISTS)
+    training = split in ("train", "val", "trainval")
+    parents = ("", "MSMT17_V1/", "MSMT17_V2/", "MSMT17/")
+    places = [f"{parent}list_{LISTS[split][0]}.txt" for parent in parents]
+    folder = find_part(existing_folder(root), *places, what=f"the list of '{split}'").parent
+    side = "train" if training else "test"
+    images = find_part(folder, side, f"mask_{side}_v2", what=f"the images of '{split}'")
+    files, identities, cameras = [], [], []
+    for name in LISTS[split]:
+        path = find_part(folder, f"list_{name}.txt", what=f"the list of '{name}'")
+        entries = [_parse(path, number, line) for number, line in enumerate(read_lines(path), start=1)]
+        files += require_files(images, [entry[0] for entry in entries], listed_in=f"'{path.name}'")
+        identities += [entry[1] for entry in entries]
+        cameras += [entry[2] for entry in entries]
+    compare_count("MSMT17", split, len(files), OFFICIAL)
+    return table({"image": files, "label": numbered(identities) if training else identities, "camera": cameras})
+
+
+def _parse(path: Path, number: int, line: str) -> tuple[str, int, int]:
+    """File, identity, camera."""
+    try:
+        file, identity = line.rsplit(maxsplit=1)
+        return file, int(identity), int(file.rsplit("/", 1)[-1].split("_")[2]) - 1
+    except (ValueError, IndexError) as error:
+        problem = f"has the line {number} {line!r}, expected '0000/0000_000_01_0303morning_0008_0.jpg 0'"
+        raise DataError(path, problem, "Download it again.") from error

@@ -1,0 +1,141 @@
+"""LocalAlignment: images and captions compared region by word, with a metric in the similarity and in the attention.
+
+Published as SCAN with cosine in both places, which a neutral metric equals. The scores of all pairs are computed in
+blocks (`gssf_plug.retrieval.models.cross_attention`); there is no vector per item that an index could hold, so an
+evaluation ranks by a score matrix: pass `evaluation=alignment_measures(model)` to the trainer.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.metric import GSSFMetric, normalize_rows
+from gssf_plug.retrieval.models.cross_attention import Alignment, TextToImage, align
+from gssf_plug.retrieval.models.embedding import Fragments, Side
+from gssf_plug.retrieval.models.tower import Inputs, as_tower
+from gssf_plug.retrieval.models.two_tower import ImageTextModel
+
+__all__ = ["LocalAlignment"]
+
+
+class LocalAlignment(ImageTextModel):
+    """Stacked cross-attention between regions and words.
+
+    Args:
+        image_encoder: a module or a `Tower` whose `fragments` are the regions (its pooling is not used), or None.
+        text_encoder: likewise, for the words. Both of one width D.
+        metric: GSSFMetric of width D for the similarity of fragments; None (default) means cosine.
+        attention_metric: likewise for the attention logits; the same object as `metric` shares it. None (default)
+            attends by cosine.
+        alignments: `TextToImage(...)`, `ImageToText(...)`, or both, whose scores are averaged; default TextToImage().
+        processors: saved with the model; default none.
+
+    Shape:
+        A batch has "images" and "texts", mappings with "attention_mask" (N, T) where there is padding, and "image_ids"
+        (N,), "text_ids" (M,).
+
+    Raises:
+        ArgumentError: no alignment; a metric that does not normalise.
+
+    References:
+        Lee et al., SCAN, arXiv 1803.08024. The metric in both places is ours; the paper's own placement is not known.
+
+    Example:
+        >>> metric = GSSFMetric(4, block_size=2)
+        >>> model = LocalAlignment(nn.Linear(6, 4), None, metric=metric, attention_metric=metric)
+        >>> images, texts = model.encode_image(torch.randn(3, 7, 6)), model.encode_text(torch.randn(5, 9, 4))
+        >>> model.score(images, texts).shape
+        torch.Size([3, 5])
+    """
+
+    published: ClassVar = {
+        "image_tower": "image_encoder",
+        "text_tower": "text_encoder",
+        "metric": "metric",
+        "attention_metric": "attention_metric",
+        "alignments": "alignments",
+    }
+
+    def __init__(
+        self,
+        image_encoder: nn.Module | None,
+        text_encoder: nn.Module | None,
+        *,
+        metric: GSSFMetric | None = None,
+        attention_metric: GSSFMetric | None = None,
+        alignments: Sequence[Alignment] = (TextToImage(),),
+        processors: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(metric, processors=processors)
+        if not alignments:
+            raise ArgumentError(
+                "alignments", "hold at least one alignment", "none", "Give TextToImage() or ImageToText()."
+            )
+        for name, part in (("metric", metric), ("attention_metric", attention_metric)):
+            if part is not None and not part.normalize:
+                remedy = "Build it with GSSFMetric(..., normalize=True)."
+                raise ArgumentError(name, "normalise where fragments are aligned", "normalize=False", remedy)
+        self.image_tower = as_tower(image_encoder)
+        self.text_tower = as_tower(text_encoder)
+        self.attention_metric = attention_metric
+        self.alignments = tuple(alignments)
+
+    def encode_image(self, images: Inputs) -> Fragments:
+        """Regions, the metric's query side; not normalised."""
+        return self.image_tower.fragments(images)
+
+    def encode_text(self, texts: Inputs) -> Fragments:
+        """Words, the metric's gallery side; not normalised."""
+        return self.text_tower.fragments(texts)
+
+    def score(self, queries: Side, gallery: Side) -> Float[Tensor, "n m"]:
+        """Scores of all images with all captions, in float32 or better, block by block.
+
+        Raises:
+            ArgumentError: sides that are not fragments, or of another width than a metric's.
+        """
+        images, texts = _fragments("queries", queries), _fragments("gallery", gallery)
+        regions, words = _directions(images.features, images.mask), _directions(texts.features, texts.mask)
+        return align(
+            self.alignments,
+            regions,
+            words,
+            images.mask,
+            texts.mask,
+            similarity=_fold(self.metric),
+            logits=None if self.attention_metric is self.metric else _fold(self.attention_metric),
+        )
+
+    def image_encoders(self) -> list[nn.Module]:
+        """The encoder of the image tower, if any."""
+        return [] if self.image_tower.encoder is None else [self.image_tower.encoder]
+
+    def text_encoders(self) -> list[nn.Module]:
+        """The encoder of the text tower, if any."""
+        return [] if self.text_tower.encoder is None else [self.text_tower.encoder]
+
+
+def _fold(metric: GSSFMetric | None) -> Any:
+    return _as_they_are if metric is None else metric.fold
+
+
+def _as_they_are(regions: Tensor) -> Tensor:
+    return regions
+
+
+def _directions(features: Float[Tensor, "n t dim"], mask: Bool[Tensor, "n t"]) -> Float[Tensor, "n t dim"]:
+    """Normalised in float32 or better, zero where masked, whatever stands there."""
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    return normalize_rows(features.masked_fill(~mask[..., None], 0.0))
+
+
+def _fragments(name: str, side: Side) -> Fragments:
+    if isinstance(side, Fragments):
+        return side
+    raise ArgumentError(
+        name, "be Fragments", f"shape {tuple(side.shape)}", "Take them from encode_image and encode_text of this model."
+    )

@@ -1,0 +1,1 @@
+"""How a run goes: configuration, objective, optimizer, checkpoints, processes. Knows no data set."""

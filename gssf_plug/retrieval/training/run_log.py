@@ -1,0 +1,112 @@
+"""What a run tells: lines of its log, numbers for trackers, a progress bar, and the time it took.
+
+The run's log as lines of JSON, one record each, with a "step"; a resumed run takes back what it will do again.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from gssf_plug.files import write_atomically
+from gssf_plug.retrieval.training.config import RetrievalConfig
+from gssf_plug.retrieval.training.progress import Progress
+
+__all__ = ["Journal", "Reports"]
+
+
+class Journal:
+    """A JSONL file that is appended to.
+
+    Args:
+        path: the file; its folder must exist when a record is written.
+        writes: False for processes that only take part, default True.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record."""
+        if self.writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All whole records; a line that a crash cut is passed over."""
+        if not self.path.exists():
+            return []
+        found = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return found
+
+    def rewind(self, step: int) -> None:
+        """Forget the records after `step`."""
+        if self.writes and self.path.exists():
+            kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= step]
+            write_atomically(self.path, lambda path: path.write_text("".join(kept), encoding="utf-8"))
+
+
+class Reports:
+    """Reports of one run; only the main process writes and shows.
+
+    Args:
+        folder: of the run; the log is its `log.jsonl`.
+        accelerator: its trackers get the same numbers.
+        config: the recipe.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, config: RetrievalConfig) -> None:
+        self.name, self.accelerator, self.config = folder.name, accelerator, config
+        self.journal = Journal(folder / "log.jsonl", writes=accelerator.is_main_process)
+        self.shows = config.progress and accelerator.is_main_process
+        self._clock = time.perf_counter()
+
+    def begin(self, progress: Progress) -> None:
+        """Open the trackers, and forget what will be done again."""
+        if self.config.trackers:
+            plain = {key: value for key, value in self.config.to_json().items() if isinstance(value, int | float | str)}
+            self.accelerator.init_trackers("gssf-plug", config=plain)
+        self.journal.rewind(progress.step)
+        self._clock = time.perf_counter()
+
+    def bar(self, steps: int, progress: Progress) -> Any:
+        """A bar of optimizer steps."""
+        return tqdm(total=steps, initial=progress.step, disable=not self.shows, unit="step", desc=self.name)
+
+    def train(self, progress: Progress, optimizer: Optimizer) -> None:
+        """The mean loss since the last such line, the rates, and what went wrong so far."""
+        mean = progress.loss_sum / progress.loss_count if progress.loss_count else None
+        rates = {f"rate_{group['name']}": group["lr"] for group in optimizer.param_groups}
+        counts = {"skipped_steps": progress.skipped_steps, "unreadable_rows": progress.unreadable_rows}
+        self.write("train", {"loss": mean, **rates, **counts}, progress)
+        progress.loss_sum, progress.loss_count = 0.0, 0
+
+    def write(self, kind: str, values: Mapping[str, Any], progress: Progress) -> None:
+        """One line of the log."""
+        self.tick(progress)
+        where = {"step": progress.step, "epoch": progress.epoch, "kind": kind, "seconds": round(progress.seconds, 2)}
+        self.journal.write({**where, **values})
+        numbers = {f"{kind}/{name}": value for name, value in values.items() if value is not None}
+        self.accelerator.log(numbers, progress.step)
+
+    def tick(self, progress: Progress) -> None:
+        """Count the time since the last call."""
+        now = time.perf_counter()
+        progress.seconds += now - self._clock
+        self._clock = now
+
+    def finish(self) -> None:
+        """Close the trackers."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()

@@ -1,0 +1,90 @@
+"""The sweep's results as the page docs/attention_coverage.md.
+
+python tests/attention/sweep.py && python tests/attention/coverage.py
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tools.sweep import CACHE
+from tools.tiny import model_types
+
+ROOT = Path(__file__).resolve().parents[2]
+Record = Mapping[str, Any]
+
+
+def page(records: Iterable[Record], every: int) -> str:
+    """Markdown: the count, what held, what was refused and why; `every` is the number of model types there are."""
+    by_type = {record["type"]: record for record in records}
+    groups: dict[str, list[Record]] = {}
+    for name in sorted(by_type):
+        groups.setdefault(by_type[name]["status"], []).append(by_type[name])
+    held, tried = groups.get("held", []), [r for s in TRIED for r in groups.get(s, [])]
+    counts = Counter(record["status"] for record in by_type.values())
+    lines = [
+        "# Attention: which architectures",
+        "",
+        f"transformers {transformers.__version__}, {len(by_type)} of its {every} model types run. Of {len(tried)} that "
+        f"have attention and that a tiny configuration builds, **{len(held)} hold "
+        f"({len(held) / max(1, len(tried)):.1%})**: neutral at start, alive once perturbed, a gradient for every "
+        "parameter, merged equals patched (or the merge is refused because a query norm stands between), unmerge and "
+        "remove exact. Made by `python tests/attention/sweep.py` and `python tests/attention/coverage.py`.",
+        "",
+        f"{counts['no attention']} types have no attention; {counts['not built']} were not built, and the last table "
+        "says why: parts of other models, missing packages, configurations that do not shrink. A refused type is "
+        "refused whole: one of its attention modules ran and was not proven, or none could be run. Modules left alone, "
+        "beside those that are patched, were run by no example, or the model does not use what they put out.",
+        "",
+        "## Held",
+        "",
+        "| type | layers patched | query | merges | left alone |",
+        "|---|---:|---|---|---:|",
+    ]
+    lines += [_row(record) for record in held]
+    lines += ["", "## Not patched, or not held", "", "| type | outcome | reason |", "|---|---|---|"]
+    lines += [f"| {r['type']} | {r['status']} | {_reason(r)} |" for r in tried if r["status"] != "held"]
+    lines += ["", "## Not built", "", "| type | reason |", "|---|---|"]
+    lines += [f"| {r['type']} | {_reason(r)} |" for r in groups.get("not built", [])]
+    return "\n".join(lines) + "\n"
+
+
+TRIED = ("held", "refused", "failed", "no layout", "patched, not run", "crashed")
+
+
+def _row(record: Record) -> str:
+    merges = _merges(record.get("merge_refused"))
+    left = len(record["left_alone"])
+    return f"| {record['type']} | {record['patched']} | {', '.join(record['layouts'])} | {merges} | {left or ''} |"
+
+
+def _merges(refusal: str | None) -> str:
+    if refusal is None:
+        return "yes"
+    return "no: after a query norm" if "query norm" in refusal else "no: its projection holds more than a linear map"
+
+
+def _reason(record: Record) -> str:
+    found = ", ".join(record.get("wrong", [])) or ", ".join(record.get("attention_classes", []))
+    text = " ".join(str(record.get("reason") or found).split())
+    text = text.replace(f"{Path(transformers.__file__).parents[1]}/", "")  # where this machine keeps its packages
+    _, _, after = text.partition(", where ")
+    return (after or text).partition(". Declare its layout")[0].replace("|", "\\|")[:300]
+
+
+def main() -> None:
+    """Read the sweep's log, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "attention_coverage.md")
+    options = parser.parse_args()
+    records = map(json.loads, options.cache.read_text().splitlines())
+    options.output.write_text(page(records, len(model_types())))
+
+
+if __name__ == "__main__":
+    main()
