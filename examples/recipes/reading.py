@@ -21,7 +21,7 @@ from gssf_plug.errors import ArgumentError, DataError, near_matches
 from gssf_plug.retrieval import RetrievalConfig
 from recipes.options import HINTS, SECTIONS, Recipe
 
-RECIPES = Path(__file__).resolve().parent / "recipes"
+RECIPES = Path(__file__).resolve().parent
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -22,7 +22,7 @@ from shared.pretrained import PACKAGED, embed_texts, load_text_encoder
 
 __all__ = ["BUNDLED", "Collection", "Encoder", "Hit", "bundled_collection", "load_encoder", "own_collection", "search"]
 
-BUNDLED = Path(__file__).resolve().parent / "data" / "search_demo"
+BUNDLED = Path(__file__).resolve().parents[1] / "data" / "search_demo"
 
 
 @dataclass(frozen=True)

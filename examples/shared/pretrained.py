@@ -63,7 +63,7 @@ def load_image_encoder(name: str = BUNDLED) -> PreTrainedModel:
     Args:
         name: a Hub id, a folder, or "bundled-mobilenet" (default): 1280 wide, 2.2 M parameters, in this repository.
     """
-    source = str(Path(__file__).resolve().parent / "data" / "mobilenet_v2") if name == BUNDLED else name
+    source = str(Path(__file__).resolve().parents[1] / "data" / "mobilenet_v2") if name == BUNDLED else name
     return AutoModel.from_pretrained(source, dtype=torch.float32).eval()
 
 
