@@ -11,8 +11,8 @@ from os import PathLike
 
 from torch import nn
 
-from gssf_plug.attention.fold import EATEN, MergeReport
-from gssf_plug.attention.merge_plan import PatchedLayer, check_as_left, plan_folds
+from gssf_plug.attention.merging.fold import EATEN, MergeReport
+from gssf_plug.attention.merging.plan import PatchedLayer, check_as_left, plan_folds
 from gssf_plug.attention.query_layer import CHILD, LayerMetric, notice_hooks
 from gssf_plug.attention.saving import push_adapter, save_adapter
 from gssf_plug.attention.summary import table

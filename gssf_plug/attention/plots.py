@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gssf_plug.attention.handle import AttentionPatch
-from gssf_plug.attention.merge_plan import PatchedLayer
+from gssf_plug.attention.merging.plan import PatchedLayer
 from gssf_plug.errors import ArgumentError, near_matches
 
 if TYPE_CHECKING:

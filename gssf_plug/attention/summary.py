@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from gssf_plug.attention.fold import Fold
-from gssf_plug.attention.merge_plan import PatchedLayer
+from gssf_plug.attention.merging.fold import Fold
+from gssf_plug.attention.merging.plan import PatchedLayer
 
 __all__ = ["table"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from gssf_plug.attention.fold import Fold, NotFoldable, plan_fold
+from gssf_plug.attention.merging.fold import Fold, NotFoldable, plan_fold
 from gssf_plug.attention.query_layer import LayerMetric, QueryMetric
 from gssf_plug.attention.saving import is_sharded
 from gssf_plug.attention.score_layer import ScoreMetric
