@@ -1,60 +1,26 @@
-"""Every picture of the documentation is shown somewhere, and drawn again by docs/figures.py."""
+"""An empty figure for every plot: its size, its ground, pyplot left alone, and the sentence without matplotlib."""
 
-import importlib.util
-import re
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+from matplotlib import pyplot
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)]
-
-
-@pytest.fixture(scope="module")
-def figures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("figures", DOCS / "figures.py")
-    module = importlib.util.module_from_spec(spec)
-    path = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = path
-    return module
+from gssf_plug.figures import make_figure
 
 
-@pytest.fixture(scope="module")
-def drawn(figures: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Places of the pictures that take seconds; distillation of no epoch here."""
-    folder, every = tmp_path_factory.mktemp("images"), {**figures.structures(), **figures.similarities(epochs=0)}
-    for name, figure in every.items():
-        figure.savefig(folder / f"{name}.png")
-        assert (folder / f"{name}.png").stat().st_size > 5000
-    return {f"images/{name}.png" for name in every}
+def test_a_figure_has_its_size_and_a_white_ground() -> None:
+    figure = make_figure(3.0, 2.0)
+    assert tuple(figure.get_size_inches()) == (3.0, 2.0)
+    assert figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
 
 
-def shown(pages: list[Path]) -> set[str]:
-    found = set()
-    for page in pages:
-        for link in re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", page.read_text(encoding="utf-8")):
-            picture = (page.parent / link).resolve()
-            assert picture.is_file(), f"{page.name} shows {link}, which is not there"
-            found.add(picture.relative_to(DOCS).as_posix())
-    return found
+def test_pyplot_does_not_know_it() -> None:
+    before = pyplot.get_fignums()
+    make_figure(3.0, 2.0)
+    assert pyplot.get_fignums() == before
 
 
-def test_every_picture_is_shown_and_drawn_by_one_command(figures: ModuleType, drawn: set[str]) -> None:
-    by_examples = {place for pictures in figures.BY_EXAMPLES.values() for place in pictures.values()}
-    there = {
-        path.relative_to(DOCS).as_posix() for folder in ("images", "_static") for path in (DOCS / folder).glob("*.png")
-    }
-    assert there <= drawn | by_examples
-    assert drawn <= there
-    assert shown(PAGES) == there
-
-
-def test_a_page_that_shows_nothing_is_found(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("![none](images/none.png)")
-    with pytest.raises(AssertionError, match="which is not there"):
-        shown([page])
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
+        make_figure(3.0, 2.0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.merging.plan import PatchedLayer
 from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.figures import make_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ def plot_heads(patch: AttentionPatch, inputs: Mapping[str, Any] | None = None, *
         maps = attention_maps(patch, inputs)
         panels["change of entropy (nats)"] = [_entropy(new, mask) - _entropy(old, mask) for old, new in maps.values()]
     height = 1.2 + 0.22 * len(blocks)
-    figure = _figure(3.4 * len(panels), max(2.6, height))
+    figure = make_figure(3.4 * len(panels), max(2.6, height))
     for axis, (name, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         image = _heat(axis, _stacked(rows), signed="change" in name)
         axis.set(title=name, xlabel="head", ylabel="layer")
@@ -91,7 +92,7 @@ def plot_attention(
     old, new = (maps[0, head] for maps in attention_maps(patch, inputs)[layer])
     if tokens is not None and len(tokens) != old.shape[-1]:
         raise ArgumentError("tokens", f"be {old.shape[-1]} texts", len(tokens), "Give one for each key position.")
-    figure = _figure(11.0, 4.0)
+    figure = make_figure(11.0, 4.0)
     strongest = float(torch.maximum(old.max(), new.max()))
     parts = {"original": old, "patched": new, "patched less original": new - old}
     for axis, (name, values) in zip(figure.subplots(1, 3), parts.items(), strict=True):
@@ -220,11 +221,3 @@ def _heat(axis: Any, values: Tensor, *, signed: bool, highest: float | None = No
         return axis.imshow(values.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     top = highest if highest is not None else float(values.nan_to_num().max()) or 1.0
     return axis.imshow(values.numpy(), cmap="viridis", vmin=0.0, vmax=top, aspect="auto")
-
-
-def _figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Plots need matplotlib: run `pip install matplotlib`.") from error
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.figures import make_figure
 from gssf_plug.metric import GSSFMetric
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def plot_similarities(
     different = ~torch.eye(count, dtype=torch.bool)
     pairs = torch.stack([ours[different], theirs[different]])
     agreement = f"Spearman {_spearman(*pairs):.2f}, mean |difference| {(pairs[0] - pairs[1]).abs().mean():.2f}"
-    figure = _figure(10.4, 4.9)
+    figure = make_figure(10.4, 4.9)
     axes = figure.subplots(1, 2, sharey=True)
     for axis, name, values in zip(axes, ("teacher", f"student: {agreement}"), (theirs, ours), strict=True):
         image = axis.imshow(values.numpy(), cmap="viridis", vmin=float(pairs.min()), vmax=float(pairs.max()))
@@ -114,11 +115,3 @@ def _separate(axes: Sequence[Any], groups: Sequence[Hashable]) -> None:
             axis.axvline(end - 0.5, color="white", linewidth=0.8)
     if len(names) <= NAMED:
         axes[0].set_yticks(middles, names, fontsize=7)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Plots need matplotlib: run `pip install matplotlib`.") from error
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")

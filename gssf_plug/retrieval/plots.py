@@ -17,6 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.figures import make_figure
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.retrieval.training.run_log import Journal
 
@@ -72,7 +73,7 @@ def plot_retrieved(
     heights = [0.3 if systems else 0.01, *[CELL] * count]
     title = _wrapped(title, sum(widths), 12)
     above = 0.23 * len(title.splitlines())
-    figure = _figure(sum(widths) + 0.4, sum(heights) + above + 0.4)
+    figure = make_figure(sum(widths) + 0.4, sum(heights) + above + 0.4)
     figure.set_layout_engine("constrained", rect=_inset(figure, 0.1, above))
     grid = figure.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
     for row in range(count):
@@ -107,7 +108,7 @@ def plot_metric(metric: GSSFMetric, *, title: str = "") -> "Figure":
     blocks = metric.blocks().detach().float().cpu()
     diagonal = blocks.diagonal(dim1=-2, dim2=-1)
     strengths = torch.linalg.vector_norm(blocks - torch.diag_embed(diagonal), dim=(-2, -1))
-    figure = _figure(12, 3.4)
+    figure = make_figure(12, 3.4)
     weights, norms, picture = figure.subplots(1, 3)
     weights.bar(range(metric.dim), diagonal.flatten().tolist(), width=1.0, color="#3b6ea5")
     weights.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
@@ -136,7 +137,7 @@ def plot_structures(metrics: Mapping[str, GSSFMetric], *, title: str = "") -> "F
     """
     if not metrics:
         raise ArgumentError("metrics", "hold at least one metric", "none", "Give metrics by name.")
-    figure = _figure(2.6 * len(metrics), 3.1)
+    figure = make_figure(2.6 * len(metrics), 3.1)
     for axis, (name, metric) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
         structure = _learnable(metric)
         axis.imshow(structure.numpy(), cmap="Blues", vmin=0, vmax=1.3, interpolation="nearest")
@@ -160,7 +161,7 @@ def plot_curves(curves: Mapping[str, Sequence[float]], *, title: str = "", x: st
     """
     if not curves or not all(len(values) for values in curves.values()):
         raise ArgumentError("curves", "hold at least one curve with a value", dict(curves), "Give values by name.")
-    figure = _figure(6.4, 4.2)
+    figure = make_figure(6.4, 4.2)
     axis = figure.subplots()
     for name, values in curves.items():
         axis.plot(range(1, len(values) + 1), list(values), marker="o", markersize=3, label=name)
@@ -190,7 +191,7 @@ def plot_training(runs: Mapping[str, str | os.PathLike[str]], *, measure: str = 
     if not runs:
         raise ArgumentError("runs", "hold at least one run", "none", "Give output folders by name.")
     logs = {name: Journal(Path(folder) / "log.jsonl").records() for name, folder in runs.items()}
-    figure = _figure(10, 3.8)
+    figure = make_figure(10, 3.8)
     losses, measures = figure.subplots(1, 2)
     for name, log in logs.items():
         losses.plot(*_points(log, "train", "loss", name), marker="o", markersize=3, label=name)
@@ -222,14 +223,6 @@ def _learnable(metric: GSSFMetric) -> Bool[Tensor, "dim dim"]:
     for parameter in metric.parameters():
         parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
     return metric.matrix().cpu() != 0
-
-
-def _figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Plots need matplotlib: run `pip install matplotlib`.") from error
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def _inset(figure: "Figure", margin: float, above: float) -> tuple[float, float, float, float]:
