@@ -21,7 +21,8 @@ from gssf_plug.attention.discovery.candidates import fitting_layouts
 from gssf_plug.attention.discovery.discover import ATTEMPTS, attention_modules, discover
 from gssf_plug.attention.discovery.example_inputs import arguments_of, arguments_of_layer, parts_of
 from gssf_plug.attention.discovery.layouts import Heads
-from gssf_plug.attention.discovery.recording import Run, undisturbed
+from gssf_plug.attention.discovery.recording import Run
+from gssf_plug.attention.discovery.snapshot import undisturbed
 from gssf_plug.attention.query_layer import CHILD, LayerMetric, QueryMetric
 from gssf_plug.attention.score_layer import ScoreConfig, ScoreMetric, calls_interface, eager_attention, show
 from gssf_plug.errors import ArgumentError

@@ -1,6 +1,6 @@
 """The sweep's results as the page docs/attention_coverage.md.
 
-python tests/attention/sweep.py && python tests/attention/coverage.py
+python tests/tools/sweep.py && python tests/tools/coverage.py
 """
 
 import argparse
@@ -33,7 +33,7 @@ def page(records: Iterable[Record], every: int) -> str:
         f"have attention and that a tiny configuration builds, **{len(held)} hold "
         f"({len(held) / max(1, len(tried)):.1%})**: neutral at start, alive once perturbed, a gradient for every "
         "parameter, merged equals patched (or the merge is refused because a query norm stands between), unmerge and "
-        "remove exact. Made by `python tests/attention/sweep.py` and `python tests/attention/coverage.py`.",
+        "remove exact. Made by `python tests/tools/sweep.py` and `python tests/tools/coverage.py`.",
         "",
         f"{counts['no attention']} types have no attention; {counts['not built']} were not built, and the last table "
         "says why: parts of other models, missing packages, configurations that do not shrink. A refused type is "

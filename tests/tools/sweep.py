@@ -1,25 +1,33 @@
 """Every model type of the installed transformers that a tiny configuration builds: does the patch hold?
 
-    python tests/attention/sweep.py            all of them, resumable; then docs/attention_coverage.md
-    python tests/attention/sweep.py bert gpt2  some, printed
+    python tests/tools/sweep.py            all of them, resumable; then docs/attention_coverage.md
+    python tests/tools/sweep.py bert gpt2  some, printed
 
 One process per model, with limits of time and memory, so that no model can stop the others.
 """
 
 import argparse
 import contextlib
+import copy
+import inspect
 import json
 import multiprocessing
+import random
 import resource
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tools.tiny import model_types, tiny_model
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from gssf_plug.attention import patch_attention
 from gssf_plug.attention.discovery.discover import attention_modules
@@ -32,50 +40,143 @@ CACHE = Path("outputs/attention_sweep.jsonl")
 
 def tensors(output: object) -> list[Tensor]:
     """All floating tensors of an output, in order."""
+    return [tensor for tensor in all_tensors(output) if tensor.is_floating_point()]
+
+
+def all_tensors(output: object) -> list[Tensor]:
+    """All tensors of an output, in order: what is returned, and what is recorded."""
     if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
+        return [output]
     parts = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    return [tensor for part in parts for tensor in tensors(part)]
+    return [tensor for part in parts for tensor in all_tensors(part)]
 
 
-def runs(model: nn.Module) -> list[Any]:
-    """Calls that between them run the attention modules of `model`."""
+@dataclass(frozen=True)
+class Call:
+    """One run of the model, of a part of it, or of one layer alone: the path of what runs, and its arguments."""
+
+    path: str
+    arguments: dict[str, Any]
+
+    def __call__(self, model: nn.Module, options: Mapping[str, Any] | None = None) -> object:
+        """Run it on `model`, with those of the further `options` that its forward knows."""
+        part = model.get_submodule(self.path)
+        names = inspect.signature(part.forward).parameters
+        spread = isinstance(part, PreTrainedModel) and any(p.kind is p.VAR_KEYWORD for p in names.values())
+        asked = {name: value for name, value in (options or {}).items() if spread or name in names}
+        return part(**self.arguments, **asked)
+
+
+def find_calls(model: nn.Module) -> list[Call]:
+    """Calls that between them run the attention modules of `model`, which has run afterwards: try them on another."""
     for arguments in arguments_of(model):  # BigBird replaces its attention for good at the first short input
         with contextlib.suppress(Exception), torch.no_grad():
             model(**arguments)
             break
     found, reached = [], set()
-    owners = list(attention_modules(model).values())
-    wanted = set(owners)
-    for _, part in parts_of(model):
-        if not wanted & set(part.modules()) - reached:
-            continue
-        for arguments in arguments_of(part):
-            ran: set[nn.Module] = set()
-            hooks = [m.register_forward_hook(lambda m, a, o, ran=ran: ran.add(m)) for m in wanted]
-            try:
-                with torch.no_grad():
-                    part(**arguments)
-            except Exception:
-                ran = set()
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            if ran - reached:
-                reached |= ran
-                found.append(lambda part=part, arguments=arguments: part(**arguments))
-    for owner in (owner for owner in owners if owner not in reached):
-        for arguments in arguments_of_layer(owner):
-            with contextlib.suppress(Exception), torch.no_grad():
-                owner(**arguments)
-                found.append(lambda part=owner, arguments=arguments: part(**arguments))
-                break
+    owners = attention_modules(model)
+    wanted = set(owners.values())
+    for path, part in parts_of(model):
+        if wanted & set(part.modules()) - reached:
+            for arguments in arguments_of(part):
+                if (ran := _reached(part, arguments, wanted)) - reached:
+                    reached |= ran
+                    found.append(Call(path, arguments))
+    for path, owner in owners.items():
+        fitting = (a for a in arguments_of_layer(owner) if owner not in reached and _reached(owner, a, wanted))
+        found += [Call(path, arguments) for arguments in islice(fitting, 1)]
     return found
 
 
-def outputs(calls: list[Any]) -> list[Tensor]:
+def _reached(part: nn.Module, arguments: dict[str, Any], wanted: set[nn.Module]) -> set[nn.Module]:
+    """Those of `wanted` that a run of `part` reaches; none where it raises."""
+    ran: set[nn.Module] = set()
+    hooks = [module.register_forward_hook(lambda module, given, output: ran.add(module)) for module in wanted]
+    try:
+        with torch.no_grad():
+            part(**arguments)
+    except Exception:
+        ran.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran
+
+
+def seed() -> None:
+    """Every random state that a model may draw from."""
     torch.manual_seed(0)
-    return [tensor for call in calls for tensor in tensors(call())]
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+
+
+def outputs(model: nn.Module, calls: list[Call]) -> list[Tensor]:
+    seed()
+    return [tensor for call in calls for tensor in tensors(call(model))]
+
+
+RECORDED = ("output_hidden_states", "output_attentions")
+
+
+def recording(model: nn.Module, value: bool = True, names: tuple[str, ...] = RECORDED) -> nn.Module:
+    """Switch recording on, or off, in the configuration of the model and of each of its parts."""
+    configs = {id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)}
+    for config in configs.values():
+        for name in names:
+            with contextlib.suppress(Exception):  # a configuration that has no such setting
+                setattr(config, name, value)
+    return model
+
+
+def everything(model: nn.Module, calls: list[Call], options: Mapping[str, Any] | None = None) -> list[Tensor | str]:
+    """All tensors that the calls give; where transformers itself raises while it records, the kind of the error."""
+    seed()
+    found: list[Tensor | str] = []
+    with torch.no_grad():
+        for call in calls:
+            try:
+                found += all_tensors(call(model, options))
+            except Exception as error:
+                found.append(f"raised {type(error).__name__}")
+    return found
+
+
+def unlike(one: list[Tensor | str], other: list[Tensor | str]) -> str:
+    """How two lists of outputs differ in number, shape or bits; empty where they do not."""
+    if len(one) != len(other):
+        return f"{len(one)} outputs, not {len(other)}"
+    for place, (a, b) in enumerate(zip(one, other, strict=True)):
+        kinds = [x if isinstance(x, str) else f"{tuple(x.shape)} {x.dtype}" for x in (a, b)]
+        if kinds[0] != kinds[1]:
+            return f"output {place}: {kinds[0]}, not {kinds[1]}"
+        if not isinstance(a, str) and not torch.equal(
+            *(x.nan_to_num() if x.is_floating_point() else x for x in (a, b))
+        ):
+            return f"output {place} of {len(one)}: other bits"
+    return ""
+
+
+def beside_a_twin(pristine: nn.Module, calls: list[Call], terms: tuple[str, ...]) -> dict[str, str]:
+    """Never-run models, patched, against a twin that was never patched, while outputs are recorded; what differs."""
+    wrong: dict[str, str] = {}
+    asked = dict.fromkeys(RECORDED, True)
+    for way, options in (("configuration", {}), ("call", asked)):
+        fresh = recording(copy.deepcopy(pristine)) if way == "configuration" else copy.deepcopy(pristine)
+        expected = everything(copy.deepcopy(fresh), calls, options)
+        for sites in ("projection", "score"):
+            patched = copy.deepcopy(fresh)
+            try:
+                patch = patch_attention(patched, terms=terms, block_size=2, sites=sites)
+            except GSSFError:
+                if sites == "score":
+                    continue
+                raise
+            difference = unlike(everything(patched, calls, options), expected)
+            patch.remove()
+            difference = difference or unlike(everything(patched, calls, options), expected)
+            if difference and not unlike(everything(copy.deepcopy(fresh), calls, options), expected):
+                wrong[f"{sites}, {way}"] = difference
+    return wrong
 
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
@@ -87,13 +188,17 @@ def difference(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def contract(model_type: str, terms: tuple[str, ...] = ("diagonal", "block_diagonal")) -> dict[str, Any]:
-    """Build, patch, perturb, differentiate, merge, unmerge, remove; what held and what did not."""
+    """Build, patch before it ever ran, perturb, differentiate, merge, unmerge, remove; what held and what did not.
+
+    All outputs of a patched model, recorded ones too, are compared with those of a twin that was never patched.
+    """
     torch.manual_seed(0)
     record: dict[str, Any] = {"type": model_type}
     try:
-        model = tiny_model(model_type)
+        pristine = tiny_model(model_type)
     except Exception as error:
         return record | {"status": "not built", "reason": f"{type(error).__name__}: {error}"[:300]}
+    model = copy.deepcopy(pristine)
     record["class"] = type(model).__name__
     record["parameters"] = sum(p.numel() for p in model.parameters())
     modules = [n for n, m in model.named_modules() if "ttention" in type(m).__name__]
@@ -112,40 +217,44 @@ def contract(model_type: str, terms: tuple[str, ...] = ("diagonal", "block_diago
     record["layouts"] = sorted(
         {f"after {layer.query.norm}" if layer.query.norm else layer.query.layout for layer in patch.layers.values()}
     )
-    return record | checks(model, patch, keys)
-
-
-def checks(model: nn.Module, patch: Any, keys: set[str]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    calls = runs(model)
+    calls = find_calls(copy.deepcopy(pristine))
     if not calls:
-        return {"status": "patched, not run"}
+        return record | {"status": "patched, not run"}
+    record |= checks(model, patch, keys, calls)
+    differences = beside_a_twin(pristine, calls, terms)
+    if differences:
+        record |= {"status": "failed", "wrong": [*record["wrong"], *(f"{k}: {v}" for k, v in differences.items())]}
+    return record
+
+
+def checks(model: nn.Module, patch: Any, keys: set[str], calls: list[Call]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
     with torch.no_grad():
         with patch.disabled():
-            base = outputs(calls)
-        made["neutral"] = difference(base, outputs(calls))
+            base = outputs(model, calls)
+        made["neutral"] = difference(base, outputs(model, calls))
         for parameter in patch.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.5)
-        changed = outputs(calls)
+        changed = outputs(model, calls)
         made["alive"] = difference(base, changed)
-        again = difference(changed, outputs(calls))
-    loss = sum(t.float().nan_to_num().square().mean() for t in outputs(calls) if t.requires_grad)
+        again = difference(changed, outputs(model, calls))
+    loss = sum(t.float().nan_to_num().square().mean() for t in outputs(model, calls) if t.requires_grad)
     loss.backward()
     dead = [n for n, p in patch.named_parameters() if p.grad is None]
     made["parameters_without_gradient"] = dead
     try:
         patch.merge()
         with torch.no_grad():
-            made["merge"] = difference(changed, outputs(calls))
+            made["merge"] = difference(changed, outputs(model, calls))
         made["plain"] = set(model.state_dict()) == keys
         patch.unmerge()
         with torch.no_grad():
-            made["unmerge"] = difference(changed, outputs(calls))
+            made["unmerge"] = difference(changed, outputs(model, calls))
     except GSSFError as error:
         made["merge_refused"] = str(error)[:400]
     patch.remove()
     with torch.no_grad():
-        made["removed"] = difference(base, outputs(calls))
+        made["removed"] = difference(base, outputs(model, calls))
     scale = max([float(t.float().nan_to_num().abs().max()) for t in base if t.numel()] + [1e-6])
     tolerance = max(2e-5 * scale, min(0.02 * made["alive"], 1e-3 * scale), 2 * again)
     wrong = [

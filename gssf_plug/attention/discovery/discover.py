@@ -18,7 +18,7 @@ from gssf_plug.attention.discovery.candidates import Candidate, fitting_layouts
 from gssf_plug.attention.discovery.example_inputs import arguments_of, arguments_of_layer, parts_of
 from gssf_plug.attention.discovery.probe import Proof, prove
 from gssf_plug.attention.discovery.query_access import WeightSite
-from gssf_plug.attention.discovery.recording import undisturbed
+from gssf_plug.attention.discovery.snapshot import undisturbed
 from gssf_plug.attention.query_layer import CHILD
 from gssf_plug.errors import ArgumentError, near_matches
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from gssf_plug.attention.discovery.discover import ATTEMPTS
 from gssf_plug.attention.discovery.example_inputs import arguments_of, arguments_with_image
-from gssf_plug.attention.discovery.recording import Run, tensors_in, undisturbed, with_new
+from gssf_plug.attention.discovery.recording import Run, tensors_in, with_new
+from gssf_plug.attention.discovery.snapshot import undisturbed
 
 __all__ = ["without_gradient"]
 

@@ -1,52 +1,16 @@
-"""Run a model on one example: note what its layers put out, and leave it as it was."""
+"""Run a model on one example and note what its layers put out."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Run", "first_tensor", "outputs_of", "tensors_in", "undisturbed", "with_new"]
+__all__ = ["Run", "first_tensor", "outputs_of", "tensors_in", "with_new"]
 
 Run = Callable[[], object]
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; flags, buffers, parts and every random state are restored on the way out."""
-    training = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - some models draw from the global state
-    model.eval()
-    try:
-        with torch.random.fork_rng(), torch.no_grad(), _built_as_before(model):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        for module, flag in training.items():
-            module.training = flag
-        for buffer, before in buffers:
-            if buffer.shape == before.shape and not torch.equal(buffer, before):
-                buffer.copy_(before)
-
-
-@contextmanager
-def _built_as_before(model: nn.Module) -> Iterator[None]:
-    """Children, buffers and attributes that a run replaces (BigBird: its attention, on short inputs) are put back."""
-    held: list[dict[str, Any]] = []
-    for module in model.modules():
-        held += [vars(module), module._modules, module._buffers]
-    before = [dict(entries) for entries in held]
-    try:
-        yield
-    finally:
-        for entries, old in zip(held, before, strict=True):
-            entries.clear()
-            entries.update(old)
 
 
 def outputs_of(

@@ -1,4 +1,4 @@
-"""The thin form of the sweep: one architecture of each kind. `python tests/attention/sweep.py` runs them all."""
+"""The thin form of the sweep: one architecture of each kind. `python tests/tools/sweep.py` runs them all."""
 
 import pytest
 from tools.sweep import contract

@@ -1,0 +1,176 @@
+"""The order of users: a model that never ran is patched, then records its outputs. A twin that was never patched does
+the same, and all of their outputs are equal: how many, their shapes, their bits."""
+
+import copy
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from attention.object_graph import object_graph
+from attention.small_models import IDS, small_bert, small_llama
+from tools.sweep import everything, find_calls, recording, unlike
+from tools.tiny import tiny_model
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from gssf_plug.attention import load_attention, patch_attention
+from gssf_plug.attention.discovery.snapshot import undisturbed
+from gssf_plug.errors import ArgumentError
+
+TYPES = ["bert", "big_bird", "clipseg", "gpt2", "llama", "llava", "qwen3", "swin", "t5", "vit", "wav2vec2", "whisper"]
+pytestmark = pytest.mark.filterwarnings("default")  # what transformers says while it builds odd models
+
+
+def fresh(model_type: str, record: str = "") -> nn.Module:
+    torch.manual_seed(0)
+    model = tiny_model(model_type)
+    if record:
+        recording(model, names=(record,))
+    return model
+
+
+@pytest.mark.parametrize("sites", ["projection", "score"])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_the_object_graph_is_as_before(model_type: str, sites: str) -> None:
+    model = fresh(model_type, "output_hidden_states")
+    before, states = object_graph(model), (torch.get_rng_state(), random.getstate(), str(np.random.get_state()))  # noqa: NPY002
+    try:
+        patch_attention(model, block_size=2, sites=sites).remove()  # type: ignore[arg-type]
+    except ArgumentError:
+        assert sites == "score"  # swin has no attention that asks for an attention function
+    assert object_graph(model) == before
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), str(np.random.get_state())) == states[1:]  # noqa: NPY002
+    assert torch.is_grad_enabled()
+
+
+def test_the_object_graph_can_tell() -> None:
+    """A hook, a flag, a buffer's value, an entry of a dictionary: each shows."""
+    model = small_bert()
+    before = object_graph(model)
+    handle = model.encoder.layer[1].register_forward_hook(lambda *given: None)
+    assert object_graph(model) != before
+    handle.remove()
+    assert object_graph(model) == before
+    model.embeddings.position_ids += 1
+    assert object_graph(model) != before
+    model.embeddings.position_ids -= 1
+    model.config.strange = True
+    assert object_graph(model) != before
+
+
+@pytest.mark.parametrize("sites", ["projection", "score"])
+def test_load_attention_leaves_the_object_graph(tmp_path: Path, sites: str) -> None:
+    patch_attention(fresh("llama"), block_size=2, sites=sites).save_pretrained(tmp_path)  # type: ignore[arg-type]
+    model = fresh("llama", "output_attentions")
+    before = object_graph(model)
+    load_attention(model, tmp_path).remove()
+    assert object_graph(model) == before
+
+
+@pytest.mark.parametrize("sites", ["projection", "score"])
+@pytest.mark.parametrize("record", ["output_hidden_states", "output_attentions"])
+@pytest.mark.parametrize("model_type", ["bert", "clipseg", "llama", "llava"])
+def test_recorded_outputs_are_those_of_a_twin(model_type: str, record: str, sites: str) -> None:
+    calls = find_calls(fresh(model_type))
+    for record_in_config, options in ((record, {}), ("", {record: True})):
+        twin, patched = fresh(model_type, record_in_config), fresh(model_type, record_in_config)
+        patch = patch_attention(patched, block_size=2, sites=sites)  # type: ignore[arg-type]
+        expected = everything(twin, calls, options)
+        assert len(expected) > len(everything(fresh(model_type), calls))  # something is recorded
+        assert not unlike(everything(patched, calls, options), expected)
+        patch.remove()
+        assert not unlike(everything(patched, calls, options), expected)
+
+
+def test_hidden_states_and_attentions_are_as_many_as_the_layers() -> None:
+    for flag, count in (("output_hidden_states", 3), ("output_attentions", 2)):
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+        setattr(config, "_attn_implementation", "eager")  # noqa: B010
+        setattr(config, flag, True)
+        model = BertModel(config).eval()
+        for _ in range(2):
+            patch_attention(model).remove()
+        patch_attention(model)
+        assert len(model(IDS)[flag.removeprefix("output_")]) == count
+
+
+class Restless(nn.Module):
+    """Changes itself in every way that a run may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("counted", torch.zeros(1))
+        self.table, self.names, self.seen = {"a": torch.ones(2)}, ["x"], {1}
+        self.generator = torch.Generator().manual_seed(3)
+        self.settings = Settings()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counted += 1
+        self.table["a"] += 1
+        self.table["b"] = 1
+        self.names.append("y")
+        self.seen.add(2)
+        self.settings.inner["depth"] = 2
+        self.flag = True
+        self.made = nn.Linear(4, 4)
+        self.layer.register_forward_hook(lambda *given: None)
+        self.layer.register_forward_pre_hook(lambda *given: None)
+        self.register_buffer("late", torch.zeros(1))
+        self.layer.weight.requires_grad_(False)
+        return self.layer(x) + torch.randn(4, generator=self.generator) + torch.rand(1) + random.random()
+
+
+class Settings:
+    def __init__(self) -> None:
+        self.inner: dict[str, int] = {}
+
+
+def test_every_kind_of_change_is_put_back() -> None:
+    model = Restless().train()
+    before = object_graph(model)
+    with undisturbed(model):
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        for _ in range(2):
+            model(torch.zeros(1, 4))
+        assert object_graph(model) != before
+    assert object_graph(model) == before
+
+
+def test_what_a_run_raises_leaves_the_model_whole() -> None:
+    model = Restless().train()
+    before = object_graph(model)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), undisturbed(model):
+        model(torch.zeros(1, 3))
+    assert object_graph(model) == before
+
+
+def test_a_compiled_model_runs_uncompiled() -> None:
+    model, compiled = nn.Linear(2, 2), []
+    model._compiled_call_impl = lambda *given: compiled.append(given)  # what Module.compile leaves
+    with undisturbed(model):
+        model(torch.zeros(1, 2))
+    assert not compiled
+    model(torch.zeros(1, 2))
+    assert compiled
+
+
+def test_generation_records_like_the_twin() -> None:
+    twin, patched = small_llama(), copy.deepcopy(small_llama())
+    patch_attention(patched, block_size=2)
+    options = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_hidden_states": True, "do_sample": False}
+    one, other = (model.generate(IDS, **options, pad_token_id=0) for model in (patched, twin))
+    assert torch.equal(one.sequences, other.sequences)
+    assert [len(step) for step in one.hidden_states] == [len(step) for step in other.hidden_states] == [3, 3, 3]
+
+
+@pytest.fixture(autouse=True)
+def _the_graph_of_autograd() -> Iterator[None]:
+    yield
+    assert torch.is_grad_enabled()
