@@ -1,0 +1,94 @@
+"""What a user may hand over for a tensor: numpy arrays, memory-mapped ones too, and lists. Arrays give arrays back.
+
+Nothing is copied that torch can read where it lies. What has no clear meaning (complex numbers, texts, ragged lists,
+tensors without values) is refused by name.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError
+
+__all__ = ["Array", "check_has_values", "float_features", "like_inputs", "to_tensor"]
+
+Array = Tensor | np.ndarray
+
+
+def to_tensor(name: str, value: object) -> Tensor:
+    """A tensor that shares the memory of a numpy array; lists are copied.
+
+    Args:
+        name: the argument, as the caller writes it.
+        value: a tensor (returned as it is), an array, a number, or lists of numbers of equal length.
+
+    Raises:
+        ArgumentError: anything else.
+    """
+    if isinstance(value, Tensor):
+        return value
+    array = value
+    if not isinstance(value, np.ndarray):
+        if not isinstance(value, list | tuple | int | float | np.generic):
+            raise _no_array(name, type(value).__name__)
+        if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
+            try:
+                return torch.stack(list(value))
+            except (RuntimeError, TypeError):
+                raise _no_array(name, f"a {type(value).__name__} of tensors that differ") from None
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError, OverflowError):
+            raise _no_array(name, f"a {type(value).__name__} that is no table of numbers") from None
+        array = array.astype(np.float32) if array.dtype == np.float64 else array  # as torch.tensor reads lists
+    assert isinstance(array, np.ndarray)
+    if array.dtype.kind not in "fiubc":
+        raise _no_array(name, f"an array of {array.dtype}")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch reads the machine's own byte order
+    if any(stride < 0 for stride in array.strides):
+        array = np.ascontiguousarray(array)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+            return torch.from_numpy(array)
+    except TypeError:
+        raise _no_array(name, f"an array of {array.dtype}") from None
+
+
+def float_features(name: str, value: object) -> Tensor:
+    """Features as a floating-point tensor: whole numbers and booleans are converted to torch's default dtype.
+
+    Raises:
+        ArgumentError: no array of real numbers, or a tensor on the meta device, which holds no values.
+    """
+    features = to_tensor(name, value)
+    if features.is_complex() or features.is_quantized or features.layout != torch.strided:
+        got = f"{features.dtype} of layout {features.layout}"
+        raise ArgumentError(
+            name, "hold real numbers, densely stored", got, "Convert it, for instance with .to_dense()."
+        )
+    return features if features.is_floating_point() else features.to(torch.get_default_dtype())
+
+
+def check_has_values(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor on the meta device.
+
+    Raises:
+        ArgumentError: it has a shape and no values.
+    """
+    if tensor.is_meta:
+        raise ArgumentError(name, "hold values", "a tensor on the meta device", "Load it, or move it to a real device.")
+
+
+def like_inputs(result: Tensor, *inputs: object) -> Array:
+    """`result` as a numpy array where numpy arrays were given and no tensor was, otherwise as it is."""
+    if any(isinstance(one, Tensor) for one in inputs) or not any(isinstance(one, np.ndarray) for one in inputs):
+        return result
+    return result.detach().cpu().numpy()
+
+
+def _no_array(name: str, got: str) -> ArgumentError:
+    rule = "be a tensor, a numpy array, or lists of numbers of equal length"
+    return ArgumentError(name, rule, got, "Convert it with torch.as_tensor(...).")

@@ -1,0 +1,115 @@
+r"""One score for two rows: what decides where fast scores come too close to each other.
+
+    s(x, y) = Σ_d f_d y_d / (‖x‖ ‖y‖),        f = x (W ⊙ U)
+
+in float64 from the rows as they were given, not yet rounded by a normalisation: f by `exact_product`, the sum of the D
+products and the two squared norms correctly rounded (`correct_sums`), then one fixed sequence of single operations. So
+the value depends on the two rows and the metric alone. Equal rows have equal scores, in whichever dtype they are held,
+in whichever order their channels stand; rows of small whole numbers have equal scores where mathematics says so.
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gssf_plug.metric.exact_sums import correct_sums, exact_product, power_of_two, scale_rows
+from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric.structures import Structure
+
+__all__ = ["CanonicalQueries", "canonical_queries", "canonical_scores"]
+
+PRODUCTS_AT_ONCE = 262_144  # 2 MB of float64: what is made of them stays in the cache
+
+
+@dataclass(frozen=True)
+class CanonicalQueries:
+    """Queries, folded once for all their pairs.
+
+    Args:
+        folded: f in float64, each row times a power of two.
+        exponents: of these powers, f = folded · 2^exponents (less the power that a normalisation takes out again).
+        squares: ‖x‖² of the rows on the same terms; None where the metric does not normalise.
+    """
+
+    folded: Float[Tensor, "n dim"]
+    exponents: Int[Tensor, " n"]
+    squares: Float[Tensor, " n"] | None
+
+
+@torch.no_grad()
+def canonical_queries(metric: GSSFMetric | None, queries: Float[Tensor, "n dim"]) -> CanonicalQueries:
+    """The query side of canonical scores.
+
+    Args:
+        metric: the similarity; None means cosine.
+        queries: N×D finite features of any float dtype, not yet folded.
+    """
+    rows, exponents = scale_rows(queries)
+    squares = _squares(rows) if metric is None or metric.normalize else None
+    folded, folded_exponents = scale_rows(rows if metric is None else _fold(metric, rows))
+    # x and ‖x‖ were scaled alike, so the power leaves a normalised score again
+    return CanonicalQueries(folded, folded_exponents + (exponents if squares is None else 0), squares)
+
+
+@torch.no_grad()
+def canonical_scores(
+    queries: CanonicalQueries,
+    rows: Int[Tensor, " pairs"],
+    gallery: Float[Tensor, "m dim"],
+    columns: Int[Tensor, " pairs"],
+) -> Float[Tensor, " pairs"]:
+    """Scores of the pairs (query `rows[p]`, gallery item `columns[p]`), in float64.
+
+    Args:
+        queries: of `canonical_queries`.
+        rows: numbers of queries.
+        gallery: M×D finite features of any float dtype, as the user gave them; a row of zeros scores 0.
+        columns: numbers of gallery items.
+    """
+    size = max(1, PRODUCTS_AT_ONCE // max(1, gallery.shape[1]))
+    pieces = zip(rows.split(size), columns.split(size), strict=True)
+    return torch.cat([_pair_scores(queries, own, gallery[other.to(gallery.device)]) for own, other in pieces])
+
+
+def _pair_scores(queries: CanonicalQueries, rows: Tensor, items: Tensor) -> Float[Tensor, " pairs"]:
+    values, exponents = scale_rows(items.to(queries.folded.device))
+    products = correct_sums(queries.folded[rows] * values)
+    if queries.squares is None:
+        return _times_powers(products, queries.exponents[rows], exponents)
+    squares = queries.squares[rows] * _squares(values)
+    # sqrt(c² / n²), not c / n: whole numbers with equal c² / n² meet exactly, though √n² is rounded
+    root = (products * products / squares).sqrt()
+    tiny = products.abs() < 1e-140  # whose square underflows
+    cosine = torch.where(tiny, products / squares.sqrt(), root.copysign(products))
+    return _times_powers(cosine.masked_fill(squares == 0, 0.0) + 0.0, queries.exponents[rows])
+
+
+def _squares(rows: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
+    size = max(1, PRODUCTS_AT_ONCE // max(1, rows.shape[1]))
+    return torch.cat([correct_sums(part * part) for part in rows.split(size)])
+
+
+def _times_powers(values: Float[Tensor, " n"], *exponents: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    for exponent in exponents:
+        values = values * power_of_two(exponent)
+    return values
+
+
+def _fold(metric: GSSFMetric, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+    """x (W ⊙ U) of float64 rows with the metric's weights in float64."""
+    precise = copy.deepcopy(metric).double()
+    x = rows if precise.grouping is None else rows[:, precise.grouping]
+    for factor in ("first", "second") if precise.constraint == "psd" else ("only",):  # Lᵀ, then L
+        y = x
+        for structure in cast(Iterable[Structure], precise.structures.children()):
+            deviation = structure.deviation()
+            if precise.constraint == "symmetric":
+                deviation = (deviation + deviation.mT) / 2
+            y = y + exact_product(x, deviation.mT if factor == "first" else deviation)
+        x = y
+    return x if precise.grouping is None else torch.empty_like(x).index_copy(-1, precise.grouping, x)

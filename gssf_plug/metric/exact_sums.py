@@ -1,0 +1,94 @@
+r"""Sums whose value does not depend on who computes them: no order of summation, chunk, thread or device shows in them.
+
+Two ways to that. `correct_sums` gives the float64 number nearest to the true sum: one number, whatever the road to it.
+`exact_product` cuts the factors into slices of so few bits that every product and every partial sum of a slice is exact
+in float64; then any BLAS gives the same, at the speed of a matrix product.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["correct_sums", "exact_product", "power_of_two", "scale_rows"]
+
+SLICED_BITS = 66  # of a factor, below its row's largest entry; float64 itself has 53
+
+
+def power_of_two(exponent: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """2^exponent in float64, exactly, for exponents from -1022 to 1023 (others are clamped to these)."""
+    # written as the bits of the number: a `pow` of the device may round
+    return ((exponent.clamp(-1022, 1023) + 1023) << 52).view(torch.float64)
+
+
+def scale_rows(x: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n dim"], Int[Tensor, " n"]]:
+    """Rows in float64, times a power of two that brings their largest entry into [0.5, 1); and that power's exponent.
+
+    Exact, since a power of two only moves the exponent; nothing that is squared afterwards over- or underflows.
+
+    Returns:
+        scaled: `x · 2^-exponent`, row by row. A row of zeros stays as it is.
+        exponent: whole numbers.
+    """
+    values = x.double()
+    exponent = torch.frexp(values.abs().amax(dim=1)).exponent.long().clamp_min(-1022)
+    return values * power_of_two(-exponent)[:, None], exponent
+
+
+def correct_sums(terms: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
+    """Sum of each row of float64 numbers, correctly rounded: the float64 nearest to the true sum, as `math.fsum` gives.
+
+    Pairs are added with the error that the addition made (Knuth's TwoSum), level by level. Where the sum of the errors
+    leaves open which float64 is the nearest, about once in 2⁴⁰ rows, `math.fsum` decides.
+    """
+    level = terms.T.contiguous()  # terms in rows: halves of it are then contiguous
+    error, size = level.new_zeros(level.shape[1]), level.new_zeros(level.shape[1])
+    while len(level) > 1:
+        half = len(level) // 2
+        first, second, odd = level[:half], level[half : 2 * half], level[2 * half :]
+        total = first + second
+        back = total - first
+        lost = (first - (total - back)) + (second - back)  # first + second == total + lost, exactly
+        error, size = error + lost.sum(0), size + lost.abs().sum(0)
+        level = torch.cat([total, odd])
+    total = level.sum(0) if len(level) == 0 else level[0]
+    # `error` is itself rounded: the true sum lies between these two, and so does its nearest float64
+    slack = size * (len(terms.T) + 4) * 2**-52
+    result = total + (error - slack)
+    for row in (result != total + (error + slack)).nonzero()[:, 0].tolist():
+        result[row] = math.fsum(terms[row].tolist())
+    return result + 0.0  # no -0.0
+
+
+def exact_product(x: Float[Tensor, "n dim"], blocks: Float[Tensor, "k s s"]) -> Float[Tensor, "n dim"]:
+    """x Δ for rows x and block-diagonal Δ, in float64; the same to the last bit however many rows come at once.
+
+    Its error is below 2⁻⁶² of the largest entry of the row times the largest of Δ, times s.
+    """
+    count, size, _ = blocks.shape
+    blocks = blocks.double()
+    if size == 1:
+        return x * blocks.reshape(count)
+    rows, exponent = scale_rows(x)
+    weights, weight_exponent = scale_rows(blocks.reshape(1, -1))
+    bits = (53 - math.ceil(math.log2(4 * size))) // 2
+    number = math.ceil(SLICED_BITS / bits)
+    left = _slices(rows.reshape(-1, count, size).transpose(0, 1), bits, number)
+    right = _slices(weights.reshape(blocks.shape), bits, number)
+    # slices i and j make whole multiples of 2^(-bits·(i+j+2)); from the smallest up, each sum of products is exact
+    total = torch.zeros_like(left[0])
+    for order in range(number - 1, -1, -1):
+        total = total + torch.stack([left[i] @ right[order - i] for i in range(order + 1)]).sum(0)
+    product = total.transpose(0, 1).reshape(x.shape)
+    return product * power_of_two(exponent)[:, None] * power_of_two(weight_exponent)
+
+
+def _slices(x: Float[Tensor, "k n s"], bits: int, number: int) -> list[Float[Tensor, "k n s"]]:
+    """Parts that add up to x, |x| ≤ 1: the first in whole multiples of 2^-bits, the next of 2^-2·bits, and so on."""
+    parts = []
+    for place in range(1, number + 1):
+        grid = 2.0 ** (bits * place)
+        parts.append((x * grid).round() / grid)
+        x = x - parts[-1]
+    return parts
