@@ -14,14 +14,23 @@ of the same value over the folds.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes, share
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.options import check_features, checked_labels, checked_metric, finite_scores, promoted
+from gssf_plug.evaluation.options import (
+    Rows,
+    checked_features,
+    checked_labels,
+    checked_metric,
+    finite_scores,
+    promoted,
+)
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["image_text_recall", "image_text_recall_of_scores"]
@@ -34,9 +43,9 @@ Tile = tuple[slice, slice]
 
 @torch.no_grad()
 def image_text_recall(
-    image_features: Float[Tensor, "n dim"],
-    text_features: Float[Tensor, "m dim"],
-    image_of_text: Int[Tensor, " m"],
+    image_features: Float[Tensor | np.ndarray, "n dim"] | Rows,
+    text_features: Float[Tensor | np.ndarray, "m dim"] | Rows,
+    image_of_text: Int[Tensor | np.ndarray, " m"] | Sequence[int],
     *,
     metric: GSSFMetric | None = None,
     folds: int | None = None,
@@ -72,8 +81,8 @@ def image_text_recall(
         >>> image_text_recall(images, texts, torch.arange(4).repeat_interleave(2))["rsum"]
         600.0
     """
-    check_features("image_features", image_features, metric)
-    check_features("text_features", text_features, metric, image_features.shape[1])
+    image_features = checked_features("image_features", image_features, metric)
+    text_features = checked_features("text_features", text_features, metric, image_features.shape[1])
     image_of_text = _checked_owners(image_of_text, text_features, image_features, ("text_features", "image_features"))
     _check_sizes(len(image_features), folds, image_chunk, text_chunk)
     sides = _FeaturePairs(checked_metric(metric, image_features), image_features, text_features)
@@ -101,7 +110,7 @@ def image_text_recall_of_scores(
         >>> image_text_recall_of_scores(scores, torch.arange(4).repeat_interleave(2))["rsum"]
         600.0
     """
-    check_features("scores", scores, None)
+    scores = checked_features("scores", scores, None)
     image_of_text = _checked_owners(image_of_text, scores.T, scores, ("scores.T", "scores"))
     _check_sizes(len(scores), folds, IMAGES_AT_ONCE, TEXTS_AT_ONCE)
     return _recall(_ScoredPairs(scores), image_of_text, folds, IMAGES_AT_ONCE, TEXTS_AT_ONCE, False)
@@ -252,7 +261,7 @@ def _fold_slices(count: int, folds: int) -> list[slice]:
     return [slice(count * fold // folds, count * (fold + 1) // folds) for fold in range(folds)]
 
 
-def _checked_owners(image_of_text: Tensor, texts: Tensor, images: Tensor, names: tuple[str, str]) -> Int[Tensor, " m"]:
+def _checked_owners(image_of_text: Any, texts: Tensor, images: Tensor, names: tuple[str, str]) -> Int[Tensor, " m"]:
     owners = checked_labels("image_of_text", image_of_text, texts, names[0])
     outside = ((owners < 0) | (owners >= len(images))).nonzero()
     if len(outside):

@@ -10,15 +10,25 @@ tie is lost by the positive.
 Source of MAP@R: Musgrave et al., "A metric learning reality check", ECCV 2020.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from gssf_plug.distributed import share
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.options import check_features, checked_labels, checked_metric, promoted
+from gssf_plug.evaluation.options import (
+    Labels,
+    Rows,
+    checked_features,
+    checked_labels,
+    checked_metric,
+    checked_sides,
+    numbered,
+    promoted,
+)
 from gssf_plug.evaluation.ranking import LabelGroups, Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.metric.metric import GSSFMetric
 
@@ -27,13 +37,13 @@ __all__ = ["instance_recall"]
 
 @torch.no_grad()
 def instance_recall(
-    features: Float[Tensor, "n dim"],
-    labels: Int[Tensor, " n"],
+    features: Float[Tensor | np.ndarray, "n dim"] | Rows,
+    labels: Labels,
     *,
     metric: GSSFMetric | None = None,
-    ks: Sequence[int] = (1, 2, 4, 8),
-    gallery: Float[Tensor, "m dim"] | None = None,
-    gallery_labels: Int[Tensor, " m"] | None = None,
+    ks: Iterable[int] = (1, 2, 4, 8),
+    gallery: Float[Tensor | np.ndarray, "m dim"] | Rows | None = None,
+    gallery_labels: Labels | None = None,
     query_chunk: int | None = None,
     distributed: bool = False,
 ) -> dict[str, float]:
@@ -61,16 +71,17 @@ def instance_recall(
         >>> instance_recall(torch.eye(2).repeat(2, 1), torch.tensor([0, 1, 0, 1]), ks=(1,))
         {'R@1': 100.0, 'MAP@R': 100.0, 'R-precision': 100.0}
     """
-    check_features("features", features, metric)
-    labels = checked_labels("labels", labels, features, "features")
+    features = checked_features("features", features, metric)
     itself = gallery is None
     if gallery is None:
         if gallery_labels is not None:
             raise ArgumentError("gallery_labels", "come with `gallery`", "labels alone", "Give both or neither.")
+        labels = checked_labels("labels", numbered(labels)[0], features, "features")
         gallery, gallery_labels = features, labels
     else:
-        check_features("gallery", gallery, metric, features.shape[1])
-        gallery_labels = checked_labels("gallery_labels", gallery_labels, gallery, "gallery")
+        gallery = checked_features("gallery", gallery, metric, features.shape[1])
+        columns = ("labels", "gallery_labels"), (labels, gallery_labels)
+        labels, gallery_labels = checked_sides(*columns, (features, gallery), ("features", "gallery"))
     places = checked_ranks("ks", ks)
     metric = checked_metric(metric, features)
     items, groups, tally = metric.gallery(promoted(gallery, features)), LabelGroups(gallery_labels), Tally()

@@ -3,8 +3,12 @@
 Scores are computed in float32 or better whatever the features' dtype: in half precision thousands of items would tie.
 """
 
+import warnings
+from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,25 +16,39 @@ from torch import Tensor
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.metric import GSSFMetric
 
-__all__ = ["check_features", "checked_labels", "checked_metric", "finite_scores", "promoted"]
+__all__ = [
+    "Labels",
+    "Rows",
+    "checked_features",
+    "checked_labels",
+    "checked_metric",
+    "checked_sides",
+    "finite_scores",
+    "numbered",
+    "promoted",
+]
+
+Rows = Sequence[Sequence[float]]
+Labels = Int[Tensor | np.ndarray, " _"] | Sequence[int] | Sequence[str]
 
 FINITE_CHUNK = 65_536  # rows that one check of finiteness reads at a time
 
 
-def check_features(name: str, features: Tensor, metric: GSSFMetric | None, width: int | None = None) -> None:
-    """Refuse what cannot be ranked.
+def checked_features(
+    name: str, features: Any, metric: GSSFMetric | None, width: int | None = None
+) -> Float[Tensor, "n dim"]:
+    """The features as a tensor; refuse what cannot be ranked.
 
     Args:
         name: the argument as the caller writes it.
-        features: must be N×D with N ≥ 1, floating point and finite.
+        features: a torch tensor, numpy array or list of rows; must be N×D with N ≥ 1, floating point and finite.
         metric: its `dim` must be D.
         width: D of the other side, where it is known.
 
     Raises:
         ArgumentError: the first rule that is broken, with the first bad row.
     """
-    if not isinstance(features, Tensor):
-        raise ArgumentError(name, "be a torch tensor", type(features).__name__, "Convert it with torch.as_tensor(...).")
+    features = _as_tensor(name, features)
     if features.ndim != 2 or not features.is_floating_point():
         got = f"{features.dtype} of shape {tuple(features.shape)}"
         raise ArgumentError(name, "be a floating-point matrix of features N×D", got, "Give one row per item.")
@@ -48,9 +66,26 @@ def check_features(name: str, features: Tensor, metric: GSSFMetric | None, width
         if not bool(finite.all()):
             row = start * FINITE_CHUNK + int((~finite).nonzero()[0])
             raise ArgumentError(name, "be finite", f"NaN or infinity in row {row}", "Find what made it, or drop it.")
+    return features
 
 
-def checked_labels(name: str, labels: Int[Tensor, " n"] | None, features: Tensor, of: str) -> Int[Tensor, " n"]:
+def _as_tensor(name: str, features: Any) -> Tensor:
+    if isinstance(features, Tensor):
+        return features
+    try:
+        array = np.asarray(features)
+        if array.dtype.kind == "f":
+            with warnings.catch_warnings():  # a read-only memory map is only read here
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                return torch.from_numpy(array)
+        got = f"{array.dtype} of shape {array.shape}"
+    except (TypeError, ValueError):  # rows of several lengths, or a dtype that torch does not have
+        got = type(features).__name__
+    remedy = "Give a torch tensor, a numpy array or a list of equally long rows of floats."
+    raise ArgumentError(name, "be a floating-point matrix of features N×D", got, remedy)
+
+
+def checked_labels(name: str, labels: Any, features: Tensor, of: str) -> Int[Tensor, " n"]:
     """`labels` on the features' device, one whole number per row of the argument `of`.
 
     Raises:
@@ -59,11 +94,52 @@ def checked_labels(name: str, labels: Int[Tensor, " n"] | None, features: Tensor
     rule = f"hold one whole number per row of `{of}` ({len(features)})"
     if labels is None:
         raise ArgumentError(name, rule, "None", "Give it; the protocol is not defined without it.")
-    tensor = torch.as_tensor(labels)
+    try:
+        tensor = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        remedy = "Number the labels: numpy.unique(labels, return_inverse=True)[1]."
+        raise ArgumentError(name, rule, f"{type(labels).__name__} of other values", remedy) from error
     if tensor.shape != (len(features),) or tensor.is_floating_point() or tensor.is_complex():
         remedy = "Features and labels must come from the same items, in the same order."
         raise ArgumentError(name, rule, f"{tensor.dtype} of shape {tuple(tensor.shape)}", remedy)
     return tensor.long().to(features.device)
+
+
+def checked_sides(
+    names: tuple[str, str], labels: tuple[Any, Any], features: tuple[Tensor, Tensor], of: tuple[str, str]
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
+    """`checked_labels` of both sides; strings become numbers, equal ones equal on both.
+
+    The string "-1" stays -1, which is junk in re-identification.
+    """
+    columns = numbered(*labels)
+    first, second = (checked_labels(*one) for one in zip(names, columns, features, of, strict=True))
+    return first, second
+
+
+def numbered(*columns: Any) -> tuple[Any, ...]:
+    """Columns of strings as whole numbers, equal strings by equal numbers in all of them; other columns as they are."""
+    strings = [_strings(column) for column in columns]
+    if not all(column is not None for column in strings):
+        return columns
+    names, codes = np.unique(np.concatenate(strings), return_inverse=True)
+    codes = np.where(names == "-1", -1, np.arange(len(names)))[codes]
+    return tuple(
+        torch.from_numpy(part) for part in np.split(codes, np.cumsum([len(column) for column in strings])[:-1])
+    )
+
+
+def _strings(column: Any) -> Any:
+    """The column as a numpy array of strings, or None where it is none."""
+    if isinstance(column, Tensor) or column is None:
+        return None
+    try:
+        array = np.asarray(column)
+    except ValueError:
+        return None
+    if array.dtype.kind == "O" and all(isinstance(label, str) for label in array.flat):
+        array = array.astype(str)
+    return array if array.dtype.kind == "U" and array.ndim == 1 else None
 
 
 def checked_metric(metric: GSSFMetric | None, features: Tensor) -> GSSFMetric:

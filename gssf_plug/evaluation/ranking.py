@@ -10,10 +10,11 @@ chunks and processes only add.
 Which gallery items carry a query's label, as lists of pairs: the gallery is grouped once, no N×M mask is formed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -32,12 +33,14 @@ class Matches(NamedTuple):
     """Pairs of equal label between some queries and the gallery.
 
     `rows` (query, in increasing order) and `columns` (gallery item) of each pair; `counted` is True for a positive and
-    False for a pair that the protocol takes out of the ranking, such as an item with itself.
+    False for a pair that the protocol takes out of the ranking, such as an item with itself; `grades` where some
+    positives are worth more than others.
     """
 
     rows: Int[Tensor, " pairs"]
     columns: Int[Tensor, " pairs"]
     counted: Bool[Tensor, " pairs"]
+    grades: Float[Tensor, " pairs"] | None = None
 
 
 class LabelGroups:
@@ -67,10 +70,12 @@ class Ranked:
     Args:
         ranks: rank from 1 of the i-th best positive in column i; anything beyond a query's positives.
         positives: R, how many positives each query has, at least 1.
+        grades: of the i-th best positive in column i; 1 where none were given.
     """
 
     ranks: Int[Tensor, "queries most"]
     positives: Int[Tensor, " queries"]
+    grades: Float[Tensor, "queries most"]
 
     @property
     def valid(self) -> Bool[Tensor, "queries most"]:
@@ -85,7 +90,7 @@ class Ranked:
     @property
     def precisions(self) -> Float[Tensor, "queries most"]:
         """Precision at each positive, i / rank_i; zero where there is none."""
-        return (self.places / self.ranks.clamp_min(1)).masked_fill(~self.valid, 0.0)
+        return (self.places.double() / self.ranks.clamp_min(1)).masked_fill(~self.valid, 0.0)
 
 
 def rank_positives(scores: Float[Tensor, "n m"], matches: Matches) -> Ranked:
@@ -100,20 +105,22 @@ def rank_positives(scores: Float[Tensor, "n m"], matches: Matches) -> Ranked:
     """
     scores = finite_scores(scores)
     rows, columns = matches.rows[matches.counted], matches.columns[matches.counted]
+    grades = torch.ones(len(rows), dtype=torch.float64) if matches.grades is None else matches.grades[matches.counted]
     counts = torch.bincount(rows, minlength=len(scores))
     most = max(1, int(counts.max()))
     place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    own = scores.new_full((len(scores), most), float("inf"))
-    own[rows, place] = scores[rows, columns]
-    own = own.sort(dim=1).values  # ascending; the padding comes last
+    own, worth = scores.new_full((len(scores), most), float("inf")), scores.new_zeros(len(scores), most).double()
+    own[rows, place], worth[rows, place] = scores[rows, columns], grades.to(worth)
+    worth, order = worth.sort(dim=1, descending=True)  # so that among equal scores the lowest grade is placed first
+    own, by_score = own.gather(1, order).sort(dim=1, stable=True)  # ascending; the padding comes last
     scores[matches.rows, matches.columns] = float("-inf")
     rows_at_once = max(1, COUNTED_AT_ONCE // max(1, scores.shape[1]))
     pieces = zip(own.split(rows_at_once), scores.split(rows_at_once), strict=True)
     above = torch.cat([_level_or_above(*piece) for piece in pieces])
-    index = (counts[:, None] - torch.arange(1, most + 1, device=rows.device)).clamp_min(0)
+    index = (counts[:, None] - torch.arange(1, most + 1, device=rows.device)).clamp_min(0)  # best first
     ranks = above.gather(1, index) + torch.arange(1, most + 1, device=rows.device)
     kept = counts > 0
-    return Ranked(ranks[kept], counts[kept])
+    return Ranked(ranks[kept], counts[kept], worth.gather(1, by_score).gather(1, index)[kept])
 
 
 def _level_or_above(own: Float[Tensor, "n most"], scores: Float[Tensor, "n m"]) -> Int[Tensor, "n most"]:
@@ -191,12 +198,17 @@ def query_chunks(queries: int, gallery: int, query_chunk: int | None) -> list[sl
     return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
 
 
-def checked_ranks(name: str, ranks: Sequence[int]) -> tuple[int, ...]:
-    """The places k of R@k, as given.
+def checked_ranks(name: str, ranks: Iterable[int]) -> tuple[int, ...]:
+    """The places k of R@k, as given; read once, so a generator will do.
 
     Raises:
-        ArgumentError: empty, or one below 1.
+        ArgumentError: no whole numbers, none at all, or one below 1.
     """
-    if not ranks or not all(isinstance(rank, int) and rank >= 1 for rank in ranks):
-        raise ArgumentError(name, "hold at least one place from 1", repr(tuple(ranks)), "Give such as (1, 5, 10).")
-    return tuple(ranks)
+    remedy = "Give such as (1, 5, 10)."
+    if not isinstance(ranks, Iterable):
+        raise ArgumentError(name, "hold at least one place from 1", repr(ranks), remedy)
+    places = tuple(ranks)
+    whole = all(isinstance(place, int | np.integer) and not isinstance(place, bool) for place in places)
+    if not places or not whole or min(places) < 1:
+        raise ArgumentError(name, "hold at least one place from 1", repr(places), remedy)
+    return tuple(int(place) for place in places)

@@ -10,15 +10,23 @@ Sources: Zheng et al., "Scalable person re-identification", ICCV 2015 (mAP, CMC)
 re-identification", TPAMI 2022 (mINP). A tie is lost by the positive; public code leaves it to its sort.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from gssf_plug.distributed import share
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.options import check_features, checked_labels, checked_metric, promoted
+from gssf_plug.evaluation.options import (
+    Labels,
+    Rows,
+    checked_features,
+    checked_metric,
+    checked_sides,
+    promoted,
+)
 from gssf_plug.evaluation.ranking import LabelGroups, Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.metric.metric import GSSFMetric
 
@@ -30,15 +38,15 @@ Rescorer = Callable[[Tensor, Tensor, GSSFMetric | None], Tensor]
 
 @torch.no_grad()
 def reid_ranking(
-    query: Float[Tensor, "n dim"],
-    gallery: Float[Tensor, "m dim"],
-    query_ids: Int[Tensor, " n"],
-    gallery_ids: Int[Tensor, " m"],
-    query_cams: Int[Tensor, " n"],
-    gallery_cams: Int[Tensor, " m"],
+    query: Float[Tensor | np.ndarray, "n dim"] | Rows,
+    gallery: Float[Tensor | np.ndarray, "m dim"] | Rows,
+    query_ids: Labels,
+    gallery_ids: Labels,
+    query_cams: Labels,
+    gallery_cams: Labels,
     *,
     metric: GSSFMetric | None = None,
-    ranks: Sequence[int] = (1, 5, 10),
+    ranks: Iterable[int] = (1, 5, 10),
     rerank: Rescorer | None = None,
     query_chunk: int | None = None,
     distributed: bool = False,
@@ -70,12 +78,11 @@ def reid_ranking(
         >>> reid_ranking(x, x, ids, ids, torch.zeros(3).long(), torch.ones(3).long(), ranks=(1,))
         {'mAP': 100.0, 'R@1': 100.0, 'mINP': 100.0}
     """
-    check_features("query", query, metric)
-    check_features("gallery", gallery, metric, query.shape[1])
-    query_ids = checked_labels("query_ids", query_ids, query, "query")
-    gallery_ids = checked_labels("gallery_ids", gallery_ids, gallery, "gallery")
-    query_cams = checked_labels("query_cams", query_cams, query, "query")
-    gallery_cams = checked_labels("gallery_cams", gallery_cams, gallery, "gallery")
+    query = checked_features("query", query, metric)
+    gallery = checked_features("gallery", gallery, metric, query.shape[1])
+    sides, names = (query, gallery), ("query", "gallery")
+    query_ids, gallery_ids = checked_sides(("query_ids", "gallery_ids"), (query_ids, gallery_ids), sides, names)
+    query_cams, gallery_cams = checked_sides(("query_cams", "gallery_cams"), (query_cams, gallery_cams), sides, names)
     places = checked_ranks("ranks", ranks)
     metric = checked_metric(metric, query)
     rescored = _rescored(rerank, query, gallery, metric) if rerank is not None else None
@@ -90,9 +97,9 @@ def reid_ranking(
         other = query_cams[rows][matches.rows] != gallery_cams[matches.columns]
         found = rank_positives(scores, matches._replace(counted=other))
         tally.add(_measures(found, places), len(found.positives))
-    names = ["mAP", *(f"R@{k}" for k in places), "mINP"]
+    measures = ["mAP", *(f"R@{k}" for k in places), "mINP"]
     nothing = "no identity of `query_ids` seen by another camera (junk and same-camera images removed)"
-    return tally.percentages(names, distributed, query.device, "gallery_ids", nothing)
+    return tally.percentages(measures, distributed, query.device, "gallery_ids", nothing)
 
 
 def _rescored(rerank: Rescorer, query: Tensor, gallery: Tensor, metric: GSSFMetric) -> Float[Tensor, "n m"]:

@@ -14,12 +14,18 @@ list by its index, as a learned metric does not promise it.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.options import check_features, checked_metric, promoted
+from gssf_plug.evaluation.options import (
+    Rows,
+    checked_features,
+    checked_metric,
+    promoted,
+)
 from gssf_plug.evaluation.ranking import query_chunks
 from gssf_plug.metric.metric import GSSFMetric
 
@@ -60,11 +66,14 @@ class KReciprocal:
 
     @torch.no_grad()
     def __call__(
-        self, query: Float[Tensor, "n dim"], gallery: Float[Tensor, "m dim"], metric: GSSFMetric | None = None
+        self,
+        query: Float[Tensor | np.ndarray, "n dim"] | Rows,
+        gallery: Float[Tensor | np.ndarray, "m dim"] | Rows,
+        metric: GSSFMetric | None = None,
     ) -> Float[Tensor, "n m"]:
         """The negative of d', so that the best is the highest."""
-        check_features("query", query, metric)
-        check_features("gallery", gallery, metric, query.shape[1])
+        query = checked_features("query", query, metric)
+        gallery = checked_features("gallery", gallery, metric, query.shape[1])
         items = len(query) + len(gallery)
         if self.k1 >= items:
             raise ArgumentError("k1", f"be below the number of items, {items}", self.k1, "Lower it.")

@@ -115,6 +115,16 @@ def test_rerank_gives_the_scores():
     assert seen == [metric]
 
 
+def test_string_labels_and_numpy_say_the_same():
+    query, gallery, labels = random_sets()
+    data = {"query": query, "gallery": gallery, **labels}
+    right = reid_ranking(**data)
+    strings = {name: [str(label) for label in data[name].tolist()] for name in data if data[name].dtype == torch.long}
+    assert reid_ranking(**data | strings) == right
+    assert reid_ranking(**{name: value.numpy() for name, value in data.items()}) == right
+    assert reid_ranking(**data | {name: np.array(labels, dtype=object) for name, labels in strings.items()}) == right
+
+
 @pytest.mark.bad_input
 class TestBadInput:
     def refuses(self, match, **changes):
@@ -186,7 +196,8 @@ class TestBadInput:
         self.refuses("`rerank` must give a tensor of .* but got NoneType", rerank=lambda *_: None)
 
     def test_arrays(self):
-        self.refuses("`query` must be a torch tensor, but got ndarray", query=np.ones((60, 8)))
+        self.refuses("`query` must be a floating-point matrix .*, but got int64 of shape", query=np.ones((60, 8), int))
+        self.refuses("`query_ids` must hold one whole number per row of `query`", query_ids=["a"] * 60)
 
     def test_only_junk(self):
         self.refuses("must give some query a positive", gallery_ids=torch.full((150,), -1))

@@ -1,0 +1,129 @@
+"""Which documents answer which query, read from any of the forms that people keep it in.
+
+Everything becomes one list of pairs (query, document, grade), sorted by query and then by document, no pair twice.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError
+
+__all__ = ["Relevance", "read_relevance"]
+
+FORMS = (
+    "Give index pairs (P, 2), a boolean, numeric or sparse matrix queries × documents, one list of documents per "
+    "query, or one mapping {document: grade} per query."
+)
+
+
+class Relevance(NamedTuple):
+    """Relevant pairs: `rows` (query, increasing), `columns` (document) and `grades` (above 0) of each."""
+
+    rows: Int[Tensor, " pairs"]
+    columns: Int[Tensor, " pairs"]
+    grades: Float[Tensor, " pairs"]
+
+    def of(self, queries: slice) -> "Relevance":
+        """The pairs of some consecutive queries, numbered from the first of them."""
+        bounds = torch.tensor([queries.start, queries.stop], device=self.rows.device)
+        first, last = torch.searchsorted(self.rows, bounds).tolist()
+        return Relevance(self.rows[first:last] - queries.start, self.columns[first:last], self.grades[first:last])
+
+
+def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Relevance:
+    """Pairs from what a caller gave.
+
+    Args:
+        name: the argument as the caller writes it.
+        relevant: (P, 2) whole numbers: pairs (query, document), also where the matrix would have two columns; a
+            dense or sparse (torch, scipy) matrix queries × documents whose entries above 0 are grades and True is 1; N
+            lists of document numbers; N mappings {document number: grade}.
+        queries: N.
+        documents: M, how many there are.
+
+    Raises:
+        ArgumentError: another form or shape, numbers outside the queries or documents, grades that are not finite.
+    """
+    if hasattr(relevant, "tocoo"):  # scipy's sparse matrices and arrays
+        matrix = relevant.tocoo()
+        _check_shape(name, tuple(matrix.shape), queries, documents)
+        found = matrix.row, matrix.col, matrix.data
+    elif isinstance(relevant, Tensor | np.ndarray):
+        found = _from_array(name, torch.as_tensor(relevant), queries, documents)
+    elif isinstance(relevant, Sequence) and not isinstance(relevant, str | bytes):
+        found = _from_lists(name, relevant, queries)
+    else:
+        raise ArgumentError(name, "say which documents answer which query", type(relevant).__name__, FORMS)
+    rows, columns = (torch.as_tensor(part, dtype=torch.long).cpu() for part in found[:2])
+    grades = torch.as_tensor(found[2]).to(torch.float64).cpu()
+    _check_numbers(name, rows, "queries", queries)
+    _check_numbers(name, columns, "documents", documents)
+    if not bool(grades.isfinite().all()):
+        pair = int((~grades.isfinite()).nonzero()[0])
+        got = f"{float(grades[pair])} for query {int(rows[pair])} and document {int(columns[pair])}"
+        raise ArgumentError(name, "hold finite grades", got, "A grade above 0 marks a relevant document.")
+    kept = grades > 0
+    return _sorted_once(rows[kept], columns[kept], grades[kept], documents)
+
+
+def _from_array(name: str, array: Tensor, queries: int, documents: int) -> tuple[Tensor, Tensor, Tensor]:
+    whole = not array.is_floating_point() and not array.is_complex() and array.dtype != torch.bool
+    if array.layout != torch.strided:
+        _check_shape(name, tuple(array.shape), queries, documents)
+        coo = array.to_sparse_coo().coalesce()
+        return coo.indices()[0], coo.indices()[1], coo.values()
+    if whole and array.ndim == 2 and array.shape[1] == 2:
+        return array[:, 0], array[:, 1], torch.ones(len(array))
+    _check_shape(name, tuple(array.shape), queries, documents)
+    rows, columns = array.nonzero(as_tuple=True)
+    return rows, columns, array[rows, columns]
+
+
+def _from_lists(name: str, lists: Sequence[Any], queries: int) -> tuple[list[int], list[int], list[float]]:
+    if len(lists) != queries:
+        got = f"{len(lists)} entries for {queries} queries"
+        raise ArgumentError(name, "hold one list of documents per query", got, FORMS)
+    rows: list[int] = []
+    columns: list[int] = []
+    grades: list[float] = []
+    for query, own in enumerate(lists):
+        if not hasattr(own, "__iter__") or isinstance(own, str | bytes):
+            got = f"{own!r} for query {query}"
+            raise ArgumentError(name, "hold one list of documents per query", got, FORMS)
+        graded = own if isinstance(own, Mapping) else dict.fromkeys(np.asarray(own).reshape(-1).tolist(), 1.0)
+        for document, grade in graded.items():
+            if isinstance(document, bool) or not isinstance(document, int | np.integer):
+                got = f"{document!r} for query {query}"
+                raise ArgumentError(name, "name documents by their row, a whole number", got, FORMS)
+            rows.append(query)
+            columns.append(int(document))
+            grades.append(float(grade))
+    return rows, columns, grades
+
+
+def _check_shape(name: str, shape: tuple[int, ...], queries: int, documents: int) -> None:
+    if shape != (queries, documents):
+        rule = f"be a matrix of {queries} queries × {documents} documents, or whole-number pairs (P, 2)"
+        raise ArgumentError(name, rule, f"shape {shape}", FORMS)
+
+
+def _check_numbers(name: str, numbers: Int[Tensor, " pairs"], of: str, count: int) -> None:
+    outside = (numbers < 0) | (numbers >= count)
+    if bool(outside.any()):
+        pair = int(outside.nonzero()[0])
+        got = f"{int(numbers[pair])} in pair {pair}"
+        raise ArgumentError(
+            name, f"name rows of `{of}`, 0 … {count - 1}", got, "Count from 0, in the order of the rows."
+        )
+
+
+def _sorted_once(rows: Tensor, columns: Tensor, grades: Tensor, documents: int) -> Relevance:
+    """Sorted by query and document; of a pair that comes several times the highest grade counts."""
+    pairs, which = torch.unique(rows * documents + columns, return_inverse=True)
+    highest = grades.new_zeros(len(pairs)).scatter_reduce_(0, which, grades, "amax")
+    return Relevance(pairs // documents, pairs % documents, highest)
