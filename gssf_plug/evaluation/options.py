@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Rows = Sequence[Sequence[float]]
-Labels = Int[Tensor | np.ndarray, " _"] | Sequence[int] | Sequence[str]
+Labels = Int[Tensor, " _"] | Shaped[np.ndarray, " _"] | Sequence[int] | Sequence[str]
 
 FINITE_CHUNK = 65_536  # rows that one check of finiteness reads at a time
 
