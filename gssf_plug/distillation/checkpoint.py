@@ -1,20 +1,29 @@
-"""What a resumed run shares with the one that it continues: how many rows meet in a batch, and how many make a step.
+"""What a checkpoint holds, and what a resumed run must take from it.
 
-transformers' Trainer goes on with any batch size, at another place in the data. Here the batch of all processes stays
-what it was, so a run of P processes goes on in Q with P/Q times the rows on each; anything else is refused.
+Projectors and losses stand on disk beside the student and never inside it: one folder of safetensors and JSON.
 
-Projectors and losses on disk, beside the student and never inside it: one folder of safetensors and JSON.
+The batch of all processes stays what it was. transformers' Trainer goes on with any batch size, at another place in the
+data; here a run of P processes goes on in Q with P/Q times the rows on each, and anything else is refused.
+
+The student comes back whole. transformers' Trainer reads a checkpoint's raw file into the module and ignores names that
+do not fit, but many models are saved under other names than they have in memory (ViT, DeiT, Swin, LLaVA, Mixtral, …):
+their encoders would silently stay random. `restore_student` reads the folder as `from_pretrained` does.
 """
 
 import copy
+import functools
+import inspect
+import itertools
 import json
 import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from transformers import TrainingArguments
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainingArguments
 
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import Format, load_strictly, parse_json, read_folder, write_atomically, write_folder
@@ -23,7 +32,7 @@ from gssf_plug.metric import GSSFMetric
 if TYPE_CHECKING:
     from gssf_plug.distillation.distiller import Distiller
 
-__all__ = ["check_batch", "load_parts", "save_parts", "write_batch"]
+__all__ = ["check_batch", "load_parts", "restore_student", "save_parts", "write_batch"]
 
 FORMAT = Format("gssf-plug/distiller")
 
@@ -117,3 +126,90 @@ def check_batch(folder: Path, args: TrainingArguments, rows: int) -> None:
     if now != noted["processes"]:
         text = "'%s' was written by %d processes and is resumed by %d: same batches, other dropout"
         logger.warning(text, folder.parent, noted["processes"], now)
+
+
+def restore_student(student: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Give the student every tensor of a checkpoint, by value; called after Trainer has read the raw file into it.
+
+    Nothing is done where the folder holds no weights of a whole model (adapters, a sentence transformer's modules): the
+    Trainer underneath reads those itself.
+
+    Args:
+        student: the model that is trained; its parameters stay the same objects, so that optimizers may hold them.
+        folder: a checkpoint of a Trainer.
+
+    Raises:
+        CheckpointError: a tensor of the student that the checkpoint does not hold, or one of the checkpoint that the
+            student does not have. The student may then hold a part of the checkpoint: build it anew.
+    """
+    saved = _saved_names(Path(folder))
+    if not saved:
+        return
+    plain = getattr(student, "_orig_mod", student)
+    aliases: dict[int, set[str]] = {}
+    for name, value in plain.state_dict(keep_vars=True).items():
+        aliases.setdefault(id(value), set()).add(name)
+    own, read, unknown = plain.state_dict(), set(saved), saved - plain.state_dict().keys()
+    if isinstance(plain, PreTrainedModel) and (unknown or own.keys() - saved):
+        found, unknown = _read_pretrained(plain, folder)
+        unknown -= own.keys()  # adapters inside the model keep their names; the raw file gave them
+        with torch.no_grad():
+            for name in found.keys() & own.keys():
+                own[name].copy_(found[name])
+        read |= found.keys()
+    lacking = sorted(
+        min(names) for names in aliases.values() if not names & read
+    )  # one name of a tied tensor is enough
+    if lacking or unknown:
+        kind, names = ("lacks", lacking) if lacking else ("holds more than the student has:", sorted(unknown))
+        raise CheckpointError(
+            folder,
+            f"{kind} {names[0]!r} ({len(names)} of its {len(own)} tensors)",
+            "Give the student that was trained there, built from the same configuration.",
+        )
+
+
+def _saved_names(folder: Path) -> set[str]:
+    """Names of the tensors in a folder's weight files of a whole model; nothing of them is read."""
+    names: set[str] = set()
+    if (folder / "modules.json").exists():  # of sentence-transformers, whose trainer reads module by module, strictly
+        return names
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            names |= set(tensors.keys())
+    for file in sorted(folder.glob("pytorch_model*.bin")):
+        names |= set(torch.load(file, map_location="meta", weights_only=True))
+    return names
+
+
+def _read_pretrained(model: PreTrainedModel, folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], set[str]]:
+    """What `from_pretrained` reads from a folder under the names in memory, and the names that it could not place."""
+    dtypes = {value.dtype for value in model.state_dict().values() if value.is_floating_point()}
+    read: Any = type(model).from_pretrained  # its annotation knows no notes
+    try:
+        loaded, notes = read(
+            folder,
+            config=copy.deepcopy(model.config),
+            dtype=functools.reduce(torch.promote_types, dtypes),  # no tensor loses a digit on the way
+            output_loading_info=True,
+            **_construction(model),
+        )
+    except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            folder,
+            f"holds other names than {type(model).__name__} has in memory, and its from_pretrained fails: {error}",
+            "Start anew from the weights, or give the student that was trained there.",
+        ) from error
+    missing = set(notes["missing_keys"])
+    return {k: v for k, v in loaded.state_dict().items() if k not in missing}, set(notes["unexpected_keys"])
+
+
+def _construction(model: PreTrainedModel) -> dict[str, bool]:
+    """The switches that a model was constructed with (`add_pooling_layer=False`), seen by the names of its tensors."""
+    switches = [name for name, p in inspect.signature(type(model)).parameters.items() if isinstance(p.default, bool)]
+    for values in itertools.product((True, False), repeat=len(switches)):
+        chosen = dict(zip(switches, values, strict=True))
+        with torch.device("meta"):  # no memory, no initialisation
+            if type(model)(copy.deepcopy(model.config), **chosen).state_dict().keys() == model.state_dict().keys():
+                return chosen
+    return {}

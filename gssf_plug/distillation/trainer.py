@@ -3,22 +3,23 @@
 What is trained and wrapped (DDP, mixed precision, the optimizer) is the distiller, so gradients of student, projectors
 and metrics are synchronised together; what is saved, evaluated and shown to callbacks is the student.
 
-    loss            weighted sum of the distiller's terms, plus `task_weight` times the loss of the Trainer underneath
+    loss            weighted sum of the distiller's terms, plus `task_weight` times the loss of the Trainer underneath,
+                    which keeps its own mean (over the tokens of a whole step, where it has one)
     accumulation    the loss is a mean over the micro-batch, divided by the steps: for losses per example and equal
                     micro-batches this is the large batch, exactly. Relational losses never see pairs across
                     micro-batches; a warning says so
     weight decay    never on metrics, scales and variances: zero is not their neutral value
     saving          a plain student, loaded by `from_pretrained`; projectors and metrics in its folder "distillation"
-    resuming        student, projectors, metrics, optimizer, schedule, data order and random state; on another number
-                    of processes too, where the batch of all processes stays what it was: anything else is refused
+    resuming        student (read as `from_pretrained` reads it), projectors, metrics, optimizer, schedule, data order
+                    and random state; on another number of processes too, where the batch of all processes stays what
+                    it was: anything else is refused
 
 One process or DDP. FSDP, DeepSpeed and nn.DataParallel are refused: use an Accelerate loop around the Distiller.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from gssf_plug.distillation.checkpoint import check_batch, write_batch
+from gssf_plug.distillation.checkpoint import check_batch, restore_student, write_batch
+from gssf_plug.distillation.columns import TeacherColumns, take_rows
 from gssf_plug.distillation.distiller import Distiller
 from gssf_plug.distillation.module_paths import unwrap
 from gssf_plug.distributed import hold_group
@@ -68,7 +70,7 @@ class DistillationMixin(Above):
         self._check_student()
         self.can_return_loss = True  # evaluation needs no labels
         if not distiller.planned:
-            distiller.plan(self._prepare_inputs(self._first_rows()))
+            distiller.plan(self._prepare_inputs(self._first_batch()))
         distiller.to(self.args.device)
         if distiller.relational and self.args.world_size == 1:
             self._check_last_batches()
@@ -86,18 +88,31 @@ class DistillationMixin(Above):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The distiller's loss. `num_items_in_batch` is not used: the loss is a mean over the micro-batch."""
+        """The distiller's loss, a mean over the micro-batch; `num_items_in_batch` goes to the task loss, if any."""
         student = self._student()
         if unwrap(model) is not self.distiller:  # evaluation hands over the student
             self.distiller.train(student.training)
             model = self.distiller
-        run = partial(self._run_with_task_loss, return_outputs) if self.distiller.task_weight else None
+        own_loss = partial(self._run_with_task_loss, return_outputs, num_items_in_batch)
+        run = own_loss if self.distiller.task_weight else None
         losses, outputs = model(inputs, run=run, return_outputs=True)
         for name, value in losses.items():
             if name != "loss":
                 key = name if student.training else f"eval_{name}"
                 self._parts.setdefault(key, []).append(value.detach())
-        return (losses["loss"], outputs) if return_outputs else losses["loss"]
+        if not return_outputs:
+            return losses["loss"]
+        return losses["loss"], _with_loss_first(losses["loss"], outputs["outputs"] if run else outputs)
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in the Trainer underneath; a batch without labels has a loss, too."""
+        names = self.label_names
+        if any(inputs.get(name) is None for name in names):
+            self.label_names = []
+        try:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        finally:
+            self.label_names = names
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Over student, projectors and losses, whatever the Trainer underneath puts into it (P1)."""
@@ -139,14 +154,26 @@ class DistillationMixin(Above):
         means = {key: torch.stack(self._parts.pop(key)).float().mean() for key in chosen}
         return {key: float(self.accelerator.gather(value).mean()) for key, value in means.items()}
 
-    def _run_with_task_loss(self, return_outputs: bool, student: nn.Module, batch: Any) -> dict[str, Any]:
+    def _run_with_task_loss(
+        self, return_outputs: bool, items: Tensor | int | None, student: nn.Module, batch: Any
+    ) -> dict[str, Any]:
         """The Trainer underneath computes the student's own loss; its outputs only where they are asked for."""
         inputs = {name: value for name, value in batch.items() if name not in self.distiller.foreign_columns(batch)}
-        if not return_outputs:  # SFTTrainer would form all logits for them
-            return {"loss": super().compute_loss(student, inputs)}
-        loss, outputs = super().compute_loss(student, inputs, return_outputs=True)
-        named = dict(outputs) if isinstance(outputs, Mapping) else {}
-        return {**named, "loss": loss}
+        outputs = None
+        if return_outputs:
+            loss, outputs = super().compute_loss(student, inputs, return_outputs=True, num_items_in_batch=items)
+        else:  # SFTTrainer would form all logits for them
+            loss = super().compute_loss(student, inputs, num_items_in_batch=items)
+        if student.training and self._is_step_mean(items):
+            # A mean over the tokens of all micro-batches already, which training_step divides by their number.
+            loss = loss * self.current_gradient_accumulation_steps
+        return {"loss": loss, "outputs": outputs}
+
+    def _is_step_mean(self, items: Tensor | int | None) -> bool:
+        """Whether the Trainer underneath divides its loss by the items of the whole step; its own rule."""
+        declared: bool | None = super().loss_is_scaled_for_ga
+        counted = (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
+        return counted if declared is None else declared
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Let the Trainer wrap the distiller; to everything else the model is the student."""
@@ -173,33 +200,56 @@ class DistillationMixin(Above):
         if not self.args.auto_find_batch_size:
             check_batch(Path(resume_from_checkpoint) / PARTS, self.args, self._train_batch_size)
         super()._load_from_checkpoint(resume_from_checkpoint, *rest)
-        self.distiller.load_parts(Path(resume_from_checkpoint) / PARTS)
+        self._restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self.distiller.load_parts(Path(str(self.state.best_model_checkpoint)) / PARTS)
+        self._restore(str(self.state.best_model_checkpoint))
 
-    def _set_signature_columns_if_needed(self) -> None:
+    def _restore(self, folder: str) -> None:
+        """What the Trainer underneath left out or does not know: renamed tensors of the student, projectors, losses."""
+        restore_student(self._student(), folder)
+        self.distiller.load_parts(Path(folder) / PARTS)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Names that the raw file lacks are looked for by `restore_student`, which refuses what it does not find."""
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         """Columns of the student and of the teacher; else the teacher would silently get none of its own."""
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            for dataset in (self.train_dataset, self.eval_dataset):
-                columns = self.distiller.teacher.columns(_columns(dataset))
-                self._signature_columns = [*(self._signature_columns or []), *columns]  # type: ignore[assignment]
+        self._set_signature_columns_if_needed()
+        own: Any = self._signature_columns
+        both: Any = [*own, *self.distiller.teacher.columns(dataset.column_names)]
+        self._signature_columns = both
+        try:
+            return super()._remove_unused_columns(dataset, description)
+        finally:
+            self._signature_columns = own
 
-    def _first_rows(self) -> Any:
-        dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
-        if dataset is None:
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        own: Any = self._signature_columns
+        return TeacherColumns(data_collator, frozenset(own), self.distiller.teacher.columns)
+
+    def _first_batch(self) -> Any:
+        """Of the training data, or of the first evaluation set; a stream loses no row."""
+        count, workers = max(self.args.per_device_train_batch_size, 2), self.args.dataloader_num_workers
+        if self.train_dataset is not None:
+            rows, self.train_dataset = take_rows(self.train_dataset, count, workers)
+        elif isinstance(self.eval_dataset, dict) and self.eval_dataset:
+            name = next(iter(self.eval_dataset))
+            rows, self.eval_dataset[name] = take_rows(self.eval_dataset[name], count, workers)
+        elif self.eval_dataset is not None:
+            rows, self.eval_dataset = take_rows(self.eval_dataset, count, workers)
+        else:
             raise ArgumentError(
                 "distiller",
                 "be planned where the Trainer gets no data",
                 "an unplanned one",
                 "Call distiller.plan(batch).",
             )
-        count = self.args.per_device_train_batch_size
-        rows = list(islice(iter(dataset), max(count, 2)))
-        collate = self._get_collator_with_removed_columns(self.data_collator)
-        return collate(rows)
+        return self._get_collator_with_removed_columns(self.data_collator)(rows)
 
     def _check_last_batches(self) -> None:
         """A relational loss would stop the run at a last batch of one example: say so now."""
@@ -254,10 +304,10 @@ def distillation_trainer(base: type[Trainer]) -> type[Trainer]:
     return type(f"Distillation{base.__name__}", (DistillationMixin, base), {"__doc__": DistillationMixin.__doc__})
 
 
-def _columns(dataset: Any) -> Iterable[str]:
-    if dataset is None or isinstance(dataset, dict):
-        return []
-    names = getattr(dataset, "column_names", None)
-    if names is None and hasattr(dataset, "__getitem__") and len(dataset) and isinstance(dataset[0], Mapping):
-        names = list(dataset[0])
-    return names or []
+def _with_loss_first(loss: Tensor, outputs: Any) -> Any:
+    """Outputs as the evaluation of a Trainer takes them: a mapping, or a tuple whose first entry is a loss."""
+    if isinstance(outputs, Mapping):
+        return outputs
+    parts = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    has_loss = len(parts) > 0 and isinstance(parts[0], Tensor) and parts[0].ndim == 0
+    return tuple(parts) if has_loss else (loss, *parts)

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from distillation.models import bert, text
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModel, Trainer, TrainingArguments
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from gssf_plug.distillation import DistillationTrainer, Distiller, Tap, distillation_trainer, precompute
 from gssf_plug.errors import ArgumentError
@@ -297,3 +297,127 @@ def test_refusals(tmp_path):
         DistillationTrainer(model=quiet_bert(), args=arguments(tmp_path), train_dataset=dataset(), distiller=distiller)
     with pytest.raises(ArgumentError, match="`distiller` must be planned where the Trainer gets no data"):
         DistillationTrainer(model=distiller.student, args=arguments(tmp_path), distiller=distiller)
+
+
+def evaluated(folder, *, columns, before=None, sets=None):
+    """The loss of an evaluation whose rows hold the teacher's own inputs."""
+    other = text(8, seed=9)
+    own = {"teacher_input_ids": other["input_ids"].tolist(), "teacher_attention_mask": other["attention_mask"].tolist()}
+    rows = dataset(8, **(own if columns else {}))
+    trainer = build(folder, data=dataset(16))
+    trainer.distiller.load_state_dict(fixed_parts(trainer.distiller))
+    if before == "train":
+        trainer.get_train_dataloader()
+    return trainer, rows
+
+
+def fixed_parts(distiller):
+    torch.manual_seed(5)
+    return {name: torch.randn_like(value) * 0.1 for name, value in distiller.state_dict().items()}
+
+
+@pytest.mark.parametrize("before", [None, "train"])
+@pytest.mark.parametrize("named", [False, True])
+def test_the_teachers_columns_follow_the_data_that_is_read(tmp_path, before, named):
+    """With or without training first, and where the training set lacks a column that the evaluated set has."""
+    trainer, rows = evaluated(tmp_path, columns=True, before=before)
+    measured = trainer.evaluate({"a": rows, "b": rows} if named else rows)
+    batch = {name: torch.tensor(rows[name]) for name in rows.column_names}
+    trainer.distiller.eval()
+    with torch.no_grad():
+        expected = float(trainer.distiller(batch)["loss"])
+        wrong = float(trainer.distiller({n: v for n, v in batch.items() if not n.startswith("teacher")})["loss"])
+    assert abs(expected - wrong) > 1e-4
+    for name in ("eval_a_loss", "eval_b_loss") if named else ("eval_loss",):
+        assert measured[name] == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_of_a_list_keep_the_teachers_columns_too(tmp_path):
+    trainer, rows = evaluated(tmp_path, columns=True)
+    trainer.args.per_device_eval_batch_size = 8
+    assert trainer.evaluate(list(rows.with_format("torch")))["eval_loss"] == pytest.approx(
+        trainer.evaluate(rows)["eval_loss"], rel=1e-5
+    )
+
+
+class Pair(torch.nn.Module):
+    """Returns what a student with `return_dict=False` or a hand-written one returns."""
+
+    def __init__(self, form):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.form = quiet_bert(), torch.nn.Linear(16, 3), form
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        logits = self.head(self.body(input_ids, attention_mask).last_hidden_state[:, 0])
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits, labels)
+        forms = {
+            "dict": {"logits": logits} if loss is None else {"loss": loss, "logits": logits},
+            "tuple": (logits,) if loss is None else (loss, logits),
+            "tensor": logits,
+        }
+        return forms[self.form]
+
+
+@pytest.mark.parametrize("task_weight", [0.0, 1.0])
+@pytest.mark.parametrize("form", ["dict", "tuple", "tensor"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_predictions_are_those_of_a_plain_trainer(tmp_path, form, task_weight, labelled):
+    if task_weight and not (labelled and form != "tensor"):
+        return  # such a student has no loss of its own
+    student = Pair(form)
+    data = dataset(8, **({"labels": [0, 1, 2, 0, 1, 2, 0, 1]} if labelled else {}))
+    pairs = {"body.encoder.layer.1": "encoder.layer.3"}
+    distiller = Distiller(student, quiet_bert(24, 4, seed=2), pairs, "mse", task_weight=task_weight)
+    trainer = DistillationTrainer(
+        model=student, args=arguments(tmp_path), train_dataset=data, eval_dataset=data, distiller=distiller
+    )
+    found = trainer.predict(data)
+    with torch.no_grad():
+        batch = {name: torch.tensor(data[name]) for name in ("input_ids", "attention_mask")}
+        expected = student.eval().head(student.body(**batch).last_hidden_state[:, 0])
+    torch.testing.assert_close(torch.as_tensor(found.predictions), expected, atol=1e-5, rtol=1e-5)
+    assert found.metrics["test_loss"] > 0
+
+
+def ragged_llama(folder, trainer_class, **options):
+    torch.manual_seed(3)
+    settings = {"vocab_size": 40, "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
+    student = LlamaForCausalLM(LlamaConfig(hidden_size=16, num_hidden_layers=2, intermediate_size=32, **settings))
+    teacher = LlamaForCausalLM(LlamaConfig(hidden_size=24, num_hidden_layers=2, intermediate_size=32, **settings))
+    ids = torch.randint(1, 40, (8, 12), generator=torch.Generator().manual_seed(1))
+    kept = torch.arange(12) < torch.tensor([2, 3, 12, 4, 2, 11, 5, 2])[:, None]
+    data = Dataset.from_dict({"input_ids": ids.tolist(), "labels": torch.where(kept, ids, -100).tolist()})
+    more = {}
+    if trainer_class is not Trainer:
+        pairs = {"model.layers.1": "model.layers.1"}
+        more["distiller"] = Distiller(student, teacher, pairs, "mse", task_weight=1.0, **options)
+    args = arguments(
+        folder,
+        max_steps=1,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=8,
+        optim="sgd",
+        max_grad_norm=0.0,
+        logging_steps=1,
+    )
+    return student, trainer_class(model=student, args=args, train_dataset=data, **more)
+
+
+def student_step(student, trainer):
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    trainer.train()
+    return {name: before[name] - p.detach() for name, p in student.named_parameters()}, trainer.state.log_history[0]
+
+
+def test_the_task_loss_is_the_token_mean_of_the_whole_step(tmp_path):
+    """Eight micro-batches of ragged labels: gradients and logged loss of plain Trainer."""
+    plain, plain_log = student_step(*ragged_llama(tmp_path, Trainer))
+    ours, our_log = student_step(*ragged_llama(tmp_path, DistillationTrainer, weight=0.0))
+    for name, step in plain.items():
+        torch.testing.assert_close(ours[name], step, atol=1e-7, rtol=1e-5, msg=name)
+    assert our_log["task"] == pytest.approx(plain_log["loss"], rel=1e-5)
+    assert our_log["loss"] == pytest.approx(plain_log["loss"], rel=1e-5)
+    both, log = student_step(*ragged_llama(tmp_path, DistillationTrainer, weight=1.0))
+    assert log["loss"] == pytest.approx(log["task"] + log["model.layers.1"], rel=1e-4)
+    assert any(not torch.allclose(both[name], step) for name, step in plain.items())

@@ -181,14 +181,20 @@ def precompute(
     Raises:
         CheckpointError: the folder holds the features of another teacher, other taps, dtype, columns, inputs (a
             collate of another tokenizer, or one with chance in it) or examples.
-        ArgumentError: an empty data set; NaN in a feature; a pooling without a name, such as a lambda.
+        ArgumentError: an empty data set; no columns, or columns that do not tell examples apart; NaN in a feature; a
+            pooling without a name, such as a lambda.
     """
     source = teacher if isinstance(teacher, TeacherModel) else TeacherModel(teacher, inputs=teacher_inputs)
     listed = list(taps.values()) if isinstance(taps, Mapping) else list(taps)
     if len(dataset) == 0:
         raise ArgumentError("dataset", "hold at least one example", "none", "Give the training data.")
     chosen = sorted(columns if columns is not None else dataset[0])
+    if not chosen:
+        raise ArgumentError(
+            "columns", "name at least one column, by which examples are told apart", "none", "Name the teacher's."
+        )
     digests = [digest_row(dataset[row], chosen) for row in tqdm(range(len(dataset)), desc="examples", leave=False)]
+    _check_distinct(digests, lambda row: inputs_of(source.model, collate([dataset[row]]), source.inputs))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first = collate([dataset[row] for row in range(min(batch_size, len(dataset)))])
@@ -202,6 +208,20 @@ def precompute(
         _write_shard(folder, manifest, parts, digests[start : start + len(rows)])
     source.release()
     return TeacherCache(folder)
+
+
+def _check_distinct(digests: Sequence[int], teacher_inputs: Callable[[int], Any]) -> None:
+    """Rows that are one example by the chosen columns must be one for the teacher, too, or one gets the other's."""
+    first: dict[int, int] = {}
+    for row, digest in enumerate(digests):
+        other = first.setdefault(digest, row)
+        if other != row and digest_inputs(teacher_inputs(row)) != digest_inputs(teacher_inputs(other)):
+            raise ArgumentError(
+                "columns",
+                "tell examples apart that the teacher is given in different ways",
+                f"rows {other} and {row}, equal in these columns and unequal as inputs",
+                "Name the columns that the teacher's inputs are made of, and use no chance in collate.",
+            )
 
 
 def _key(source: TeacherModel, taps: Sequence[Tap], columns: list[str], first: Any) -> dict[str, Any]:

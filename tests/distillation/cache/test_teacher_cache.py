@@ -104,7 +104,7 @@ def test_goes_on_after_a_kill(tmp_path):
     """A process is killed while it writes; the next call keeps its whole shards and ends with the same features."""
     code = (
         "import sys, time; sys.path.insert(0, 'tests')\n"
-        "from distillation.test_cache import make, rows, collate\n"
+        "from distillation.cache.test_teacher_cache import make, rows, collate\n"
         f"make({str(tmp_path / 'killed')!r}, collate=lambda batch: (time.sleep(0.3), collate(batch))[1])\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"}
@@ -268,3 +268,15 @@ def test_fingerprints_see_every_change():
     with torch.no_grad():
         model.encoder.layer[0].output.dense.bias[0] += 1e-6
     assert digest_weights(model) != before
+
+
+def test_columns_must_tell_examples_apart(tmp_path):
+    """Or every example would get the features of the last."""
+    with pytest.raises(ArgumentError, match="`columns` must name at least one column"):
+        make(tmp_path / "a", columns=[])
+    data = [{**row, "kind": number % 3} for number, row in enumerate(rows())]
+    with pytest.raises(ArgumentError, match="`columns` must tell examples apart.* but got rows 0 and 3"):
+        make(tmp_path / "b", data=data, columns=["kind"])
+    twice = [*rows(4), *rows(4)]  # the same example twice is one example
+    cache = make(tmp_path / "c", data=twice)
+    assert len(cache) == 8
