@@ -3,7 +3,7 @@ r"""One batch over many processes: gather rows, uneven counts allowed, gradients
     gather(x)            rows of all processes, in the order of rank; differentiable
     gather_detached(x)   the same without gradients, for ids, labels, cameras
     share(pieces)        this process's part of work that is divided; add_over_processes(x) adds the results
-    hold_group()         a launched script comes to its end, also with a DDP module in hand
+    hold_group()         a launched script comes to its end: the group is left in order before Python is taken down
 
 Without a process group (or with one process) both return their argument. Everything else is Accelerate's.
 
@@ -24,7 +24,9 @@ Nothing else is refused: tensors that differ between processes in more than thei
 invariant, and torch.distributed aborts on them.
 """
 
-import ctypes
+import atexit
+import gc
+import threading
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -32,6 +34,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from gssf_plug.errors import ArgumentError
 
@@ -46,16 +49,41 @@ def process_count() -> int:
 
 
 def hold_group() -> None:
-    """Keep the default process group for ever: no one frees it, not even Python at its end.
+    """Keep the default process group until Python ends, and leave it in order then.
 
-    Call it before a module goes into `DistributedDataParallel`; `RetrievalTrainer` and `DistillationTrainer` do. If DDP
-    is freed after `destroy_process_group`, it is the last to hold the group, and takes the group's threads down without
-    letting go of Python's lock; one of them that still has a tensor to free waits for that lock, and the process never
-    ends (torch 2.13 with gloo, where a broadcast was among the last things done). Freed while Python shuts down, the
-    same threads abort the process. What is held is a few idle threads, once per group.
+    Call it before a module goes into `DistributedDataParallel`; `RetrievalTrainer` and `DistillationTrainer` do. It
+    concerns gloo, the backend of CPUs, alone; with another backend, or with one process, it does nothing.
+
+    A thread of gloo that has finished a collective lets go of its tensors a little later, on a busy machine much later,
+    and needs Python's lock for those that Python knows. Where Python is being taken down by then, the process aborts
+    ("terminate called without an active exception", exit code -6) although its work is done; where the last to hold
+    the group is DDP, which waits for those threads with the lock in hand, it never ends (torch 2.13, CPython before
+    3.14). So the group is held here, and at exit, while Python is alive, it is taken from every DDP module and freed
+    with the lock released, which waits for its threads. A thread that waits for a process that is gone holds nobody up
+    for longer than `PATIENCE` seconds.
     """
-    if process_count() > 1:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+    if process_count() > 1 and dist.get_backend() == "gloo":
+        if not _held:
+            atexit.register(_leave_groups)  # what is registered last runs first: before torch and Accelerate clean up
+        if dist.group.WORLD not in _held:
+            _held.append(dist.group.WORLD)
+
+
+PATIENCE = 10.0
+_held: list[dist.ProcessGroup] = []
+
+
+def _leave_groups() -> None:
+    """The last reference to every group is dropped here, by a thread of Python, which waits without its lock."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    for owner in gc.get_objects():
+        if issubclass(type(owner), DistributedDataParallel):  # `isinstance` would ask proxies, which may do anything
+            for name in ("logger", "reducer", "process_group"):
+                vars(owner).pop(name, None)
+    leaving = threading.Thread(target=_held.clear, daemon=True)
+    leaving.start()
+    leaving.join(PATIENCE)
 
 
 def gather(rows: Float[Tensor, " n *rest"]) -> Float[Tensor, " total *rest"]:
