@@ -4,20 +4,22 @@ It owns nothing but what merging replaced: the metrics live in the model, below 
 second handle, or one for a deep copy of the model, is made by `AttentionPatch(model)`.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 
 from torch import nn
 
-from gssf_plug.attention.merging.fold import EATEN, MergeReport
-from gssf_plug.attention.merging.plan import PatchedLayer, check_as_left, plan_folds
+from gssf_plug.attention.callback import AdapterCallback, refuse_loss
+from gssf_plug.attention.merging.fold import MergeReport
+from gssf_plug.attention.merging.merge import fold_for_a_while, merge, switch, unfold, unmerge
+from gssf_plug.attention.merging.plan import PatchedLayer, plan_folds
 from gssf_plug.attention.query_layer import CHILD, LayerMetric, notice_hooks
 from gssf_plug.attention.saving import push_adapter, save_adapter
 from gssf_plug.attention.summary import table
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.files import CardFacts
+from gssf_plug.wrappers import plain_path
 
 __all__ = ["AttentionPatch"]
 
@@ -44,6 +46,8 @@ class AttentionPatch:
         if not self.layers:
             raise ArgumentError("model", "be patched", f"a plain {type(model).__name__}", "Call patch_attention first.")
         notice_hooks()  # a patched model may come out of a pickle
+        if not self._loss_refused():
+            model.register_load_state_dict_pre_hook(refuse_loss)
         self._trainable_before: dict[nn.Parameter, bool] = {}
 
     @property
@@ -65,6 +69,11 @@ class AttentionPatch:
     def merged(self) -> bool:
         """True between `merge` and `unmerge`."""
         return any(layer.fold is not None for layer in self.layers.values())
+
+    @property
+    def is_folded(self) -> bool:
+        """True inside `folded()`."""
+        return any(layer.stand_in is not None for layer in self.layers.values())
 
     def named_parameters(self, adapter_name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters of an adapter, default the active one, with their path in the model."""
@@ -89,11 +98,14 @@ class AttentionPatch:
                 parameter.requires_grad_(False)
 
     def set_adapter(self, adapter_name: str) -> None:
-        """Let another adapter act; nothing is reloaded."""
+        """Let another adapter act; nothing is reloaded.
+
+        The others need no gradient meanwhile; each gets its `requires_grad` flags back when it acts again.
+        """
         self._check_unmerged("switched")
         name = self._known(adapter_name)
         for layer in self.layers.values():
-            layer.query.active = name
+            layer.query.activate(name)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Drop an adapter that is not active.
@@ -107,8 +119,7 @@ class AttentionPatch:
                 "adapter_name", "not be active", repr(name), "Activate another first, or call remove()."
             )
         for layer in self.layers.values():
-            if name in layer.query.adapters:
-                del layer.query.adapters[name]
+            layer.query.drop(name)
 
     def enable(self) -> None:
         """Let the active adapter act again."""
@@ -151,35 +162,8 @@ class AttentionPatch:
         Warns:
             UserWarning: rounding to the weights' dtype ate more than a tenth of a layer's change.
         """
-        self._check_unmerged("merged again")
-        if not self.enabled:
-            raise ArgumentError("patch", "be enabled to be merged", "a disabled one", "Call patch.enable() first.")
-        if any(getattr(layer.owner, CHILD, None) is not layer.query for layer in self.layers.values()):
-            remedy = "Go on with that handle, or make a new one once the patch is back."
-            raise ArgumentError("patch", "be in the model to be merged", "one that another handle took out", remedy)
-        folds, refused = plan_folds(self.model, self.layers)
-        if refused and (not partial or not folds):
-            name, reason = next(iter(refused.items()))
-            raise ArgumentError(
-                "patch",
-                "fold into the weights at every layer",
-                f"'{name}' ({len(refused)} of {len(refused) + len(folds)} layers), where {reason}",
-                "The model is unchanged. partial=True merges the layers that fold and leaves the others patched.",
-            )
-        report = MergeReport([fold.measure(name) for name, fold in folds.items()], refused)
-        for name, fold in folds.items():
-            layer = self.layers[name]
-            layer.query.detach(layer.owner)
-            fold.write()
-            layer.fold = fold
-        if report.kept < EATEN:
-            worst = min(report.layers, key=lambda layer: layer.kept)
-            warnings.warn(
-                f"merging kept only {worst.kept:.0%} of the learned change at '{worst.name}': the weights' dtype "
-                "rounds it away; merge into a float32 copy of the model (model.float()) to keep it",
-                stacklevel=2,
-            )
-        return report
+        self._check_acting("merged")
+        return merge(self.model, self.layers, partial=partial)
 
     def unmerge(self) -> None:
         """Undo `merge`: the replaced weights return bit for bit, and the metrics act again.
@@ -190,20 +174,36 @@ class AttentionPatch:
         """
         if not self.merged:
             raise ArgumentError("patch", "be merged to be unmerged", "an unmerged one", "Call patch.merge() first.")
-        newer = next((n for n, x in self.layers.items() if x.fold is not None and hasattr(x.owner, CHILD)), None)
-        if newer is not None:
-            remedy = "Remove the newer patch first."
+        unmerge(self.model, self.layers)
+
+    @contextmanager
+    def folded(self) -> Iterator["AttentionPatch"]:
+        """Compute with folded weights inside the context, as fast as the bare model: for `generate` and evaluation.
+
+        They are made once and stand in for the weights, which stay untouched in the model's parameters, `state_dict`
+        and files, and act again afterwards, to the bit. Contexts may nest; `disabled()` works inside.
+
+        Raises:
+            ArgumentError: merged or disabled, or a layer does not fold: named, with the reason, and nothing has
+                changed. On leaving: weights, metric or folded weights were changed inside, so what was computed since
+                is not the patched model's; the model is whole, and the parameters keep what they were given.
+        """
+        if self.is_folded:
+            yield self
+            return
+        self._check_acting("folded")
+        fold_for_a_while(self.model, self.layers)
+        try:
+            yield self
+        finally:
+            changed = unfold(self.layers)
+        if changed is not None:
             raise ArgumentError(
-                "patch", "be the last on its layers to be unmerged", f"a newer one at '{newer}'", remedy
+                "patch",
+                "be left unchanged inside folded()",
+                f"other values at '{changed}' (weights, metric or folded weights)",
+                "Train, load and switch adapters outside of the context; the parameters hold what they were given.",
             )
-        written = {n: layer for n, layer in self.layers.items() if layer.fold is not None and layer.fold.written}
-        check_as_left(self.model, written, "unmerged")
-        for name, layer in self.layers.items():
-            if layer.fold is not None:
-                if name in written:  # else disabled: what is there stays
-                    layer.fold.restore()
-                layer.query.attach(layer.owner)
-                layer.fold = None
 
     def remove(self) -> None:
         """Take everything out: the model as it was, with its state-dict keys and its `requires_grad` flags.
@@ -218,6 +218,9 @@ class AttentionPatch:
         for layer in self.layers.values():
             if getattr(layer.owner, CHILD, None) is layer.query:  # another handle may have removed it
                 layer.query.detach(layer.owner)
+        if not any(isinstance(module, LayerMetric) for module in self.model.modules()):
+            for key in self._loss_refused():
+                del self.model._load_state_dict_pre_hooks[key]
         for parameter, flag in self._trainable_before.items():
             parameter.requires_grad_(flag)
         self.layers, self._trainable_before = {}, {}
@@ -226,6 +229,21 @@ class AttentionPatch:
         """Per layer: site, heads, parameters, whether it merges; then what was left alone, and why."""
         folds, refused = ({}, {}) if self.merged else plan_folds(self.model, self.layers, once_trained=True)
         return table(self.layers, folds, refused, self.left_alone, self._known(None))
+
+    def callback(self, *, save_base: bool = False, fold_evaluation: bool = True) -> AdapterCallback:
+        """For `Trainer(..., callbacks=[patch.callback()])`: checkpoints of the adapter's size that resume to the bit.
+
+        Each checkpoint holds what trains (metrics, a new head) under the model's own names, so that
+        `resume_from_checkpoint` and `load_best_model_at_end` bring it back for every type of model, and each adapter
+        alone in `checkpoint-N/gssf/NAME`, for `load_attention`. `trainer.save_model(folder)` is as without it.
+
+        Args:
+            save_base: keep frozen parameters in the checkpoints, too. Default leave them out: then resume with the
+                same base that was trained on, as with PEFT's adapters.
+            fold_evaluation: evaluate and predict with folded weights (see `folded`) from the second batch on, wherever
+                all layers fold.
+        """
+        return AdapterCallback(self, save_base=save_base, fold_evaluation=fold_evaluation)
 
     @contextmanager
     def accepted_by_trainer(self) -> Iterator[None]:
@@ -262,8 +280,7 @@ class AttentionPatch:
             CheckpointError: the disk refuses; what was there before is whole.
         """
         name = self._known(adapter_name)
-        queries = {key: layer.query for key, layer in self.layers.items()}
-        save_adapter(path, self.model, queries, name, model_card_kwargs)
+        save_adapter(path, self.model, self._queries(), name, model_card_kwargs)
 
     def push_to_hub(
         self,
@@ -286,22 +303,36 @@ class AttentionPatch:
             commit_message=commit_message,
         )
 
+    def _loss_refused(self) -> list[int]:
+        """Ids of the hook that refuses to lose a metric."""
+        hooks = self.model._load_state_dict_pre_hooks
+        return [key for key, hook in hooks.items() if getattr(hook, "hook", None) is refuse_loss]
+
     def _switch(self, states: Mapping[str, bool]) -> None:
-        turned = {n: layer for n, layer in self.layers.items() if layer.query.enabled != states[n]}
-        check_as_left(self.model, turned, "enabled or disabled while merged")
-        for name, layer in turned.items():
-            layer.query.enabled = states[name]
-            if layer.fold is not None:
-                layer.fold.write() if states[name] else layer.fold.restore()
+        switch(self.model, self.layers, states)
+
+    def _queries(self) -> dict[str, LayerMetric]:
+        return {plain_path(name): layer.query for name, layer in self.layers.items()}
 
     def _first(self) -> LayerMetric:
         if not self.layers:
             raise ArgumentError("patch", "be in the model", "a removed one", "Call patch_attention again.")
         return next(iter(self.layers.values())).query
 
+    def _check_acting(self, action: str) -> None:
+        self._check_unmerged("merged again" if action == "merged" else action)
+        if not self.enabled:
+            rule = f"be enabled to be {action}"
+            raise ArgumentError("patch", rule, "a disabled one", "Call patch.enable() first.")
+        if any(getattr(layer.owner, CHILD, None) is not layer.query for layer in self.layers.values()):
+            rule, remedy = f"be in the model to be {action}", "Make a new handle once the patch is back."
+            raise ArgumentError("patch", rule, "one that another handle took out", remedy)
+
     def _check_unmerged(self, action: str) -> None:
         if self.merged:
             raise ArgumentError("patch", f"be unmerged to be {action}", "a merged one", "Call patch.unmerge() first.")
+        if self.is_folded:
+            raise ArgumentError("patch", f"not be {action} inside folded()", "a folded one", "Leave the context first.")
 
     def _known(self, adapter_name: str | None) -> str:
         active = self._first().active

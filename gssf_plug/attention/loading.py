@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.options import check_adapter_name, check_dtype
 from gssf_plug.attention.patch import attach, check_model
+from gssf_plug.attention.placement import fill
 from gssf_plug.attention.query_layer import LayerMetric
-from gssf_plug.attention.saving import FORMAT, fill
+from gssf_plug.attention.saving import FORMAT
 from gssf_plug.attention.score_layer import SCORE
 from gssf_plug.attention.sites import Places, QueryNorm, Sites, find_places, score_modules
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches

@@ -18,8 +18,8 @@ from gssf_plug.attention.discovery.gradients import without_gradient
 from gssf_plug.attention.discovery.probe import SILENT
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.options import AdapterOptions, check_adapter_name, check_dtype, check_places
+from gssf_plug.attention.placement import device_of, is_offloaded, is_sharded
 from gssf_plug.attention.query_layer import CHILD, notice_hooks
-from gssf_plug.attention.saving import is_sharded
 from gssf_plug.attention.sites import Places, QueryNorm, Sites, find_places, score_modules
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
@@ -103,10 +103,11 @@ def attach(
     for name, query in places.metrics.items():
         owner = model.get_submodule(name)
         base = next((p for p in owner.parameters() if p.is_floating_point()), torch.zeros(()))
-        metric = metrics[name].to(base.device, dtype or torch.promote_types(base.dtype, torch.float32))
+        device = device_of(owner)
+        metric = metrics[name].to(device, dtype or torch.promote_types(base.dtype, torch.float32))
         query.adapters[adapter_name] = metric.train(owner.training)
         if getattr(owner, CHILD, None) is not query:
-            query.to(base.device).train(owner.training)
+            query.to(device).train(owner.training)
             query.attach(owner)
     patch = AttentionPatch(model, places.left_alone)
     patch.set_adapter(adapter_name)
@@ -148,7 +149,7 @@ def _check_weights(model: nn.Module) -> None:
             f"'{sharded}' as a DTensor (fully_shard or tensor parallel)",
             "Patch the whole model first, then call fully_shard on its layers; the metrics are sharded with them.",
         )
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if any(p.is_meta for m in model.modules() if not is_offloaded(m) for p in m.parameters(recurse=False)):
         raise ArgumentError(
             "model", "have its weights in memory", "parameters on the meta device", "Load the weights first."
         )

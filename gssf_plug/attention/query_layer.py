@@ -14,8 +14,8 @@ active adapter does not cover this layer, it changes nothing at all.
 torch.compile beside hooks: compiled code must notice that a metric came or went.
 """
 
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Self, cast
 
 import torch
 import torch._dynamo.config as dynamo
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from gssf_plug.attention.discovery.candidates import Candidate
 from gssf_plug.attention.discovery.layouts import Heads, resolve
 from gssf_plug.attention.discovery.query_access import HeadView, OutputSite, shadow, unshadow
+from gssf_plug.attention.placement import is_sharded
+from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 
 __all__ = ["CHILD", "LayerMetric", "QueryMetric", "notice_hooks"]
@@ -63,6 +65,7 @@ class LayerMetric(nn.Module):
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
         self.enabled = True
+        self.resting: dict[str, list[bool]] = {}  # `requires_grad` of each adapter that does not act, as it was
 
     def metric(self, adapter_name: str | None = None) -> GSSFMetric | None:
         """The metric of an adapter, default the active one; None where it does not cover this layer."""
@@ -74,6 +77,24 @@ class LayerMetric(nn.Module):
         """The metric that acts now; None while disabled."""
         return self.metric() if self.enabled else None
 
+    def activate(self, adapter_name: str) -> None:
+        """Let this adapter act; the others ask for no gradient meanwhile: DDP waits for each parameter that does."""
+        for name, metric in self.adapters.items():
+            parameters = list(metric.parameters())
+            if name == adapter_name:
+                for parameter, flag in zip(parameters, self.resting.pop(name, []), strict=False):
+                    parameter.requires_grad_(flag)
+            elif name not in self.resting:
+                self.resting[name] = [parameter.requires_grad for parameter in parameters]
+                metric.requires_grad_(False)
+        self.active = adapter_name
+
+    def drop(self, adapter_name: str) -> None:
+        """Forget an adapter, if it is there."""
+        if adapter_name in self.adapters:
+            del self.adapters[adapter_name]
+            self.resting.pop(adapter_name, None)
+
     def fold(self, metric: GSSFMetric, rows: Float[Tensor, "... channels"]) -> Float[Tensor, "... channels"]:
         """Each head's query times its matrix."""
         if metric.dim == rows.shape[-1]:
@@ -82,11 +103,35 @@ class LayerMetric(nn.Module):
 
     def attach(self, owner: nn.Module) -> None:
         """Become a child of the attention module `owner`, and act."""
-        raise NotImplementedError
+        owner.add_module(CHILD, self)
+        self.hook(owner)
 
     def detach(self, owner: nn.Module) -> None:
         """Undo `attach`."""
+        self.unhook(owner)
+        delattr(owner, CHILD)
+
+    def hook(self, owner: nn.Module) -> None:
+        """Take the place in the forward of `owner` where the query passes."""
         raise NotImplementedError
+
+    def unhook(self, owner: nn.Module) -> None:
+        """Undo `hook`: its forward costs what it did before."""
+        raise NotImplementedError
+
+    def lost(self, owner: nn.Module) -> str:
+        """Why the query of `owner` no longer passes here, as it stands now; empty where it does."""
+        return "" if owner._modules.get(CHILD) is self else "the metric was taken out of it"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move, and never round: `model.to(torch.bfloat16)` would turn a learned 1 + 1e-3 into 1."""
+
+        def precise(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            wider = torch.promote_types(moved.dtype, tensor.dtype)
+            return moved if moved.dtype == wider else tensor.to(moved.device, wider)
+
+        return super()._apply(precise, recurse)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -118,24 +163,63 @@ class QueryMetric(LayerMetric):
         """Where the heads lie in the site's output, or in its parameter `name`."""
         return cast(HeadView, cast(nn.ModuleDict, self._modules["views"])._modules[name])  # straight, see `metric`
 
-    def attach(self, owner: nn.Module) -> None:
-        """Become a child of the attention module `owner` and register the hooks."""
-        owner.add_module(CHILD, self)
+    def hook(self, owner: nn.Module) -> None:
+        """Register the hooks at the module that makes the query, and at `owner`."""
         if not self.weights:
-            self.site(owner).register_forward_hook(self.change_output)
+            self._hook_site(owner, self.site(owner))
+            owner.register_forward_pre_hook(self.follow)
         if self.weights or self.bias:
             owner.register_forward_pre_hook(self.change_weights)
             owner.register_forward_hook(self.restore_weights, always_call=True)
 
-    def detach(self, owner: nn.Module) -> None:
-        """Undo `attach`, also where another adapter (PEFT) was put around the projection since."""
+    def unhook(self, owner: nn.Module) -> None:
+        """Undo `hook`, also where another adapter (PEFT) was put around the projection since."""
         self.restore_weights(owner, (), None)
         for module in {*self.site(owner).modules(), owner}:
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
-                for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                for key in self._own(hooks):
                     hooks.pop(key)
                     module._forward_hooks_always_called.pop(key, None)
-        delattr(owner, CHILD)
+
+    def lost(self, owner: nn.Module) -> str:
+        """Looks after the hook first: a projection that was replaced has it back after this, where that is possible."""
+        if reason := super().lost(owner):
+            return reason
+        if not self._own(owner._forward_pre_hooks):
+            return "its hooks were removed"
+        try:
+            if not self.weights:
+                self.follow(owner, ())
+        except ArgumentError as error:
+            return str(error)
+        return ""
+
+    def follow(self, owner: nn.Module, arguments: object) -> None:
+        """Forward pre-hook of `owner`: where a tool put another module in the projection's place, take that one.
+
+        Quantisers (quanto, neural-compressor) and PEFT's `unload` make a new module and know nothing of hooks.
+        """
+        # straight, since it runs at every layer and token; `seen` is no child, so `modules()` does not list it twice
+        site = owner._modules.get(self.path) if "." not in self.path else self.site(owner)
+        if site is not self.__dict__["seen"]:
+            self._hook_site(owner, site)
+
+    def _hook_site(self, owner: nn.Module, site: nn.Module | None) -> None:
+        """Hang the hook at `site`, unless it hangs there or, where a wrapper (PEFT) came around it, inside."""
+        width = getattr(site, "out_features", self.view().width)
+        if site is None or (width != self.view().width and self.view().axis == -1):
+            raise ArgumentError(
+                "patch",
+                f"find the module that makes the query of a {type(owner).__name__} at '{self.path}'",
+                "nothing there" if site is None else f"a {type(site).__name__} of {width} channels",
+                "A tool has put other modules there (fused or split projections): merge the patch, then use the tool.",
+            )
+        if not any(self._own(module._forward_hooks) for module in site.modules()):
+            site.register_forward_hook(self.change_output)
+        self.__dict__["seen"] = site
+
+    def _own(self, hooks: Mapping[int, object]) -> list[int]:
+        return [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]
 
     def site(self, owner: nn.Module) -> nn.Module:
         """The module whose output is changed, or which holds the weights."""
@@ -148,6 +232,13 @@ class QueryMetric(LayerMetric):
         metric = self.acting()
         if metric is None:
             return None
+        if type(output) is not Tensor and is_sharded(output):
+            raise ArgumentError(
+                "model",
+                "be split over devices (tensor parallel) before it is patched, or not at all",
+                f"the query of a {type(module).__name__} as a DTensor, beside a metric that each process holds whole",
+                "Save the adapter, merge it into the whole model, and parallelise the merged one.",
+            )
         view = self.view()
         return view.put(output, self.fold(metric, view.take(output)))
 

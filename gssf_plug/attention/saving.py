@@ -3,12 +3,10 @@
 Promises: written whole or not at all; loaded strictly: the base model's type, every layer, its layout, its heads and
 every tensor must fit, and the first that does not is named before anything is attached. A base saved with or without
 a task head (`bert.encoder…`, `encoder…`) is the same base.
-
-Parameters that are spread over processes (`fully_shard`, tensor parallelism), which torch calls DTensors.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,12 @@ import transformers
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 
+from gssf_plug.attention.placement import brought_in, fill, is_sharded, whole, writes
 from gssf_plug.attention.query_layer import LayerMetric
-from gssf_plug.files import CardFacts, Format, is_hub_id, render_card, write_folder
+from gssf_plug.errors import CheckpointError
+from gssf_plug.files import CardFacts, Format, is_hub_id, read_folder, render_card, write_folder
 
-__all__ = ["FORMAT", "fill", "is_sharded", "layer_record", "push_adapter", "save_adapter", "whole", "writes"]
+__all__ = ["FORMAT", "layer_record", "push_adapter", "refill_adapter", "save_adapter"]
 
 FORMAT = Format("gssf-plug/attention", config="adapter_config.json", weights="adapter_model.safetensors")
 USAGE = """from gssf_plug.attention import load_attention
@@ -46,7 +46,8 @@ def save_adapter(
     for name, query in covered.items():
         metric = query.metric(adapter_name)
         assert metric is not None
-        tensors |= {f"{name}|{key}": tensor for key, tensor in metric.state_dict().items()}
+        with brought_in(metric):
+            tensors |= {f"{name}|{key}": tensor for key, tensor in metric.state_dict().items()}
     sharded = any(is_sharded(tensor) for tensor in tensors.values())
     tensors = {key: whole(tensor) for key, tensor in tensors.items()}
     config = {
@@ -60,6 +61,31 @@ def save_adapter(
         write_folder(path, FORMAT, config, tensors, _card(config, tensors, facts), replace_card=facts is not None)
     if sharded:
         torch.distributed.barrier()
+
+
+def refill_adapter(path: str | PathLike[str], queries: Mapping[str, LayerMetric], adapter_name: str) -> None:
+    """Copy the values in the folder `path` into the metrics of `adapter_name`, all or none."""
+    _, tensors = read_folder(Path(path), FORMAT)
+    own = {f"{name}|{key}": tensor for name, key, tensor in _state(queries, adapter_name)}
+    wrong = next(
+        (key for key in sorted(own.keys() | tensors.keys()) if not _alike(own.get(key), tensors.get(key))), None
+    )
+    if wrong is not None:
+        raise CheckpointError(path, f"does not fit '{wrong}' of the adapter", "Load it with load_attention.")
+    for key, tensor in own.items():
+        fill(tensor, tensors[key])
+
+
+def _state(queries: Mapping[str, LayerMetric], adapter_name: str) -> Iterator[tuple[str, str, Tensor]]:
+    """Path of the layer, key in its metric, tensor."""
+    for name, query in queries.items():
+        metric = query.metric(adapter_name)
+        if metric is not None:
+            yield from ((name, key, tensor) for key, tensor in metric.state_dict().items())
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
 
 
 def layer_record(query: LayerMetric, adapter_name: str) -> dict[str, Any]:
@@ -105,37 +131,4 @@ def _card(config: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: CardF
     )
     return render_card(
         "GSSF attention adapter", about, USAGE, ("gssf", "adapter", "attention"), {**named, **(facts or {})}
-    )
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Does this process hold only a part of it."""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of it; where it is sharded, every process has to ask at the same time."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-
-
-@torch.no_grad()
-def fill(tensor: Tensor, value: Tensor) -> None:
-    """Give `tensor` the values of a whole one, in place; each process keeps its part."""
-    if is_sharded(tensor):
-        from torch.distributed.tensor import distribute_tensor
-
-        mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-        value = distribute_tensor(value.to(tensor.device, tensor.dtype), mesh, placements)
-    tensor.copy_(value)
-
-
-def writes() -> bool:
-    """Is this the process that writes files which all processes would write alike."""
-    return (
-        not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        or torch.distributed.get_rank() == 0
     )

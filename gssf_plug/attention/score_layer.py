@@ -93,18 +93,21 @@ class ScoreMetric(LayerMetric):
         rows = self.fold(metric, query.transpose(1, 2).flatten(-2))
         return rows.unflatten(-1, (self.heads.query, self.heads.size)).transpose(1, 2)
 
-    def attach(self, owner: nn.Module) -> None:
+    def hook(self, owner: nn.Module) -> None:
         """Let `owner` see its configuration through a `ScoreConfig`."""
         eager = eager_attention(owner)
         assert eager is not None  # checked when the layer was found
-        owner.add_module(CHILD, self)
         show(owner, ScoreConfig(owner.config, eager))
 
-    def detach(self, owner: nn.Module) -> None:
+    def unhook(self, owner: nn.Module) -> None:
         """Give `owner` its own configuration back."""
         assert isinstance(owner.config, ScoreConfig)
         show(owner, owner.config.base)
-        delattr(owner, CHILD)
+
+    def lost(self, owner: nn.Module) -> str:
+        """Whether the view of the configuration is in place."""
+        reason = super().lost(owner)
+        return reason or ("" if isinstance(owner.config, ScoreConfig) else "its configuration was replaced")
 
 
 class _Layer:

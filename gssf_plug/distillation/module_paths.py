@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.wrappers import plain_modules
 
-__all__ = ["TapSuggestion", "find_modules", "layer_paths", "plain_modules", "suggest_taps", "unwrap"]
-
-# Names that wrappers put into the paths of what they hold: FSDP, torch.compile, checkpoint_wrapper.
-INSERTED = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
+__all__ = ["TapSuggestion", "find_modules", "layer_paths", "suggest_taps"]
 
 
 @dataclass(frozen=True)
@@ -33,27 +31,6 @@ class TapSuggestion:
 
     def __str__(self) -> str:
         return f"{self.path:<40} {self.kind:<28} {self.parameters:>12,}{'  layer' if self.layer else ''}"
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The plain model inside DDP, FSDP, DataParallel, `torch.compile` and PEFT, nested in any order."""
-    while True:
-        if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
-            model = model._orig_mod  # type: ignore[assignment]
-        elif _is_parallel(model):
-            model = next(model.children())
-        elif hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
-            model = model.get_base_model()  # type: ignore[operator]
-        else:
-            return model
-
-
-def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module of the plain model by its path there; of a wrapper and what it wraps, the wrapper."""
-    found: dict[str, nn.Module] = {}
-    for name, module in unwrap(model).named_modules(remove_duplicate=False):
-        found.setdefault(".".join(part for part in name.split(".") if part not in INSERTED), module)
-    return found
 
 
 def find_modules(model: nn.Module, pattern: str, *, argument: str = "path") -> list[str]:
@@ -106,12 +83,6 @@ def suggest_taps(model: nn.Module) -> list[TapSuggestion]:
         )
         for path in [*layers, *others]
     ]
-
-
-def _is_parallel(model: nn.Module) -> bool:
-    """A wrapper of torch that holds one model and nothing else: DDP, DataParallel, FSDP, checkpoint_wrapper."""
-    children = [name for name, _ in model.named_children()]
-    return type(model).__module__.startswith("torch.") and children in (["module"], *([name] for name in INSERTED))
 
 
 def _expand_braces(pattern: str) -> list[str]:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from gssf_plug.distillation.losses.distillation_loss import FeatureLoss
 from gssf_plug.distillation.losses.short_names import LOSSES
-from gssf_plug.distillation.module_paths import find_modules, layer_paths, unwrap
+from gssf_plug.distillation.module_paths import find_modules, layer_paths
 from gssf_plug.distillation.taps import Tap
 from gssf_plug.distillation.teacher import Teacher, TeacherInputs, TeacherModel
 from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.wrappers import unwrap
 
 __all__ = [
     "Loss",

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gssf_plug.distillation.module_paths import find_modules, plain_modules, unwrap
+from gssf_plug.distillation.module_paths import find_modules
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import Pooling, feature_tensor
+from gssf_plug.wrappers import plain_modules, unwrap
 
 __all__ = ["Complete", "Feature", "FeatureTaps", "Tap"]
 

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.distillation.module_paths import find_modules, layer_paths, unwrap
+from gssf_plug.distillation.module_paths import find_modules, layer_paths
 from gssf_plug.distillation.taps import Complete, Feature, FeatureTaps, Tap
 from gssf_plug.errors import ArgumentError
+from gssf_plug.wrappers import unwrap
 
 __all__ = [
     "PREFIX",

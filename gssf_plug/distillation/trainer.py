@@ -30,9 +30,9 @@ from transformers import Trainer
 from gssf_plug.distillation.checkpoint import check_batch, restore_student, write_batch
 from gssf_plug.distillation.columns import TeacherColumns, take_rows
 from gssf_plug.distillation.distiller import Distiller
-from gssf_plug.distillation.module_paths import unwrap
 from gssf_plug.distributed import hold_group
 from gssf_plug.errors import ArgumentError
+from gssf_plug.wrappers import unwrap
 
 __all__ = ["DistillationMixin", "DistillationTrainer", "distillation_trainer"]
 

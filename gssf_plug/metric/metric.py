@@ -192,7 +192,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
 
     def deviation(self) -> Float[Tensor, "blocks size size"]:
         """Δ, `blocks()` less the identity: zero for a neutral metric."""
-        parts = [structure.deviation() for structure in self._each()]
+        parts = [structure() for structure in self._each()]
         size = max(part.shape[-1] for part in parts)
         deviation = reduce(torch.add, [coarsen(part, size) for part in parts])
         if self.constraint == "psd":  # LᵀL - I, where L = I + Δ
@@ -303,7 +303,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         for change in CHANGES[self.constraint]:
             y = x
             for structure in self._each():
-                y = structure.add_product(y, x, change)
+                y = structure(y, x, change)
             x = y
         return x
 

@@ -59,6 +59,16 @@ class Structure(nn.Module):
         self.block_size = block_size
         self.identity = identity
 
+    def forward(self, y: Tensor | None = None, x: Tensor | None = None, change: Change | None = None) -> Tensor:
+        """`add_product(y, x, change)`, or `deviation()` where nothing is given.
+
+        A metric asks its structures this way and no other, since a module's hooks run around its forward: accelerate's
+        bring an offloaded `weight` in, FSDP's gather it.
+        """
+        if y is None or x is None or change is None:
+            return self.deviation()
+        return self.add_product(y, x, change)
+
     def deviation(self) -> Float[Tensor, "blocks size size"]:
         """Δ: the blocks of W ⊙ U, D/s of them, s×s each, less the identity or zero at which they started."""
         raise NotImplementedError

@@ -7,8 +7,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from gssf_plug.distillation import suggest_taps
-from gssf_plug.distillation.module_paths import find_modules, layer_paths, unwrap
+from gssf_plug.distillation.module_paths import find_modules, layer_paths
 from gssf_plug.errors import ArgumentError
+from gssf_plug.wrappers import unwrap
 
 
 def test_globs_and_braces():

@@ -16,23 +16,24 @@ import torch
 from torch import nn
 
 from gssf_plug.attention.merging.fold import Fold, NotFoldable, plan_fold
+from gssf_plug.attention.merging.stand_in import StandIn
+from gssf_plug.attention.placement import is_offloaded, is_sharded
 from gssf_plug.attention.query_layer import LayerMetric, QueryMetric
-from gssf_plug.attention.saving import is_sharded
 from gssf_plug.attention.score_layer import ScoreMetric
 from gssf_plug.attention.sites import LayerCall, arriving, record_calls
-from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 
-__all__ = ["PatchedLayer", "check_as_left", "plan_folds", "plan_score_fold"]
+__all__ = ["PatchedLayer", "plan_folds", "plan_score_fold"]
 
 
 @dataclass
 class PatchedLayer:
-    """One patched attention module: where it is, its metrics, and the fold while it is merged."""
+    """One patched attention module: where it is, its metrics, the fold while it is merged, and that of `folded()`."""
 
     owner: nn.Module
     query: LayerMetric
     fold: Fold | None = None
+    stand_in: StandIn | None = None
 
 
 def plan_folds(
@@ -45,18 +46,18 @@ def plan_folds(
         layers: the patched layers by path.
         once_trained: ask for any values that training may find, not for the present ones.
     """
-    spread = {name for name, layer in layers.items() if any(is_sharded(p) for p in layer.owner.parameters())}
+    elsewhere = {name: reason for name, layer in layers.items() if (reason := _not_here(layer.owner))}
     users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
     scores = {name: layer.owner for name, layer in layers.items() if isinstance(layer.query, ScoreMetric)}
-    calls = record_calls(model, scores) if not spread else {}
+    calls = record_calls(model, scores) if not elsewhere else {}
     folds: dict[str, Fold] = {}
     refused: dict[str, str] = {}
     for name, layer in layers.items():
         metric = layer.query.metric()
         if metric is None:
             continue
-        if name in spread:
-            refused[name] = "its weights are sharded over processes; save the adapter, and merge it in one process"
+        if name in elsewhere:
+            refused[name] = elsewhere[name]
             continue
         if once_trained:
             metric = _moved(metric)
@@ -70,6 +71,15 @@ def plan_folds(
     return folds, refused
 
 
+def _not_here(owner: nn.Module) -> str:
+    """Why the weights of a layer cannot be changed in this process; empty where they can."""
+    if any(is_sharded(parameter) for parameter in owner.parameters()):
+        return "its weights are sharded over processes; save the adapter, and merge it in one process"
+    if is_offloaded(owner):
+        return "its weights are offloaded; save the adapter, and merge it into a model that is in memory"
+    return ""
+
+
 def _moved(metric: GSSFMetric) -> GSSFMetric:
     """A copy with other values, no two of them alike."""
     metric, generator = copy.deepcopy(metric), torch.Generator().manual_seed(0)
@@ -77,34 +87,6 @@ def _moved(metric: GSSFMetric) -> GSSFMetric:
         for parameter in metric.parameters():
             parameter.copy_(torch.rand(parameter.shape, generator=generator).add(0.5))
     return metric
-
-
-def check_as_left(model: nn.Module, layers: Mapping[str, PatchedLayer], action: str) -> None:
-    """Refuse to overwrite weights that were changed since a fold wrote or restored them.
-
-    Args:
-        model: whose weights they are.
-        layers: the layers whose folds are about to be written or restored.
-        action: what is about to happen to the patch, for the message.
-
-    Raises:
-        ArgumentError: names the first such weight; nothing was changed.
-    """
-    held = {id(parameter): name for name, parameter in model.named_parameters()}
-    for name, layer in layers.items():
-        if layer.fold is None:
-            continue
-        gone = next((parameter for parameter in layer.fold.old if id(parameter) not in held), None)
-        changed = gone if gone is not None else layer.fold.changed()
-        if changed is not None:
-            what = f"another parameter at '{name}'" if gone is not None else f"other values in '{held[id(changed)]}'"
-            remedy = (
-                "If another handle merged since, unmerge that one first. If you trained or loaded them, they stay: "
-                "drop this handle, and patch anew."
-                if layer.fold.written
-                else "Keep them, and fold anew: patch.unmerge(), patch.enable(), patch.merge()."
-            )
-            raise ArgumentError("patch", f"find the weights as it left them to be {action}", what, remedy)
 
 
 def plan_score_fold(

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.distillation.module_paths import unwrap
 from gssf_plug.distillation.taps import Tap
 from gssf_plug.errors import ArgumentError
+from gssf_plug.wrappers import unwrap
 
 __all__ = ["digest_architecture", "digest_inputs", "digest_row", "digest_weights", "tap_key"]
 
