@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gssf_plug.attention.discovery.prober import Prober
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.options import check_adapter_name, check_dtype
 from gssf_plug.attention.patch import attach, check_model
@@ -16,7 +17,7 @@ from gssf_plug.attention.placement import fill
 from gssf_plug.attention.query_layer import LayerMetric
 from gssf_plug.attention.saving import FORMAT
 from gssf_plug.attention.score_layer import SCORE
-from gssf_plug.attention.sites import Places, QueryNorm, Sites, find_places, score_modules
+from gssf_plug.attention.sites import Sites, make_metric_layers, patchable_modules
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
 from gssf_plug.files import locate, read_folder
 from gssf_plug.metric import GSSFMetric
@@ -77,20 +78,20 @@ def load_attention(
     check_model(model)
     saved = _read(model, path, hub)
     norms = {record["query_norm"] for record in saved.records.values()}
-    owners = {name: model.get_submodule(name) for name in saved.records}
     sites: Sites = "score" if {record["layout"] for record in saved.records.values()} == {SCORE} else "projection"
-    norm: QueryNorm = "after" if norms - {None} else "before"
-    places = find_places(model, owners, sites, norm, example_inputs)
-    for name, record in saved.records.items():
-        if name not in places.metrics:
-            reason = places.why_not()[name]
-            raise CheckpointError(saved.folder, f"needs the layer '{name}', where {reason}", REMEDY)
-        _check_fits(saved.folder, name, record, places.metrics[name])
-        if adapter_name in places.metrics[name].adapters:
+    here = patchable_modules(model, "score")
+    modules = {path: here[path] for path in saved.records}
+    prober = Prober(model, after_norm=bool(norms - {None}), example_inputs=example_inputs)
+    metric_layers = make_metric_layers(prober, modules, sites)
+    for path, record in saved.records.items():
+        if path not in metric_layers:
+            raise CheckpointError(saved.folder, f"needs the layer '{path}', where {modules[path].reason}", REMEDY)
+        _check_fits(saved.folder, path, record, metric_layers[path])
+        if adapter_name in metric_layers[path].adapters:
             remedy = "Choose another name, copy into that adapter with hot_swap=True, or remove that patch."
             raise ArgumentError("adapter_name", "be new on this model", repr(adapter_name), remedy)
     saved_dtype = next(iter(saved.metrics.values())).structures.parameters().__next__().dtype
-    return attach(model, Places(places.metrics), saved.metrics, adapter_name, dtype or saved_dtype)
+    return attach(model, metric_layers, saved.metrics, adapter_name, dtype or saved_dtype, {})
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _records(config: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any
 
 def _paths_in(model: nn.Module, records: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Path in `model` of each saved layer; a task head adds or drops the base model's prefix."""
-    here = score_modules(model)
+    here = patchable_modules(model, "score")
     prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
     for rename in (str, lambda name: prefix + name, lambda name: name.removeprefix(prefix), _behind_first):
         names = {saved: rename(saved) for saved in records}

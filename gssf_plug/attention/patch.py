@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from gssf_plug.attention.discovery.discover import attention_modules, select
-from gssf_plug.attention.discovery.gradients import without_gradient
+from gssf_plug.attention.discovery.attention_module import AttentionModule, select
 from gssf_plug.attention.discovery.probe import SILENT
+from gssf_plug.attention.discovery.prober import Prober
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.options import AdapterOptions, check_adapter_name, check_dtype, check_places
 from gssf_plug.attention.placement import device_of, is_offloaded, is_sharded
-from gssf_plug.attention.query_layer import CHILD, notice_hooks
-from gssf_plug.attention.sites import Places, QueryNorm, Sites, find_places, score_modules
+from gssf_plug.attention.query_layer import CHILD, LayerMetric, notice_hooks
+from gssf_plug.attention.sites import QueryNorm, Sites, make_metric_layers, patchable_modules
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.metric import Term
@@ -28,6 +28,8 @@ from gssf_plug.metric.metric import Term
 __all__ = ["attach", "check_model", "patch_attention"]
 
 logger = logging.getLogger(__name__)
+
+UNREACHED = "the model runs it, but no gradient of the model's outputs reaches it"
 
 
 def patch_attention(
@@ -76,10 +78,11 @@ def patch_attention(
     check_places(sites, query_norm)
     check_dtype(dtype)
     check_adapter_name(adapter_name)
-    places = _places(model, layers, sites, query_norm, example_inputs)
-    options.check_fits({name: query.heads.size for name, query in places.metrics.items()})
-    for query in places.metrics.values():
-        if adapter_name in query.adapters:
+    prober = Prober(model, after_norm=query_norm == "after", example_inputs=example_inputs)
+    metric_layers, left_alone = _find(prober, layers, sites)
+    options.check_fits({path: layer.heads.size for path, layer in metric_layers.items()})
+    for layer in metric_layers.values():
+        if adapter_name in layer.adapters:
             raise ArgumentError(
                 "adapter_name",
                 "be new; the model is patched already",
@@ -87,20 +90,21 @@ def patch_attention(
                 "Remove that patch first, or choose another name to add a second adapter.",
             )
     with torch.inference_mode(False):  # inside of it parameters could never train
-        metrics = {name: options.metric(query.heads) for name, query in places.metrics.items()}
-        return attach(model, places, metrics, adapter_name, dtype)
+        metrics = {path: options.metric(layer.heads) for path, layer in metric_layers.items()}
+        return attach(model, metric_layers, metrics, adapter_name, dtype, left_alone)
 
 
 def attach(
     model: nn.Module,
-    places: Places,
+    metric_layers: Mapping[str, LayerMetric],
     metrics: Mapping[str, GSSFMetric],
     adapter_name: str,
     dtype: torch.dtype | None,
+    left_alone: Mapping[str, str],
 ) -> AttentionPatch:
-    """Put checked metrics into checked places, and activate them."""
+    """Put checked metrics, one for each of `metric_layers`, into the model, and activate them."""
     notice_hooks()
-    for name, query in places.metrics.items():
+    for name, query in metric_layers.items():
         owner = model.get_submodule(name)
         base = next((p for p in owner.parameters() if p.is_floating_point()), torch.zeros(()))
         device = device_of(owner)
@@ -109,7 +113,7 @@ def attach(
         if getattr(owner, CHILD, None) is not query:
             query.to(device).train(owner.training)
             query.attach(owner)
-    patch = AttentionPatch(model, places.left_alone)
+    patch = AttentionPatch(model, left_alone)
     patch.set_adapter(adapter_name)
     return patch
 
@@ -155,42 +159,56 @@ def _check_weights(model: nn.Module) -> None:
         )
 
 
-def _places(
-    model: nn.Module,
-    layers: Sequence[str | int] | None,
-    sites: Sites,
-    query_norm: QueryNorm,
-    example_inputs: Mapping[str, Any] | None,
-) -> Places:
-    """The places to patch, and why the others are left alone; refuses where that is not for the caller to overlook."""
-    owners = score_modules(model) if sites == "score" else attention_modules(model)
-    if not owners:
+def _find(
+    prober: Prober, layers: Sequence[str | int] | None, sites: Sites
+) -> tuple[dict[str, LayerMetric], dict[str, str]]:
+    """The layers that take a metric, and why others are left alone; refuses what is not for the caller to overlook."""
+    modules = patchable_modules(prober.model, sites)
+    if not modules:
         raise ArgumentError(
             "model",
             "have attention with a query and a key that a layout describes",
-            f"a {type(model).__name__} without",
+            f"a {type(prober.model).__name__} without",
             "If it has attention of its own kind, declare it with gssf_plug.attention.layouts.register(Layout(...)).",
         )
-    chosen = select(owners, layers)
-    found = find_places(model, chosen, sites, query_norm, example_inputs)
-    asked_for = found.out_of_reach if layers is not None or not found.metrics else {}
-    if found.refused or asked_for:
-        raise _refusal(found.refused or asked_for, sites, example_inputs is not None)
-    unheard = without_gradient(model, owners, example_inputs)
-    metrics = {name: metric for name, metric in found.metrics.items() if name not in unheard}
-    if not metrics:
-        name, why = next(iter(unheard.items()))
+    chosen = select(modules, layers)
+    found = make_metric_layers(prober, chosen, sites, follow=modules)
+    refused = [module for module in chosen.values() if module.verdict == "refused"]
+    missed = [module for module in chosen.values() if module.verdict == "out of reach"]
+    if refused or (missed and (layers is not None or not found)):
+        raise _refusal(refused or missed, sites, prober.example_inputs is not None)
+    if sites == "projection" and layers is not None:
+        _check_unshared(chosen, modules)
+    for path in prober.without_gradient(modules) & found.keys():
+        chosen[path].decide("left alone", UNREACHED)
+        missed.append(chosen[path])
+        del found[path]
+    if not found:
+        name, why = missed[0].path, missed[0].reason
         raise ArgumentError("layers", "name attention that can learn", f"'{name}', where {why}", "Name other layers.")
-    missed = found.out_of_reach | {name: why for name, why in unheard.items() if name in found.metrics}
     if missed:
-        first, why = next(iter(missed.items()))
+        first, why = missed[0].path, missed[0].reason
         logger.warning("patch_attention leaves modules alone (%d), such as '%s': %s", len(missed), first, why)
-    others = {name: "not among `layers`" for name in owners.keys() - chosen.keys()}
-    return Places(metrics, left_alone=missed | found.left_alone | others)
+    left_alone = {module.path: module.reason for module in missed}
+    left_alone |= {path: module.reason for path, module in chosen.items() if module.verdict == "left alone"}
+    return found, left_alone | {path: "not among `layers`" for path in modules if path not in chosen}
 
 
-def _refusal(refused: Mapping[str, str], sites: Sites, by_example: bool) -> ArgumentError:
-    name, reason = next(iter(refused.items()))
+def _check_unshared(chosen: Mapping[str, AttentionModule], modules: Mapping[str, AttentionModule]) -> None:
+    """Refuse to change a projection that a module beyond `chosen` uses, too."""
+    for path, module in chosen.items():
+        sharing = [p for p, other in modules.items() if p not in chosen and module.shares_its_query_with(other)]
+        if sharing:
+            raise ArgumentError(
+                "layers",
+                "name all attention modules that share a query projection, or none of them",
+                f"'{path}' without '{sharing[0]}', whose query the same '{module.query_path}' makes",
+                f"Name '{sharing[0]}', too: one metric then acts for both. Or use sites='score'.",
+            )
+
+
+def _refusal(refused: Sequence[AttentionModule], sites: Sites, by_example: bool) -> ArgumentError:
+    name, reason = refused[0].path, refused[0].reason
     more = f" ({len(refused) - 1} more like it)" if len(refused) > 1 else ""
     if sites == "score":
         rule, remedy = "let the metric into its scores", "Use sites='projection', or leave it out with `layers`."

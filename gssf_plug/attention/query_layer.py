@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gssf_plug.attention.discovery.candidates import Candidate
 from gssf_plug.attention.discovery.layouts import Heads, resolve
-from gssf_plug.attention.discovery.query_access import HeadView, OutputSite, shadow, unshadow
+from gssf_plug.attention.discovery.query_access import CHILD, HeadView, OutputSite, shadow, unshadow
 from gssf_plug.attention.placement import is_sharded
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
@@ -42,9 +42,6 @@ def notice_hooks() -> None:
     if dynamo.skip_nnmodule_hook_guards:
         dynamo.skip_nnmodule_hook_guards = False
         torch.compiler.reset()
-
-
-CHILD = "gssf"
 
 
 class LayerMetric(nn.Module):

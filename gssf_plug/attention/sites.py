@@ -1,15 +1,12 @@
-"""Find the layers whose score can be reached, and prove it: run them, and see what arrives at the attention function.
+"""Which layers of a model take a metric, at the site that was asked for: the query's projection, or the score.
 
-A layer is taken where its forward asks transformers' `AttentionInterface`, an example reaches it, the query arrives as
-(batch, heads, tokens, size), and its output is the same, to the bit, when the name of the function is ours and nothing
-is changed. Some classes treat certain names in a way of their own; the last test finds them.
-
-Where the metrics of a model go: the children that its attention layers have, or new ones for their proven places.
+The score can be reached where a layer's forward asks transformers' `AttentionInterface`, an example reaches it, the
+query arrives as (batch, heads, tokens, size), and its output is the same, to the bit, when the name of the function is
+ours and nothing is changed. Some classes treat certain names in a way of their own; the last test finds them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -17,36 +14,75 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.attention.discovery.candidates import fitting_layouts
-from gssf_plug.attention.discovery.discover import ATTEMPTS, attention_modules, discover
-from gssf_plug.attention.discovery.example_inputs import arguments_of, arguments_of_layer, parts_of
+from gssf_plug.attention.discovery.attention_module import AttentionModule, attention_modules
+from gssf_plug.attention.discovery.example_inputs import make_arguments, make_layer_arguments, runnable_parts
 from gssf_plug.attention.discovery.layouts import Heads
-from gssf_plug.attention.discovery.recording import Run
-from gssf_plug.attention.discovery.snapshot import undisturbed
+from gssf_plug.attention.discovery.prober import ATTEMPTS, Prober
+from gssf_plug.attention.discovery.recording import LayerCall, Run, record, undisturbed
 from gssf_plug.attention.query_layer import CHILD, LayerMetric, QueryMetric
 from gssf_plug.attention.score_layer import ScoreConfig, ScoreMetric, calls_interface, eager_attention, show
 from gssf_plug.errors import ArgumentError
 
 __all__ = [
     "LayerCall",
-    "Places",
     "QueryNorm",
     "Sites",
     "arriving",
-    "find_places",
-    "find_scores",
+    "make_metric_layers",
+    "patchable_modules",
     "record_calls",
-    "score_modules",
 ]
 
+Sites = Literal["projection", "score"]
+QueryNorm = Literal["after", "before"]
 
-@dataclass(frozen=True)
-class LayerCall:
-    """The first call of an attention layer in a run: its arguments, and its output's first tensor."""
 
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-    output: Tensor
+def patchable_modules(model: nn.Module, sites: Sites) -> dict[str, AttentionModule]:
+    """The modules that may take a metric at this site, by path: with a query and a key, or a score within reach."""
+    return attention_modules(model, calls_interface if sites == "score" else None)
+
+
+def make_metric_layers(
+    prober: Prober,
+    modules: Mapping[str, AttentionModule],
+    sites: Sites,
+    follow: Mapping[str, AttentionModule] | None = None,
+) -> dict[str, LayerMetric]:
+    """What holds the metrics of each module that can take one, by path: its child, or a new one; nothing is attached.
+
+    The modules have their verdict afterwards.
+
+    Args:
+        prober: of the model.
+        modules: those to be patched.
+        sites: where the metrics go.
+        follow: as in `Prober.prove`.
+
+    Raises:
+        ArgumentError: the model holds adapters at another site.
+    """
+    children = {path: getattr(module.module, CHILD, None) for path, module in modules.items()}
+    here: dict[str, LayerMetric] = {path: child for path, child in children.items() if isinstance(child, LayerMetric)}
+    for path, child in here.items():
+        if isinstance(child, ScoreMetric) != (sites == "score"):
+            other = "projection" if sites == "score" else "score"
+            raise ArgumentError(
+                "sites",
+                "be the same for all adapters of a model",
+                f"{sites!r}, while '{path}' is patched at its {other}",
+                f"Use sites={other!r}, or remove that patch first.",
+            )
+        modules[path].decide("proven")
+    fresh = {path: module for path, module in modules.items() if path not in here}
+    if sites == "score":
+        return here | _make_score_layers(prober, fresh, follow)
+    if fresh:
+        prober.prove(fresh, follow=follow)
+    return here | {
+        path: QueryMetric(module.candidate)
+        for path, module in fresh.items()
+        if module.verdict == "proven" and module.candidate is not None
+    }
 
 
 class _Observing(ScoreConfig):
@@ -57,44 +93,46 @@ class _Observing(ScoreConfig):
         return query
 
 
-def score_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers whose forward asks `AttentionInterface`, and other attention modules, by path; unproven yet."""
-    others = attention_modules(model)
-    return {name: layer for name, layer in model.named_modules() if name in others or calls_interface(layer)}
-
-
-def find_scores(
-    model: nn.Module, owners: Mapping[str, nn.Module], example_inputs: Mapping[str, Any] | None
-) -> tuple[dict[str, ScoreMetric], dict[str, str]]:
-    """A `ScoreMetric` for each owner whose score is within reach, and why the others' are not."""
-    refused = {name: _without_running(owner) for name, owner in owners.items()}
-    able = {name: owner for name, owner in owners.items() if not refused[name]}
+def _make_score_layers(
+    prober: Prober, modules: Mapping[str, AttentionModule], follow: Mapping[str, AttentionModule] | None
+) -> dict[str, LayerMetric]:
     heads: dict[str, Heads] = {}
-    with undisturbed(model):
-        for path, run in _examples(model, able, example_inputs):
-            waiting = {n: o for n, o in able.items() if n not in heads and not refused[n] and _inside(n, path)}
+    for module in modules.values():
+        module.reason = _without_running(module.module)
+    able = {path: module for path, module in modules.items() if not module.reason}
+    with undisturbed(prober.model):
+        for path, run in _examples(prober.model, able, prober.example_inputs):
+            waiting = {n: m for n, m in able.items() if n not in heads and not m.reason and _inside(n, path)}
             if waiting:
-                for name, verdict in _arrivals(run, waiting, example_inputs is not None).items():
-                    if isinstance(verdict, Heads):
-                        heads[name] = verdict
+                layers = {name: module.module for name, module in waiting.items()}
+                for name, arrived in _arrivals(run, layers, prober.example_inputs is not None).items():
+                    if isinstance(arrived, Heads):
+                        heads[name] = arrived
                     else:
-                        refused[name] = verdict
-    below = discover(model, {name: owners[name] for name in heads}, after_norm=True, example_inputs=example_inputs)
-    metrics = {}
-    for name, found in heads.items():
-        candidate = below.proven.get(name)
-        query = QueryMetric(candidate) if candidate is not None else None
-        metrics[name] = ScoreMetric(found, query, (below.refused | below.out_of_reach).get(name, ""))
-    unreached = "no example reached it; pass example_inputs= that run it"
-    return metrics, {name: reason or unreached for name, reason in refused.items() if name not in heads}
+                        waiting[name].reason = arrived
+    for module in modules.values():
+        module.decide("out of reach", module.reason or "no example reached it; pass example_inputs= that run it")
+    made: dict[str, LayerMetric] = {}
+    if heads:
+        prober.prove({path: modules[path] for path in heads}, follow=follow)  # what lies below: to merge into
+    for path, found in heads.items():
+        module = modules[path]
+        below = module.candidate if module.verdict == "proven" else None
+        why_not = module.reason if module.verdict in ("refused", "out of reach") else ""
+        made[path] = ScoreMetric(found, None if below is None else QueryMetric(below), why_not)
+        module.decide("proven")
+    return made
 
 
-def record_calls(model: nn.Module, owners: Mapping[str, nn.Module]) -> dict[str, LayerCall]:
-    """One call of each owner on an example made from the configuration; those that no example reaches are missing."""
+def record_calls(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, LayerCall]:
+    """One call of each layer on an example made from the configuration; those that no example reaches are missing."""
     calls: dict[str, LayerCall] = {}
+    if not layers:
+        return calls
+    modules = attention_modules(model, calls_interface)
     with undisturbed(model):
-        for path, run in _examples(model, owners, None):
-            waiting = {name: owner for name, owner in owners.items() if name not in calls and _inside(name, path)}
+        for path, run in _examples(model, {name: modules[name] for name in layers}, None):
+            waiting = {name: layer for name, layer in layers.items() if name not in calls and _inside(name, path)}
             if waiting:
                 try:
                     calls |= _noted(run, waiting)
@@ -103,11 +141,10 @@ def record_calls(model: nn.Module, owners: Mapping[str, nn.Module]) -> dict[str,
     return calls
 
 
-@torch.no_grad()
 def arriving(owner: nn.Module, call: LayerCall) -> list[Tensor]:
     """The queries that the layer's attention function gets in this call, before any metric."""
-    with _observed({"": owner}) as seen:
-        owner(*call.arguments, **call.options)
+    with undisturbed(owner), _observed({"": owner}) as seen:
+        call.again(owner)
     return seen[""].__dict__.get("queries", [])
 
 
@@ -122,19 +159,19 @@ def _without_running(owner: nn.Module) -> str:
 
 
 def _examples(
-    model: nn.Module, owners: Mapping[str, nn.Module], example_inputs: Mapping[str, Any] | None
+    model: nn.Module, modules: Mapping[str, AttentionModule], example_inputs: Mapping[str, Any] | None
 ) -> Iterator[tuple[str, Run]]:
     """Runs of the model, of its parts, and of single layers, with the path of what runs; likeliest first."""
     if example_inputs is not None:
         yield "", partial(model, **example_inputs)
         return
-    for path, part in parts_of(model):
-        for arguments in islice(arguments_of(part), ATTEMPTS):
+    for path, part in runnable_parts(model):
+        for arguments in islice(make_arguments(part), ATTEMPTS):
             yield path, partial(part, **arguments)
-    for name, owner in owners.items():
-        if fitting_layouts(owner):
-            for arguments in islice(arguments_of_layer(owner), ATTEMPTS):
-                yield name, partial(owner, **arguments)
+    for name, module in modules.items():
+        if module.layouts:
+            for arguments in islice(make_layer_arguments(module), ATTEMPTS):
+                yield name, partial(module.module, **arguments)
 
 
 def _inside(name: str, path: str) -> bool:
@@ -187,78 +224,6 @@ def _observed(owners: Mapping[str, nn.Module]) -> Iterator[dict[str, _Observing]
             show(owner, before[name])
 
 
-def _noted(run: Run, owners: Mapping[str, nn.Module]) -> dict[str, LayerCall]:
-    """The first call of each owner in one run."""
-    calls: dict[str, LayerCall] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            if isinstance(first, Tensor):
-                calls.setdefault(name, LayerCall(arguments, dict(options), first.detach().clone()))
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name, owner in owners.items():
-            hooks.callback(owner.register_forward_hook(note(name), with_kwargs=True).remove)
-        torch.manual_seed(0)
-        run()
-    return calls
-
-
-Sites = Literal["projection", "score"]
-QueryNorm = Literal["after", "before"]
-
-
-@dataclass(frozen=True)
-class Places:
-    """What was found, by path of the attention layer.
-
-    Args:
-        metrics: the layers that take a metric; each with its child, not attached yet where it is new.
-        refused: layers that ran and whose place was not proven, and why: such a model is not patched.
-        out_of_reach: layers that no example ran, or whose score cannot be reached, and why; they can be left out.
-        left_alone: layers that need no metric of their own, and why.
-    """
-
-    metrics: dict[str, LayerMetric]
-    refused: dict[str, str] = field(default_factory=dict)
-    out_of_reach: dict[str, str] = field(default_factory=dict)
-    left_alone: dict[str, str] = field(default_factory=dict)
-
-    def why_not(self) -> dict[str, str]:
-        """All layers without a metric, and why."""
-        return self.refused | self.out_of_reach | self.left_alone
-
-
-def find_places(
-    model: nn.Module,
-    owners: Mapping[str, nn.Module],
-    sites: Sites,
-    query_norm: QueryNorm,
-    example_inputs: Mapping[str, Any] | None,
-) -> Places:
-    """The places of `owners`; nothing is attached.
-
-    Raises:
-        ArgumentError: the model holds adapters at another site.
-    """
-    children = {name: getattr(owner, CHILD, None) for name, owner in owners.items()}
-    here: dict[str, LayerMetric] = {n: child for n, child in children.items() if isinstance(child, LayerMetric)}
-    for name, child in here.items():
-        if isinstance(child, ScoreMetric) != (sites == "score"):
-            other = "projection" if sites == "score" else "score"
-            raise ArgumentError(
-                "sites",
-                "be the same for all adapters of a model",
-                f"{sites!r}, while '{name}' is patched at its {other}",
-                f"Use sites={other!r}, or remove that patch first.",
-            )
-    fresh = {name: owner for name, owner in owners.items() if name not in here}
-    if sites == "score":
-        scores, out_of_reach = find_scores(model, fresh, example_inputs)
-        return Places(here | scores, out_of_reach=out_of_reach)
-    found = discover(model, fresh, after_norm=query_norm == "after", example_inputs=example_inputs)
-    queries = {name: QueryMetric(candidate) for name, candidate in found.proven.items()}
-    return Places(here | queries, found.refused, found.out_of_reach, found.left_alone)
+def _noted(run: Run, layers: Mapping[str, nn.Module]) -> dict[str, LayerCall]:
+    """The first call of each layer in one run."""
+    return {name: calls[0] for name, calls in record(run, layers).calls.items()}

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gssf_plug.attention import patch_attention
-from gssf_plug.attention.discovery.discover import attention_modules
-from gssf_plug.attention.discovery.example_inputs import arguments_of, arguments_of_layer, parts_of
+from gssf_plug.attention.discovery.attention_module import attention_modules
+from gssf_plug.attention.discovery.example_inputs import make_arguments, make_layer_arguments, runnable_parts
 from gssf_plug.errors import GSSFError
 
 SECONDS, GIGABYTES = 40, 40
@@ -69,21 +69,23 @@ class Call:
 
 def find_calls(model: nn.Module) -> list[Call]:
     """Calls that between them run the attention modules of `model`, which has run afterwards: try them on another."""
-    for arguments in arguments_of(model):  # BigBird replaces its attention for good at the first short input
+    for arguments in make_arguments(model):  # BigBird replaces its attention for good at the first short input
         with contextlib.suppress(Exception), torch.no_grad():
             model(**arguments)
             break
     found, reached = [], set()
     owners = attention_modules(model)
-    wanted = set(owners.values())
-    for path, part in parts_of(model):
+    wanted = {owner.module for owner in owners.values()}
+    for path, part in runnable_parts(model):
         if wanted & set(part.modules()) - reached:
-            for arguments in arguments_of(part):
+            for arguments in make_arguments(part):
                 if (ran := _reached(part, arguments, wanted)) - reached:
                     reached |= ran
                     found.append(Call(path, arguments))
     for path, owner in owners.items():
-        fitting = (a for a in arguments_of_layer(owner) if owner not in reached and _reached(owner, a, wanted))
+        fitting = (
+            a for a in make_layer_arguments(owner) if owner.module not in reached and _reached(owner.module, a, wanted)
+        )
         found += [Call(path, arguments) for arguments in islice(fitting, 1)]
     return found
 

@@ -1,12 +1,10 @@
 """All layouts that could fit one attention module, as concrete places to read and change: what the probe tries."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from gssf_plug.attention.discovery.layouts import (
     KEY_HEADS,
@@ -17,13 +15,12 @@ from gssf_plug.attention.discovery.layouts import (
     Layout,
     Packing,
     head_counts,
-    known,
     query_norms,
     resolve,
 )
 from gssf_plug.attention.discovery.query_access import HeadView, OutputSite, Site, WeightSite
 
-__all__ = ["Candidate", "candidates", "fitting_layouts", "input_widths", "query_projection", "watched"]
+__all__ = ["Candidate", "candidates"]
 
 Shapes = dict[nn.Module, torch.Size]
 
@@ -53,65 +50,16 @@ class Candidate:
         return f"{self.layout.name}{after}, {self.heads.query} heads of {self.heads.size}"
 
 
-def fitting_layouts(owner: nn.Module) -> list[Layout]:
-    """Layouts whose query and key exist in `owner`; none for an indexer, which picks keys and mixes no values."""
-    found: list[Layout] = []
-    if "Indexer" in type(owner).__name__:
-        return found
-    for layout in known():
-        query = resolve(owner, layout.query)
-        key = resolve(owner, layout.key) if layout.key else query
-        named = not layout.only_attention or re.search(r"att(entio)?n", type(owner).__name__, re.IGNORECASE)
-        borrowed = layout.key is None and (_has_own_keys(owner) or not isinstance(query, nn.Module))
-        if query is not None and key is not None and named and not borrowed:
-            found.append(layout)
-    return found
-
-
-def watched(owner: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose output shapes `candidates` needs to know."""
-    for layout in fitting_layouts(owner):
-        for path in (layout.query, layout.key, *query_norms(owner)):
-            module = resolve(owner, path) if path else None
-            if isinstance(module, nn.Module):
-                yield module
-
-
-def query_projection(owner: nn.Module) -> nn.Module | nn.Parameter:
-    """The likeliest place of the query."""
-    found = resolve(owner, fitting_layouts(owner)[0].query)
-    assert found is not None
-    return found
-
-
-def input_widths(owner: nn.Module) -> tuple[int, int]:
-    """Channels of what the likeliest projections of the query and of the key take; 1 where it cannot be told."""
-    layout = fitting_layouts(owner)[0]
-    return _input_width(resolve(owner, layout.query)), _input_width(resolve(owner, layout.key or layout.query))
-
-
-def _input_width(found: nn.Module | nn.Parameter | None) -> int:
-    for holder in found.modules() if isinstance(found, nn.Module) else ():
-        if isinstance(holder, nn.Linear):
-            return holder.in_features
-        if isinstance(holder, (nn.Conv1d, nn.Conv2d)):
-            return holder.in_channels
-        if isinstance(holder, Conv1D):
-            return int(holder.weight.shape[0])
-        if isinstance(weight := getattr(holder, "weight", None), Tensor) and weight.ndim == 2:
-            return weight.shape[-1]
-    return int(found.shape[-1]) if isinstance(found, Tensor) else 1
-
-
-def candidates(owner: nn.Module, shapes: Shapes, *, after_norm: bool) -> Iterator[Candidate]:
+def candidates(owner: nn.Module, layouts: Iterable[Layout], shapes: Shapes, *, after_norm: bool) -> Iterator[Candidate]:
     """Every way to read `owner`, likeliest first.
 
     Args:
         owner: the attention module.
-        shapes: output shape of each `watched` module that ran.
+        layouts: those that fit it, likeliest first.
+        shapes: output shape of each module that ran and may make the query or the key.
         after_norm: where a query norm follows the projection, change the query after it.
     """
-    for layout in fitting_layouts(owner):
+    for layout in layouts:
         for heads in _head_guesses(owner, layout, shapes):
             key = _site(owner, layout.key, layout.key_packing, "k", heads, shapes) if layout.key else None
             if key is None and layout.key is not None:
@@ -126,15 +74,12 @@ def candidates(owner: nn.Module, shapes: Shapes, *, after_norm: bool) -> Iterato
                 yield Candidate(layout, heads, query, key, None, bias)
 
 
-def _has_own_keys(owner: nn.Module) -> bool:
-    return any(layout.key and resolve(owner, layout.key) is not None for layout in known())
-
-
 def _head_guesses(owner: nn.Module, layout: Layout, shapes: Shapes) -> Iterator[Heads]:
     """Numbers of heads that the module or its configuration names and that its widths allow."""
     width = _width(owner, layout.query, shapes)
     if width is None:
         return
+    # what is named counts first: numbers of heads, else numbers that follow from a named head size
     sizes = head_counts(owner, QUERY_SIZES)
     own = [size for name in QUERY_SIZES if type(size := getattr(owner, name, None)) is int]
     key_sizes = head_counts(owner, KEY_SIZES) if "v" in layout.key_packing.order and layout.key != layout.query else []

@@ -1,4 +1,4 @@
-"""Maker: tensors in the shapes and ranges that a configuration asks for. Their values mean nothing."""
+"""DummyTensors: tensors in the shapes and ranges that a configuration asks for. Their values mean nothing."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from gssf_plug.attention.discovery.layouts import setting
 
-__all__ = ["TOKENS", "Maker"]
+__all__ = ["TOKENS", "DummyTensors"]
 
 TOKENS = 11  # prime, and rarely a number of heads
 
 
-class Maker:
+class DummyTensors:
     """Makes the tensors for one module.
 
     Args:

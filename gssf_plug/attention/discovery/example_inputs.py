@@ -13,14 +13,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gssf_plug.attention.discovery.candidates import input_widths, query_projection
-from gssf_plug.attention.discovery.dummy_tensors import TOKENS, Maker
+from gssf_plug.attention.discovery.attention_module import AttentionModule
+from gssf_plug.attention.discovery.dummy_tensors import TOKENS, DummyTensors
 from gssf_plug.attention.discovery.recording import tensors_in
 
-__all__ = ["arguments_of", "arguments_of_layer", "arguments_with_image", "parts_of"]
+__all__ = [
+    "make_arguments",
+    "make_arguments_with_image",
+    "make_layer_arguments",
+    "runnable_parts",
+    "takes_images_between_words",
+]
 
 
-def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def runnable_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The model, then the parts of it that can run alone, outermost first."""
     yield "", model
     for name, module in model.named_modules():
@@ -28,54 +34,63 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def arguments_of(model: nn.Module) -> Iterator[dict[str, Any]]:
+def make_arguments(model: nn.Module) -> Iterator[dict[str, Any]]:
     """Sets of keyword arguments for `model.forward`, likeliest first."""
-    maker = Maker(model)
+    dummies = DummyTensors(model)
     parameters = inspect.signature(model.forward).parameters
     names = list(parameters)
     masks = [name for name, declared in parameters.items() if name.endswith("mask") and _is_required(declared)]
     quiet = {"use_cache": False} if "use_cache" in names else {}
     main = getattr(model, "main_input_name", "input_ids")
-    for variant in maker.variants(names, [main] if isinstance(main, str) else list(main)):
+    for variant in dummies.variants(names, [main] if isinstance(main, str) else list(main)):
         missing = [name for name in masks if name not in variant]
-        for filled in maker.masks(missing, variant) if missing else ({},):
+        for filled in dummies.masks(missing, variant) if missing else ({},):
             yield variant | filled | quiet
     own = getattr(model, "dummy_inputs", None) if isinstance(model, PreTrainedModel) else None
     if isinstance(own, dict):
-        yield {name: value.to(maker.device) if isinstance(value, Tensor) else value for name, value in own.items()}
+        yield {name: value.to(dummies.device) if isinstance(value, Tensor) else value for name, value in own.items()}
 
 
-def arguments_with_image(model: nn.Module) -> Iterator[dict[str, Any]]:
+def make_arguments_with_image(model: nn.Module) -> Iterator[dict[str, Any]]:
     """Arguments with an image and its place among the words, for models that put its features there."""
-    maker, names = Maker(model), list(inspect.signature(model.forward).parameters)
-    token, features_of = maker.number(*IMAGE_TOKENS), getattr(model, "get_image_features", None)
-    if not isinstance(token, int) or features_of is None or not {"input_ids", "pixel_values"} <= set(names):
+    if not takes_images_between_words(model):
         return
-    for pixels in maker.pixels():
+    dummies, names = DummyTensors(model), list(inspect.signature(model.forward).parameters)
+    token = dummies.number(*IMAGE_TOKENS)
+    get_features: Any = model.get_image_features
+    for pixels in dummies.pixels():
         try:
             with torch.no_grad():
-                found = features_of(pixels)
+                found = get_features(pixels)
         except Exception:  # an image of another shape, or one that needs more than its pixels
             continue
         pooled = getattr(found, "pooler_output", None)
         features = tensors_in(found if pooled is None else pooled)
         count = sum(feature.shape[:-1].numel() for feature in features)
-        yield maker.text(names, between=[token] * count) | {"pixel_values": pixels}
+        yield dummies.text(names, between=[token] * count) | {"pixel_values": pixels}
 
 
-def arguments_of_layer(owner: nn.Module) -> Iterator[dict[str, Any]]:
+def takes_images_between_words(model: nn.Module) -> bool:
+    """Does the model put an image's features where certain words stand."""
+    names = inspect.signature(model.forward).parameters.keys()
+    token = DummyTensors(model).number(*IMAGE_TOKENS) if {"input_ids", "pixel_values"} <= names else None
+    return isinstance(token, int) and hasattr(model, "get_image_features")
+
+
+def make_layer_arguments(attention: AttentionModule) -> Iterator[dict[str, Any]]:
     """Sets of arguments for one attention module alone, by the names of its parameters."""
-    maker = Maker(owner)
+    owner = attention.module
+    dummies = DummyTensors(owner)
     signature = inspect.signature(owner.forward).parameters
     spread = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     parameters = {name: parameter for name, parameter in signature.items() if parameter.kind not in spread}
     handed_on = len(parameters) < len(signature) and "attention_mask" not in parameters
     masks = [name for name, parameter in parameters.items() if name.endswith("mask") and _is_required(parameter)]
-    for x, other in _states(maker, query_projection(owner), input_widths(owner)):
-        for size in dict.fromkeys((*maker.rotary_sizes(owner), 0)) if parameters.keys() & ROTARY else (0,):
+    for x, other in _states(dummies, attention.query, attention.widths):
+        for size in dict.fromkeys((*dummies.rotary_sizes(owner), 0)) if parameters.keys() & ROTARY else (0,):
             made: dict[str, Any] = {}
             for position, (name, parameter) in enumerate(parameters.items()):
-                value = _layer_argument(maker, name, x, other, size)
+                value = _layer_argument(dummies, name, x, other, size)
                 if position == 0 and value is None:
                     value = x
                 if value is not None or _is_required(parameter):
@@ -88,7 +103,7 @@ def arguments_of_layer(owner: nn.Module) -> Iterator[dict[str, Any]]:
                 yield {name: other if name in OTHER_STATES else value for name, value in made.items()}
             if "position_ids" in made:  # rows and columns
                 yield made | {"position_ids": made["position_ids"][..., None].expand(1, TOKENS, 2)}
-            for filled in maker.masks(masks, {"x": x}) if masks else ():
+            for filled in dummies.masks(masks, {"x": x}) if masks else ():
                 yield made | filled
 
 
@@ -99,13 +114,15 @@ def _attending_to_itself(made: dict[str, Any], parameters: Mapping[str, inspect.
         yield needed
 
 
-def _states(maker: Maker, query: Tensor | nn.Module, widths: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+def _states(
+    dummies: DummyTensors, query: Tensor | nn.Module, widths: tuple[int, int]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """What the layer transforms, and what it may look at, in every arrangement of axes that its query allows."""
     if isinstance(query, (nn.Conv2d, nn.Conv1d)):
         places: tuple[int, ...] = (4, 4) if isinstance(query, nn.Conv2d) else (TOKENS,)
-        yield maker.real(1, widths[0], *places), maker.real(1, widths[1], *places)
+        yield dummies.real(1, widths[0], *places), dummies.real(1, widths[1], *places)
     for places in ((1, TOKENS), (TOKENS,), (1, 4, 4), (TOKENS, TOKENS)):  # the last: whichever axis is the batch
-        yield maker.real(*places, widths[0]), maker.real(*places, widths[1])
+        yield dummies.real(*places, widths[0]), dummies.real(*places, widths[1])
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:
@@ -130,16 +147,16 @@ ROTARY = {"position_embeddings", "rotary_pos_emb", "position_embedding"}
 IMAGE_TOKENS = ("image_token_id", "image_token_index")
 
 
-def _layer_argument(maker: Maker, name: str, x: Tensor, other: Tensor, rotary_size: int) -> Any:
+def _layer_argument(dummies: DummyTensors, name: str, x: Tensor, other: Tensor, rotary_size: int) -> Any:
     """A value for one parameter of an attention module; None where it is left out."""
     if name in STATES:
         return x
     if name in BESIDE:
         return x if x.shape == other.shape else other
     if name in OTHER_STATES:
-        return maker.real(*other.shape[:-2], other.shape[-2] + 2, other.shape[-1])
+        return dummies.real(*other.shape[:-2], other.shape[-2] + 2, other.shape[-1])
     if name in ROTARY and rotary_size:
-        angles = maker.real(*x.shape[:-1], rotary_size)
+        angles = dummies.real(*x.shape[:-1], rotary_size)
         return angles.cos(), angles.sin()
     if name in ("cu_seqlens", "cu_seq_lens"):
         return torch.tensor([0, TOKENS], dtype=torch.int32, device=x.device)

@@ -11,9 +11,10 @@ other group of heads:
 Where the key is the value, too, changing it must change the output; there "the same" means: affine in the key, since
 weights that do not depend on the key only average it.
 
-No attention weights are needed. All layers are proven at once: while the whole model runs on one example, every
-candidate is changed, and each attention layer's output is noted and then replaced by the natural one, so that what a
-layer receives is the same in every run. Random state, training flags, buffers and hooks are as before afterwards.
+No attention weights are needed, and the model runs once: each attention layer is then called alone, just as the run
+called it, under every change. That is fair only where the call alone gives what the run gave, which is seen first;
+layers that draw random numbers or keep a state of their own are tried inside runs of the whole model, where each
+layer's output is noted and then replaced by the natural one, so that what a layer receives is the same in every run.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,42 +25,43 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.attention.discovery.candidates import Candidate, candidates, watched
+from gssf_plug.attention.discovery.candidates import Candidate
 from gssf_plug.attention.discovery.layouts import resolve
 from gssf_plug.attention.discovery.query_access import WeightSite, shadow, unshadow
-from gssf_plug.attention.discovery.recording import Run, outputs_of
+from gssf_plug.attention.discovery.recording import LayerCall, Run, substitute
 
-__all__ = ["SILENT", "Proof", "prove"]
+__all__ = ["SILENT", "Trial", "try_all"]
 
 MOST_CANDIDATES = 48  # per module; beyond that nothing likely is left
 SILENT = "the output does not depend on this key (nor would it with a single key, or behind a gate of zero)"
 
 
 @dataclass
-class Proof:
-    """What the probe found for one attention module.
+class Trial:
+    """One attention module under trial.
 
     Args:
-        candidate: the proven one, or None.
-        scope: the module whose output proved it: the attention module, or the parent that computes the attention.
-        reached: how many examples ran through it.
+        owner: the module that holds query and key.
+        scope: the module that computes the attention, and whose output shows it: the owner, or a parent of it.
+        calls: how a run of the model called the scope.
+        pending: the candidates to try.
+        proven: the candidate that was proven; None while there is none.
         tried: candidates that failed, and how.
     """
 
-    candidate: Candidate | None = None
-    scope: nn.Module | None = None
-    reached: int = 0
-    tried: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Case:
-    """One module under trial: where its output is read, and the candidates still to try."""
-
     owner: nn.Module
     scope: nn.Module
+    calls: list[LayerCall]
     pending: Iterator[Candidate]
-    current: Candidate | None = None
+    proven: Candidate | None = None
+    tried: list[str] = field(default_factory=list)
+
+    def note(self, candidate: Candidate, failure: str | None) -> None:
+        """Keep what became of a candidate."""
+        if failure is None:
+            self.proven = candidate
+        else:
+            self.tried.append(f"{candidate}: {failure}")
 
 
 @dataclass(frozen=True)
@@ -84,82 +86,88 @@ _MIDWAY = {
 }
 
 
-def prove(model: nn.Module, owners: Mapping[str, nn.Module], run: Run, *, after_norm: bool) -> dict[str, Proof]:
-    """Find the true layout of each of `owners`.
+def try_all(trials: Mapping[str, Trial], run: Run) -> None:
+    """Try the candidates of each trial until one is proven.
 
     Args:
-        model: whose parts they are.
-        owners: attention modules by path.
-        run: runs the model, or the part that holds the owners, once on an example of at least two tokens.
-        after_norm: where a query norm follows the projection, look for the query after it.
+        trials: by path of the owner from the module that runs.
+        run: the run that was recorded, for the layers whose calls cannot be repeated alone.
     """
-    proofs = {name: Proof() for name in owners}
-    outer = {name for name in owners if any(other != name and other.startswith(f"{name}.") for other in owners)}
-    outer |= {""} & owners.keys() if len(owners) > 1 else set()
-    for among in (owners.keys() - outer, outer):  # a change in an outer module would show in the inner one's output
-        for depth in range(3):  # the attention may be computed by the parent of the projections, or by its parent
-            left = {name: owners[name] for name in owners if name in among and proofs[name].candidate is None}
-            above = {name: _ancestor(model, name, depth) for name in left}
-            scopes = {name: scope for name, scope in above.items() if scope is not None}
-            if scopes:
-                _prove_in(scopes, left, run, proofs, after_norm)
-    return proofs
+    together = {}
+    for name, trial in trials.items():
+        trial.pending = islice(trial.pending, MOST_CANDIDATES)
+        if _repeats(trial):
+            _try_alone(trial)
+        else:
+            together[name] = trial
+    if together:
+        _try_together(together, run)
 
 
-def _ancestor(model: nn.Module, name: str, depth: int) -> nn.Module | None:
-    parts = name.split(".")
-    return (
-        model.get_submodule(".".join(parts[: len(parts) - depth]))
-        if name and len(parts) > depth
-        else (model if depth == 0 else None)
-    )
+def _repeats(trial: Trial) -> bool:
+    """Does each call, made once more and alone, give what it gave in the run, up to rounding.
+
+    Not where NaN came out: the layers behind it got NaN, too, and say nothing unless it is replaced on the way.
+    """
+    for call in trial.calls:
+        try:
+            again = call.again(trial.scope)
+        except Exception:  # it needs what only the whole model sets up
+            return False
+        if again is None or again.shape != call.output.shape or not bool(call.output.isfinite().all()):
+            return False
+        slack = 64 * torch.finfo(again.dtype).eps * float(_finite(call.output).abs().max())
+        if _difference([again], [call.output]) > slack:
+            return False
+    return True
 
 
-def _prove_in(
-    scopes: Mapping[str, nn.Module],
-    owners: Mapping[str, nn.Module],
-    run: Run,
-    proofs: dict[str, Proof],
-    after_norm: bool,
-) -> None:
-    shapes: dict[nn.Module, torch.Size] = {}
-    seen = outputs_of(run, scopes, {}, shapes, [module for owner in owners.values() for module in watched(owner)])
-    natural = {
-        name: [_finite(output) for output in calls] for name, calls in seen.items()
-    }  # NaN would hide what follows
-    cases = {}
-    for name, scope in scopes.items():
-        if natural.get(name):
-            proofs[name].reached = 1
-            tries = candidates(owners[name], shapes, after_norm=after_norm)
-            cases[name] = _Case(owners[name], scope, islice(tries, MOST_CANDIDATES))
-    while cases:
-        for name, case in list(cases.items()):
-            case.current = next(case.pending, None)
-            if case.current is None:
-                del cases[name]
-        if cases:
-            midway = any(case.current is not None and case.current.layout.key_is_value for case in cases.values())
-            settings = _SETTINGS | (_MIDWAY if midway else {})
-            noted = {title: _under(setting, cases, natural, run) for title, setting in settings.items()}
-            for name, case in list(cases.items()):
-                assert case.current is not None
-                verdict = _verdict({title: outputs.get(name, []) for title, outputs in noted.items()}, case.current)
-                if verdict is None:
-                    proofs[name].candidate, proofs[name].scope = case.current, case.scope
-                    del cases[name]
-                else:
-                    proofs[name].tried.append(f"{case.current}: {verdict}")
+class _Alone(dict[str, list[Tensor]]):
+    """What the calls of one trial give under each setting; run when it is asked for."""
+
+    def __init__(self, trial: Trial, candidate: Candidate) -> None:
+        super().__init__()
+        self.trial, self.candidate = trial, candidate
+
+    def __missing__(self, title: str) -> list[Tensor]:
+        with ExitStack() as changes:
+            _enter(changes, self.trial.owner, self.candidate, (_SETTINGS | _MIDWAY)[title])
+            found = [call.again(self.trial.scope) for call in self.trial.calls]
+        self[title] = [output for output in found if output is not None]
+        return self[title]
 
 
-def _under(
-    setting: _Setting, cases: Mapping[str, _Case], natural: dict[str, list[Tensor]], run: Run
-) -> dict[str, list[Tensor]]:
-    with ExitStack() as changes:
-        for case in cases.values():
-            assert case.current is not None
-            _enter(changes, case.owner, case.current, setting)
-        return outputs_of(run, {name: case.scope for name, case in cases.items()}, natural, {}, [])
+def _try_alone(trial: Trial) -> None:
+    for candidate in trial.pending:
+        try:
+            failure = _failure(_Alone(trial, candidate), candidate)
+        except Exception as error:  # widths that do not fit inside the layer
+            failure = f"{type(error).__name__}: {error}"[:120]
+        trial.note(candidate, failure)
+        if failure is None:
+            return
+
+
+def _try_together(trials: Mapping[str, Trial], run: Run) -> None:
+    """One candidate of every trial at a time, in runs of the whole model."""
+    # NaN would hide what follows
+    natural = {name: [_finite(call.output) for call in trial.calls] for name, trial in trials.items()}
+    current = {name: candidate for name, trial in trials.items() if (candidate := next(trial.pending, None))}
+    while current:
+        midway = any(candidate.layout.key_is_value for candidate in current.values())
+        noted: dict[str, dict[str, list[Tensor]]] = {}
+        for title, setting in (_SETTINGS | (_MIDWAY if midway else {})).items():
+            with ExitStack() as changes:
+                for name, candidate in current.items():
+                    _enter(changes, trials[name].owner, candidate, setting)
+                noted[title] = substitute(run, {name: trials[name].scope for name in current}, natural)
+        for name, candidate in current.items():
+            own = {title: outputs.get(name, []) for title, outputs in noted.items()}
+            uneven = any(len(outputs) != len(own["silent"]) or not outputs for outputs in own.values())
+            failure = "the layer did not run in the same way each time" if uneven else _failure(own, candidate)
+            trials[name].note(candidate, failure)
+        left = [name for name in current if trials[name].proven is None]
+        current = {name: candidate for name in left if (candidate := next(trials[name].pending, None))}
 
 
 def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: _Setting) -> None:
@@ -206,13 +214,10 @@ def _put(changes: ExitStack, owner: nn.Module, name: str, value: Tensor) -> None
     changes.callback(unshadow, owner, name)
 
 
-def _verdict(noted: Mapping[str, list[Tensor]], candidate: Candidate) -> str | None:
-    """None where the candidate is proven, else how it failed."""
-    if any(len(outputs) != len(noted["silent"]) or not outputs for outputs in noted.values()):
-        return "the layer did not run in the same way each time"
+def _failure(noted: Mapping[str, list[Tensor]], candidate: Candidate) -> str | None:
+    """None where the candidate is proven, else how it failed; asks for no more outputs than it needs."""
     shared = candidate.layout.key_is_value
     alive = _bend(noted, "alive") if shared else _difference(noted["alive"], noted["alive, keys moved"])
-    silent = _bend(noted, "silent") if shared else _difference(noted["silent"], noted["silent, keys moved"])
     largest = max(float(_finite(output.float()).abs().max()) for output in noted["alive"])
     floor = 16 * torch.finfo(torch.float32).eps * largest  # in half precision, too: there equal work rounds equally
     if alive <= floor:
@@ -220,6 +225,7 @@ def _verdict(noted: Mapping[str, list[Tensor]], candidate: Candidate) -> str | N
             return f"'{candidate.query.path}' was not called, as where the example lacks what this layer attends to"
         zero = not any(output.any() for output in noted["alive"])
         return "its output is zero whatever goes in, as where a kernel is missing" if zero else SILENT
+    silent = _bend(noted, "silent") if shared else _difference(noted["silent"], noted["silent, keys moved"])
     if silent > 1e-3 * alive:
         return "with the query at zero the output still depends on the key"
     if candidate.heads.key > 1:

@@ -20,7 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-__all__ = ["HeadView", "OutputSite", "Site", "WeightSite", "shadow", "unshadow"]
+__all__ = ["CHILD", "HeadView", "OutputSite", "Site", "WeightSite", "shadow", "unshadow"]
+
+
+CHILD = "gssf"  # name of the child that holds the metrics of an attention module; what is below it is ours
 
 
 class HeadView(nn.Module):

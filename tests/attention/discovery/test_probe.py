@@ -10,9 +10,16 @@ from tools.tiny import tiny_model
 from torch import nn
 from transformers import BertModel, GPT2Config, GPT2Model, GPTNeoXConfig, GPTNeoXModel
 
-from gssf_plug.attention.discovery.discover import attention_modules, discover
+from gssf_plug.attention.discovery.attention_module import AttentionModule, attention_modules
+from gssf_plug.attention.discovery.prober import Prober
 
 SMALL = {"vocab_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+
+def proven(model: nn.Module) -> dict[str, AttentionModule]:
+    found = attention_modules(model)
+    Prober(model).prove(found)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -24,9 +31,9 @@ SMALL = {"vocab_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     ids=["q|k|v head by head", "thirds"],
 )
 def test_two_packings_of_one_width_are_told_apart(model: nn.Module, layout: str) -> None:
-    found = discover(model, attention_modules(model), after_norm=True)
-    assert not found.refused
-    assert all(layout in str(candidate) for candidate in found.proven.values())
+    found = proven(model)
+    assert found
+    assert all(module.verdict == "proven" and layout in str(module.candidate) for module in found.values())
 
 
 def test_query_and_value_swapped_is_disproven(bert: BertModel) -> None:
@@ -34,9 +41,9 @@ def test_query_and_value_swapped_is_disproven(bert: BertModel) -> None:
         attention = layer.attention.self
         attention.key, attention.value = attention.value, attention.key
         attention.forward = _swapped(attention)
-    found = discover(bert, attention_modules(bert), after_norm=True)
-    assert not found.proven
-    assert all("still depends on the key" in reason or "does not depend" in reason for reason in found.refused.values())
+    found = proven(bert)
+    assert {module.verdict for module in found.values()} == {"refused"}
+    assert all("still depends on the key" in m.reason or "does not depend" in m.reason for m in found.values())
 
 
 def _swapped(attention: nn.Module) -> object:
@@ -58,7 +65,7 @@ def test_nothing_is_disturbed(bert: BertModel, ids: torch.Tensor) -> None:
     flags = [module.training for module in bert.modules()]
     weights = {name: value.clone() for name, value in bert.state_dict().items()}
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    discover(bert, attention_modules(bert), after_norm=True)
+    proven(bert)
     assert [module.training for module in bert.modules()] == flags
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
@@ -71,6 +78,6 @@ def test_nothing_is_disturbed(bert: BertModel, ids: torch.Tensor) -> None:
 @pytest.mark.parametrize("model_type", ["bloom", "t5", "swin", "deberta", "deberta-v2", "xlnet", "wav2vec2-conformer"])
 def test_position_terms_do_not_mislead(model_type: str) -> None:
     model = tiny_model(model_type)
-    found = discover(model, attention_modules(model), after_norm=True)
-    assert found.proven
-    assert not found.refused
+    verdicts = {module.verdict for module in proven(model).values()}
+    assert "proven" in verdicts
+    assert "refused" not in verdicts

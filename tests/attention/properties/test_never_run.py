@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from gssf_plug.attention import load_attention, patch_attention
-from gssf_plug.attention.discovery.snapshot import undisturbed
+from gssf_plug.attention.discovery.recording import undisturbed
 from gssf_plug.errors import ArgumentError
 
 TYPES = ["bert", "big_bird", "clipseg", "gpt2", "llama", "llava", "qwen3", "swin", "t5", "vit", "wav2vec2", "whisper"]

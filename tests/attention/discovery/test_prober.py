@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from gssf_plug.attention import patch_attention
-from gssf_plug.attention.discovery.discover import attention_modules
+from gssf_plug.attention.discovery.attention_module import attention_modules
 from gssf_plug.errors import ArgumentError
 
 
