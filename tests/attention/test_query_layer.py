@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 from attention.patching import perturb
-from tools.sweep import outputs, runs
+from tools.sweep import find_calls, outputs
 from tools.tiny import tiny_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -158,4 +158,4 @@ def below(model: nn.Module, owner: str) -> list[str]:
 
 def _run(model: nn.Module) -> list[Tensor]:
     with torch.no_grad():
-        return outputs(runs(model))
+        return outputs(model, find_calls(model))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from attention.patching import hidden, perturb
 from attention.small_models import IDS, small_bert, small_llama, small_qwen
-from tools.sweep import difference, outputs, runs
+from tools.sweep import difference, find_calls, outputs
 from tools.tiny import tiny_model
 from torch import Tensor, nn
 from transformers import (
@@ -136,17 +136,17 @@ def _out(layer: nn.Module, mixed: Tensor) -> Tensor:
 def test_neutral_to_the_bit_alive_and_removed(model_type: str, backend: str) -> None:
     model = tiny_model(model_type)
     model.set_attn_implementation(backend)
-    calls, keys = runs(model), list(model.state_dict())
+    calls, keys = find_calls(model), list(model.state_dict())
     with torch.no_grad():
-        before = outputs(calls)
+        before = outputs(model, calls)
         patch = patch_attention(model, block_size=2, sites="score")
-        assert difference(before, outputs(calls)) == 0.0
+        assert difference(before, outputs(model, calls)) == 0.0
         perturb(patch, 0.5)
-        assert difference(before, outputs(calls)) > 1e-4
+        assert difference(before, outputs(model, calls)) > 1e-4
         with patch.disabled():
-            assert difference(before, outputs(calls)) == 0.0
+            assert difference(before, outputs(model, calls)) == 0.0
         patch.remove()
-        assert difference(before, outputs(calls)) == 0.0
+        assert difference(before, outputs(model, calls)) == 0.0
     assert list(model.state_dict()) == keys
 
 

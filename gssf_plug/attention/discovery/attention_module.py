@@ -5,10 +5,10 @@ it found, so that nobody has to ask again.
 """
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor, nn
@@ -99,27 +99,27 @@ def attention_modules(model: nn.Module, also: Callable[[nn.Module], bool] | None
     for place, layout in enumerate(layouts):
         by_name.setdefault(layout.query.partition(".")[0], []).append(place)
     keys = tuple(dict.fromkeys(layout.key for layout in layouts if layout.key))
-    found = {}
+    found, declared = {}, dict[type, frozenset[str]]()
     for path, module in model.named_modules():
         if f".{CHILD}." not in f".{path}.":
-            places = sorted(place for name in _held(module, by_name) for place in by_name[name])
+            places = sorted(place for name in _held(module, by_name, declared) for place in by_name[name])
             fitting = _fitting(module, [layouts[place] for place in places], keys) if places else ()
             if fitting or (also is not None and also(module)):
                 found[path] = AttentionModule(path, module, fitting)
     return found
 
 
-def _held(module: nn.Module, names: Mapping[str, object]) -> Iterable[str]:
-    """Those of `names` that may be attributes of `module`: by sets, since asking for each of them costs a call."""
+def _held(module: nn.Module, names: Mapping[str, object], declared: dict[type, frozenset[str]]) -> Iterable[str]:
+    """Those of `names` that may be attributes of `module`: by sets, since asking for each of them costs a call.
+
+    What classes declare is kept in `declared`.
+    """
     if type(module).__getattr__ is not nn.Module.__getattr__:  # a wrapper that hands on what it does not have
         return [name for name in names if hasattr(module, name)]
-    own = {*module._modules, *module._parameters, *vars(module)}
-    return names.keys() & (own | _declared(type(module)))
-
-
-@lru_cache(maxsize=1024)
-def _declared(kind: Hashable) -> frozenset[str]:
-    return frozenset(dir(kind))
+    kind = type(module)
+    if kind not in declared:
+        declared[kind] = frozenset(dir(kind)) & names.keys()
+    return declared[kind] | (names.keys() & {*module._modules, *module._parameters, *vars(module)})
 
 
 def _fitting(module: nn.Module, layouts: Sequence[Layout], keys: Sequence[str]) -> tuple[Layout, ...]:

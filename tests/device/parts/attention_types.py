@@ -1,9 +1,10 @@
 """The most used architectures, tiny, on the device: neutral to the bit, alive when moved, merged = patched."""
 
+import copy
 import warnings
 
 import torch
-from tools.sweep import checks
+from tools.sweep import checks, find_calls
 from tools.tiny import tiny_model
 
 from device.record import Record
@@ -24,8 +25,9 @@ def run(record: Record, device: torch.device, quick: bool) -> None:
             torch.manual_seed(0)
             model = tiny_model(model_type).to(device)
             keys = set(model.state_dict())
+            calls = find_calls(copy.deepcopy(model))
             patch = patch_attention(model, block_size=2)
-            found = checks(model, patch, keys)
+            found = checks(model, patch, keys, calls)
             wrong = ", ".join(found.get("wrong", [])) or found.get("merge_refused", "")
             record.add(
                 f"{model_type}: neutral, alive, gradients, merge, unmerge, remove",
