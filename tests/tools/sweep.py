@@ -34,7 +34,7 @@ from gssf_plug.attention.discovery.attention_module import attention_modules
 from gssf_plug.attention.discovery.example_inputs import make_arguments, make_layer_arguments, runnable_parts
 from gssf_plug.errors import GSSFError
 
-SECONDS, GIGABYTES = 40, 40
+SECONDS, GIGABYTES = 120, 40
 CACHE = Path("outputs/attention_sweep.jsonl")
 
 
