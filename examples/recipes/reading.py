@@ -100,13 +100,27 @@ def _is_of(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else hint)
 
 
+class _Once(yaml.SafeLoader):
+    """YAML as `safe_load` reads it, but no key twice: there the last one wins in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, every key once."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and key.value in keys[:number]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _with_base(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys of a recipe over those of its base."""
     if path in below:
         raise DataError(path, "is its own base", "Name another recipe as base.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Once)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(path, f"is not YAML ({' '.join(str(error).split())})", "Correct the line.") from error
     if not isinstance(values, dict):
         raise DataError(path, f"holds {type(values).__name__}, expected lines `key: value`", "See examples/recipes.")

@@ -277,6 +277,7 @@ class AttentionPatch:
                 `gssf_plug.files.CardFacts`. A card that is already there is kept, unless this is given.
 
         Raises:
+            ArgumentError: an empty path, or an adapter that is not there.
             CheckpointError: the disk refuses; what was there before is whole.
         """
         name = self._known(adapter_name)

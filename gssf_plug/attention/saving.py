@@ -58,7 +58,8 @@ def save_adapter(
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     if not sharded or writes():
-        write_folder(path, FORMAT, config, tensors, _card(config, tensors, facts), replace_card=facts is not None)
+        card = _card(config, tensors, facts)
+        write_folder(path, FORMAT, config, tensors, card, replace_card=facts is not None, argument="path")
     if sharded:
         torch.distributed.barrier()
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from gssf_plug.errors import ArgumentError, CheckpointError
-from gssf_plug.files import Format, load_strictly, parse_json, read_folder, write_atomically, write_folder
+from gssf_plug.files import Format, load_strictly, own_folder, parse_json, read_folder, write_atomically, write_folder
 from gssf_plug.metric import GSSFMetric
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ FORMAT = Format("gssf-plug/distiller")
 
 def save_parts(distiller: "Distiller", folder: str | os.PathLike[str]) -> None:
     """Write the trained parts of a planned distiller."""
-    write_folder(folder, FORMAT, _config(distiller), _module(distiller).state_dict())
+    write_folder(folder, FORMAT, _config(distiller), _module(distiller).state_dict(), argument="folder")
 
 
 def load_parts(distiller: "Distiller", folder: str | os.PathLike[str]) -> None:
@@ -51,6 +51,9 @@ def load_parts(distiller: "Distiller", folder: str | os.PathLike[str]) -> None:
     config, tensors = read_folder(folder, FORMAT)
     expected = _config(distiller)
     config.setdefault("metrics", expected["metrics"])  # folders of before they were written
+    if isinstance(config["metrics"], list) and len(config["metrics"]) == len(expected["metrics"]):  # or "grouped" was
+        pairs = zip(config["metrics"], expected["metrics"], strict=True)
+        config["metrics"] = [{"grouped": new["grouped"], **old} if isinstance(old, dict) else old for old, new in pairs]
     odd = [key for key in sorted(config.keys() | expected.keys()) if config.get(key) != expected.get(key)]
     if odd:
         raise CheckpointError(
@@ -91,7 +94,7 @@ def write_batch(folder: Path, args: TrainingArguments, rows: int) -> None:
         rows: of one process's batch.
     """
     noted = {"rows": rows * args.world_size, "processes": args.world_size, "steps": args.gradient_accumulation_steps}
-    folder.mkdir(exist_ok=True)
+    own_folder(folder.parent, folder.name)
     write_atomically(folder / BATCH, lambda path: path.write_text(json.dumps(noted), encoding="utf-8"))
 
 

@@ -32,6 +32,7 @@ from gssf_plug.distillation.columns import TeacherColumns, take_rows
 from gssf_plug.distillation.distiller import Distiller
 from gssf_plug.distributed import hold_group
 from gssf_plug.errors import ArgumentError
+from gssf_plug.files import own_folder
 from gssf_plug.wrappers import unwrap
 
 __all__ = ["DistillationMixin", "DistillationTrainer", "distillation_trainer"]
@@ -189,7 +190,7 @@ class DistillationMixin(Above):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self.distiller.save_parts(Path(output_dir or str(self.args.output_dir)) / PARTS)
+            self.distiller.save_parts(own_folder(Path(output_dir or str(self.args.output_dir)), PARTS))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

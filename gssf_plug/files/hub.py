@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files.cards import CardFacts
 from gssf_plug.files.folders import Format, write_folder
-from gssf_plug.files.reading import read_folder
+from gssf_plug.files.reading import build_from
+from gssf_plug.files.staging import named_folder
 
 __all__ = ["HubModule", "locate"]
 
@@ -96,7 +97,7 @@ class HubModule(ModelHubMixin):
         """Write weights, configuration and model card; with `push_to_hub=True` upload them too.
 
         Args:
-            save_directory: folder, created where missing; earlier files in it are replaced by rename.
+            save_directory: folder, created where missing; an earlier save in it is replaced as a whole.
             push_to_hub: upload after saving.
             repo_id: Hub id for the upload; default the folder's name.
             config: always our own; accepted only because the mixin passes it.
@@ -107,9 +108,10 @@ class HubModule(ModelHubMixin):
 
         Raises:
             CheckpointError: where the disk refuses; what was saved there before is still whole.
-            ArgumentError: a fact that the card cannot hold; nothing is written.
+            ArgumentError: no folder is named, or a fact that the card cannot hold; nothing is written.
         """
         del config
+        named_folder("save_directory", save_directory)
         self.write_files(Path(save_directory), model_card_kwargs)
         if not push_to_hub:
             return None
@@ -158,7 +160,6 @@ class HubModule(ModelHubMixin):
             "revision": revision,
         }
         folder = locate(pretrained_model_name_or_path, cls.file_format, **hub)
-        config, tensors = read_folder(folder, cls.file_format)
-        module = cls.from_files(config, tensors, folder)
+        module = build_from(folder, cls.file_format, lambda config, tensors, _: cls.from_files(config, tensors, folder))
         assert isinstance(module, nn.Module)
         return module.eval()

@@ -1,6 +1,7 @@
 """Reading a folder that anybody may have written. Whatever it holds, the answer is its content or a `CheckpointError`.
 
-    configuration   JSON object of at most 16 MiB, nested at most 64 deep, no key twice; types are checked by its reader
+    configuration   JSON object of at most 16 MiB and 200,000 values, nested at most 64 deep, no key twice; types are
+                    checked by its reader
     tensors         safetensors alone: no pickle is ever opened; a header of at most 16 MiB; shapes, dtypes and the
                     file's length must agree, so memory is in proportion to the bytes on disk, never to a number in them
     modules         names, shapes and dtypes are compared with what the configuration asks for, and numbers must be
@@ -12,24 +13,42 @@ Symbolic links are followed, because the Hub's cache is made of them. Devices an
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gssf_plug.errors import CheckpointError
-from gssf_plug.files.folders import DIGEST_KEY, Format, text_digest
+from gssf_plug.files.folders import (
+    CONFIG_KEY,
+    CONFIG_LIMIT_BYTES,
+    DIGEST_KEY,
+    OWN_DIGEST,
+    PARTS_KEY,
+    TENSORS_KEY,
+    Format,
+    is_intact,
+    tensors_digest,
+    text_digest,
+)
+from gssf_plug.files.locks import locked
 
-__all__ = ["check_tensors", "inside", "load_strictly", "parse_json", "read_folder", "read_tensors"]
+__all__ = ["build_from", "check_tensors", "inside", "load_strictly", "parse_json", "read_folder", "read_tensors"]
 
-CONFIG_LIMIT_BYTES = 16 * 2**20  # a configuration is a few kB; a larger one is not ours
 HEADER_LIMIT_BYTES = 16 * 2**20  # names and shapes of about 100,000 tensors
 DEPTH_LIMIT = 64
+VALUES_LIMIT = 200_000  # an adapter of 1,000 layers has 20,000
+SAVED = re.compile(r"\.saved-[0-9a-f]{16}")
+FREE_ATTEMPTS, ATTEMPTS = 5, 50
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DAMAGED = "It is damaged or truncated; copy it again."
+
+Built = TypeVar("Built")
 
 
 def read_folder(folder: str | os.PathLike[str], layout: Format) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -38,25 +57,109 @@ def read_folder(folder: str | os.PathLike[str], layout: Format) -> tuple[dict[st
     Raises:
         CheckpointError: a file is missing, damaged, truncated, too large, of another kind or of a newer format.
     """
+    return build_from(folder, layout, lambda config, tensors, _: (config, tensors))
+
+
+def build_from(
+    folder: str | os.PathLike[str], layout: Format, build: Callable[[dict[str, Any], dict[str, Tensor], Path], Built]
+) -> Built:
+    """What `build` makes of a folder that `write_folder` wrote, all of it from one and the same save.
+
+    Args:
+        folder: others may save into it meanwhile: then it is read again.
+        layout: kind, version and file names.
+        build: gets the configuration (without its header), the tensors, and the folder where the further parts are.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, truncated, too large, of another kind or of a newer format.
+    """
     folder = Path(folder)
-    text = _read_text(folder / layout.config)
-    config = _without_header(folder / layout.config, parse_json(folder / layout.config, text), layout)
-    tensors, metadata = read_tensors(folder / layout.weights)
-    if metadata.get(DIGEST_KEY) != text_digest(text):
+    for attempt in range(ATTEMPTS):
+        # the first tries hold up no writer and need no lock; then the writers are asked to wait
+        turn = locked(folder, shared=True) if attempt >= FREE_ATTEMPTS else nullcontext()
+        try:
+            with turn, _Watch(folder / layout.weights) as watch:
+                try:
+                    built = build(*_read_once(folder, layout, watch))
+                except Exception:
+                    if not watch.changed():
+                        raise
+                else:
+                    if not watch.changed():
+                        return built
+        except TimeoutError:
+            break
+    raise CheckpointError(folder, "was being saved into at every try to read it", "Load it when the others are done.")
+
+
+class _Watch:
+    """Tells whether another save took effect while a folder was read.
+
+    Args:
+        weights: whose renaming is the switch. Held open, so that no new file can get the number of the old one.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        self.weights = weights
+        self.parts = weights.parent
+
+    def __enter__(self) -> Self:
+        self.file = self.weights.open("rb") if self.weights.is_file() else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def changed(self) -> bool:
+        """Whether the weights are another file by now, or the parts have come to their own names."""
+        if self.file is None:
+            return self.weights.is_file()
+        try:
+            now = self.weights.stat()
+        except OSError:
+            return True
+        then = os.fstat(self.file.fileno())
+        return (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino) or not self.parts.is_dir()
+
+
+def _read_once(folder: Path, layout: Format, watch: _Watch) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
+    path, weights = folder / layout.config, folder / layout.weights
+    text = _read_text(path)
+    written = parse_json(path, text)
+    if OWN_DIGEST not in written or not is_intact(written):
+        _without_header(path, written, layout)  # of another kind, or newer: say that before anything else
+    tensors, metadata = read_tensors(weights)
+    carried = metadata.get(CONFIG_KEY, text)
+    if metadata.get(DIGEST_KEY) != text_digest(carried) or (carried != text and not is_intact(written)):
         raise CheckpointError(
             folder,
             f"holds {layout.config} and {layout.weights} of two different saves (an interrupted or edited one)",
             "Save it again, or take both files from the same copy.",
         )
-    return config, tensors
+    # where they differ the copy is of a save that was killed, or is beside us now; the weights say what they are
+    config = _without_header(path, written if carried == text else parse_json(path, carried), layout)
+    if metadata.get(TENSORS_KEY) not in (None, tensors_digest(tensors)):
+        raise CheckpointError(weights, "does not hold the numbers that were saved", DAMAGED)
+    parts = metadata.get(PARTS_KEY, "")
+    if SAVED.fullmatch(parts) and (folder / parts).is_dir():
+        watch.parts = folder / parts
+    return config, tensors, watch.parts
 
 
-def parse_json(path: Path, text: str) -> dict[str, Any]:
+def parse_json(path: Path, text: str, *, most: int = VALUES_LIMIT) -> dict[str, Any]:
     """The JSON object in `text`.
 
+    Args:
+        path: for the error.
+        text: JSON.
+        most: values that it may hold; default 200,000. Each takes some fifty times the memory of its text.
+
     Raises:
-        CheckpointError: no JSON, no object, a key twice, too deep; names `path`.
+        CheckpointError: no JSON, no object, a key twice, too deep, too many values; names `path`.
     """
+    if text.count(",") + text.count("[") + text.count("{") > most:
+        raise CheckpointError(path, f"holds more than {most:,} values", "It is no configuration of ours.")
     try:
         found = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -195,4 +298,4 @@ def _without_header(path: Path, config: dict[str, Any], layout: Format) -> dict[
             f"is in format version {version}, and this gssf-plug reads up to {layout.version}",
             "Upgrade gssf-plug to load it.",
         )
-    return {key: value for key, value in config.items() if key not in ("format", "format_version")}
+    return {key: value for key, value in config.items() if key not in ("format", "format_version", OWN_DIGEST)}

@@ -26,6 +26,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "block_size": (int,),
     "normalize": (bool,),
     "constraint": (str, type(None)),
+    "grouped": (bool,),
 }
 
 Metric = TypeVar("Metric", bound=nn.Module)
@@ -40,7 +41,14 @@ def read_metric(
         CheckpointError: a key that is unknown or missing, a value of another type or range, tensors that do not belong
             to it, NaN.
     """
+    grouping = tensors.get("grouping")
+    config = {"grouped": grouping is not None, **config}  # folders of before this key say it by the tensor alone
     _check_config(config, folder)
+    if config["grouped"] != (grouping is not None):
+        problem = (
+            f"{'lacks' if grouping is None else 'has'} the tensor 'grouping', and its configuration says otherwise"
+        )
+        raise CheckpointError(folder, problem, REMEDY)
     adjacency = tensors.get(ADJACENCY)
     if (adjacency is None) == (not config["terms"]):
         problem = "has neither terms nor an adjacency" if adjacency is None else "has both terms and an adjacency"
@@ -50,7 +58,7 @@ def read_metric(
         options["terms"] = config["terms"]
     try:
         with torch.device("meta"):
-            metric = build(**options, grouping=tensors.get("grouping"), adjacency=adjacency)
+            metric = build(**options, grouping=grouping, adjacency=adjacency)
     except (ArgumentError, TypeError, RuntimeError) as error:
         problem = f"has a configuration that does not hold together ({error})"
         raise CheckpointError(folder, problem, "Save it again.") from error

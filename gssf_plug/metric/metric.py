@@ -269,6 +269,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
             "block_size": self.block_size,
             "normalize": self.normalize,
             "constraint": self.constraint,
+            "grouped": self.grouping is not None,
         }
 
     @classmethod

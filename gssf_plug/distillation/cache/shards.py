@@ -16,6 +16,7 @@ __all__ = ["MANIFEST", "VERSION", "digest_file", "read_manifest", "read_shard"]
 MANIFEST = "cache.json"
 VERSION = 1
 LIMIT_BYTES = 256 * 2**20  # a manifest has a line per shard
+VALUES_LIMIT = 4_000_000  # a shard has three
 DAMAGED = "It is damaged or truncated; delete it and run precompute again, which redoes only what is missing."
 FIELDS: dict[str, type] = {"version": int, "key": dict, "rows": int, "content": str, "kinds": list, "shards": list}
 KEY: dict[str, type] = {"teacher": str, "taps": list, "columns": list}
@@ -35,7 +36,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if path.stat().st_size > LIMIT_BYTES:
         raise CheckpointError(path, f"is larger than {LIMIT_BYTES} bytes", "It is no manifest of ours.")
     try:
-        manifest = parse_json(path, path.read_text(encoding="utf-8", errors="replace"))
+        manifest = parse_json(path, path.read_text(encoding="utf-8", errors="replace"), most=VALUES_LIMIT)
     except CheckpointError as error:
         raise CheckpointError(path, f"is no manifest of a teacher cache ({error})", DAMAGED) from None
     if type(manifest.get("version")) is int and not 1 <= manifest["version"] <= VERSION:

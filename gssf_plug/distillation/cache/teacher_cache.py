@@ -36,7 +36,7 @@ from gssf_plug.distillation.cache.shards import MANIFEST, VERSION, digest_file, 
 from gssf_plug.distillation.taps import Feature, Tap
 from gssf_plug.distillation.teacher import ROW, TeacherInputs, TeacherModel, inputs_of, moved
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
-from gssf_plug.files import write_atomically
+from gssf_plug.files import named_folder, write_atomically
 
 __all__ = ["TeacherCache", "precompute"]
 
@@ -184,6 +184,7 @@ def precompute(
         ArgumentError: an empty data set; no columns, or columns that do not tell examples apart; NaN in a feature; a
             pooling without a name, such as a lambda.
     """
+    folder = named_folder("folder", folder)
     source = teacher if isinstance(teacher, TeacherModel) else TeacherModel(teacher, inputs=teacher_inputs)
     listed = list(taps.values()) if isinstance(taps, Mapping) else list(taps)
     if len(dataset) == 0:
@@ -195,7 +196,6 @@ def precompute(
         )
     digests = [digest_row(dataset[row], chosen) for row in tqdm(range(len(dataset)), desc="examples", leave=False)]
     _check_distinct(digests, lambda row: inputs_of(source.model, collate([dataset[row]]), source.inputs))
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first = collate([dataset[row] for row in range(min(batch_size, len(dataset)))])
     manifest = _start(folder, _key(source, listed, chosen, first), digests)

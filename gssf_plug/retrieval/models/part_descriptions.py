@@ -31,6 +31,7 @@ from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import inside
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.retrieval.models import cross_attention, encoders
+from gssf_plug.retrieval.models.part_schema import transformers_class
 from gssf_plug.retrieval.models.tower import Tower
 
 __all__ = ["Builder", "Describer"]
@@ -64,7 +65,6 @@ TORCH: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
         (nn.Tanh, ()),
     )
 }
-KEYS = {"transformers", "metric", "class", "function", "same_as", "given"}
 
 
 @dataclass
@@ -131,7 +131,7 @@ class Describer:
 
 @dataclass
 class Builder:
-    """Builds parts from their JSON.
+    """Builds parts from their JSON, which `part_schema.check_parts` has looked at.
 
     Args:
         folder: where the folders of parts are.
@@ -145,7 +145,7 @@ class Builder:
     _built: dict[str, Any] = field(default_factory=dict)
 
     def part(self, saved: Any, place: str) -> Any:
-        """The part that stands at `place`.
+        """The part that stands at `place`, of a description that `check_parts` found right.
 
         Raises:
             CheckpointError: it cannot be built; names the place.
@@ -154,39 +154,30 @@ class Builder:
             return [self.part(item, f"{place}.{number}") for number, item in enumerate(saved)]
         if not isinstance(saved, dict):
             return saved
-        kinds = KEYS & saved.keys()
-        if len(kinds) != 1 or not isinstance(saved[min(kinds)], str):
-            raise self._odd(place, f"a part of no known kind, {sorted(saved)}")
-        kind = kinds.pop()
-        built = self._sequence(saved, place) if "children" in saved else self._build(kind, saved, place)
-        self._built[place] = built
+        self._built[place] = built = self._build(saved, place)
         return built
 
-    def _sequence(self, saved: dict[str, Any], place: str) -> nn.Sequential:
-        return nn.Sequential(
-            OrderedDict((child, self.part(part, f"{place}.{child}")) for child, part in saved["children"])
-        )
-
-    def _build(self, kind: str, saved: dict[str, Any], place: str) -> Any:
-        name = saved[kind]
-        if kind == "given":
-            return self._given(name, place)
-        if kind == "same_as" and name in self._built:
-            return self._built[name]
-        if kind == "function" and name in FUNCTIONS:
-            return FUNCTIONS[name]
-        if kind == "metric":
-            return GSSFMetric.from_pretrained(inside(self.folder, place))
-        if kind == "transformers":
-            options = {"add_pooling_layer": False} if saved.get("add_pooling_layer") is False else {}
-            return self._transformers(name, place, options)
-        if kind == "class" and (name in OWN or name in TORCH):
-            return self._constructed(OWN[name] if name in OWN else TORCH[name][0], saved["arguments"], place)
-        raise self._odd(place, f"the unknown {kind} {name!r}")
+    def _build(self, saved: dict[str, Any], place: str) -> Any:
+        match saved:
+            case {"given": name}:
+                return self._given(name, place)
+            case {"same_as": name}:
+                return self._built[name]
+            case {"function": name}:
+                return FUNCTIONS[name]
+            case {"metric": _}:
+                return GSSFMetric.from_pretrained(inside(self.folder, place))
+            case {"transformers": name}:
+                options = {"add_pooling_layer": False} if "add_pooling_layer" in saved else {}
+                return self._transformers(name, place, options)
+            case {"class": "Sequential", "children": children}:
+                return nn.Sequential(OrderedDict((name, self.part(part, f"{place}.{name}")) for name, part in children))
+            case _:
+                name = saved["class"]
+                return self._constructed(OWN[name] if name in OWN else TORCH[name][0], saved["arguments"], place)
 
     def _constructed(self, kind: type, arguments: dict[str, Any], place: str) -> Any:
-        known = [argument for argument in signature(kind).parameters if argument in arguments]
-        order = [*known, *sorted(arguments.keys() - set(known))]  # a copy is built after what it copies
+        order = [name for name in signature(kind).parameters if name in arguments]  # a copy comes after what it copies
         values = {argument: self.part(arguments[argument], f"{place}.{argument}") for argument in order}
         try:
             with torch.device("meta"):  # the weights follow; a number in a file shall take no memory
@@ -205,16 +196,15 @@ class Builder:
         )
 
     def _transformers(self, name: str, place: str, options: dict[str, Any]) -> PreTrainedModel:
-        kind: Any = getattr(transformers, name, None)
-        if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-            raise self._odd(place, f"the model {name!r}, which this transformers {transformers.__version__} lacks")
+        kind: Any = transformers_class(name, PreTrainedModel)
         path = inside(self.folder, place)
         try:
             loaded: Any = kind.from_pretrained(
                 path, output_loading_info=True, local_files_only=True, use_safetensors=True, **options
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointError(path, f"cannot be loaded ({error})", "Save the model again.") from error
+        except Exception as error:  # whatever transformers makes of files that anybody may have written
+            problem = f"cannot be loaded ({type(error).__name__}: {error})"
+            raise CheckpointError(path, problem, "Save the model again.") from error
         model, report = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report.get(problem):

@@ -7,23 +7,23 @@
     processor.tokenizer/ …   tokenizer and image processor, by their own save_pretrained
     README.md            the model card; one that is already there is kept, since people edit cards
 
-Promises: everything is written to a temporary folder beside and then renamed file by file, the configuration last, so a
-full disk leaves the earlier files whole, and a crash between two renames is found at load, not trusted. Loading is
-strict: kind, version, every file's digest, every tensor; the first that does not fit is named. Nothing is unpickled.
+Promises: a save takes effect by one rename (see `gssf_plug.files.folders`), so a full disk or a crash leaves either the
+earlier model or the new one, and whoever loads beside a save gets one of the two. Loading is strict: kind, version, the
+whole description before anything is built, every file's digest, every tensor; the first that does not fit is named.
+Nothing is unpickled.
 """
 
-import hashlib
+import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import PushToHubMixin
 
 import gssf_plug
@@ -32,19 +32,20 @@ from gssf_plug.files import (
     CardFacts,
     Format,
     HubModule,
+    build_from,
     check_tensors,
+    file_digest,
     inside,
     locate,
-    read_folder,
     render_card,
     write_folder,
 )
+from gssf_plug.retrieval.models.part_descriptions import Builder, Describer
+from gssf_plug.retrieval.models.part_schema import check_parts, transformers_class
 
 __all__ = ["PublishedModel"]
 
 PROCESSOR = "processor."
-STAGING = ".saving-"
-CARD = "README.md"
 
 
 class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
@@ -64,10 +65,6 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
             ArgumentError: a part that is neither a module nor a function of ours, or a class without `published`.
             CheckpointError: where the disk refuses; what was saved there before is still whole.
         """
-        from gssf_plug.retrieval.models.part_descriptions import (
-            Describer,  # it knows towers and models, which know this module
-        )
-
         if not self.published:
             raise ArgumentError(
                 "model",
@@ -77,33 +74,24 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
             )
         describer = Describer()
         described = {place: describer.part(getattr(self, place), place) for place in self.published}
+        described = json.loads(json.dumps(described))
+        _check_can_be_loaded(type(self).__name__, described, folder)
         config = {
             "model": type(self).__name__,
             "parts": described,
             "processors": {place: type(part).__name__ for place, part in self.processors.items()},
             "versions": _versions(),
         }
-        before = _listed_files(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(f"{STAGING}*"):  # of a save that was killed
-                shutil.rmtree(leftover)
-            with tempfile.TemporaryDirectory(prefix=STAGING, dir=folder) as name:
-                staged = Path(name)
-                for place, part in describer.folders.items():
-                    part.save_pretrained(staged / place)
-                for place, processor in self.processors.items():
-                    processor.save_pretrained(staged / f"{PROCESSOR}{place}")
-                files = {str(path): _digest(staged / path) for path in _files(staged)}
-                tensors = describer.kept_here(self.state_dict())
-                write_folder(staged, self.file_format, {**config, "files": files}, tensors, self.model_card(facts))
-                _publish(staged, folder, self.file_format, keep_card=facts is None)
-            for stale in before - files.keys():
-                inside(folder, stale).unlink(missing_ok=True)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                folder, f"could not be written ({error})", "Check space and rights; earlier files are untouched."
-            ) from error
+
+        def write_parts(staged: Path) -> None:
+            for place, part in describer.folders.items():
+                part.save_pretrained(staged / place)
+            for place, processor in self.processors.items():
+                processor.save_pretrained(staged / f"{PROCESSOR}{place}")
+
+        tensors = describer.kept_here(self.state_dict())
+        card = self.model_card(facts)
+        write_folder(folder, self.file_format, config, tensors, card, replace_card=facts is not None, parts=write_parts)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -141,18 +129,18 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
             "revision": revision,
         }
         folder = locate(pretrained_model_name_or_path, cls.file_format, **hub)
-        config, tensors = read_folder(folder, cls.file_format)
-        _check_config(config, cls, folder)
-        for path, digest in config["files"].items():
-            _check_file(inside(folder, path), digest)
-        return cls._rebuilt(config, tensors, folder, parts or {}).eval()
+
+        return build_from(folder, cls.file_format, partial(cls._rebuilt, given=parts or {})).eval()
 
     @classmethod
     def _rebuilt(
         cls, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, given: Mapping[str, nn.Module]
     ) -> Self:
-        from gssf_plug.retrieval.models.part_descriptions import Builder, Describer
-
+        """The model, from `folder` with its parts; everything that it says is looked at before anything is built."""
+        _check_config(config, cls, folder)
+        check_parts(cls.__name__, {place: config["parts"][place] for place in cls.published}, folder)
+        for path, digest in config["files"].items():
+            _check_file(inside(folder, path), digest)
         builder, describer = Builder(folder, given), Describer()
         values = {name: builder.part(config["parts"][place], place) for place, name in cls.published.items()}
         unasked = sorted(given.keys() - builder.asked)
@@ -162,7 +150,11 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
         processors = {
             name: _processor(kind, inside(folder, f"{PROCESSOR}{name}")) for name, kind in config["processors"].items()
         }
-        model = cls(**values, processors=processors)
+        try:
+            model = cls(**values, processors=processors)
+        except (ArgumentError, TypeError) as error:
+            problem = f"describes parts that do not make a {cls.__name__} ({error})"
+            raise CheckpointError(folder, problem, "It is damaged; save it again.") from error
         for place in cls.published:
             describer.part(getattr(model, place), place)
         check_tensors(describer.kept_here(model.state_dict()), tensors, folder)
@@ -181,29 +173,12 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
         return render_card(kind, about, usage, ("metric-learning", "gssf", "retrieval"), facts)
 
 
-def _files(folder: Path) -> list[Path]:
-    """Files below `folder`, relative to it, hidden ones left out."""
-    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [path for path in found if not any(part.startswith(".") for part in path.parts)]
-
-
-def _publish(staged: Path, folder: Path, layout: Format, *, keep_card: bool) -> None:
-    """Rename every staged file to its place: parts first, weights and configuration last."""
-    last = [Path(layout.weights), Path(layout.config)]
-    for path in [*(path for path in _files(staged) if path not in last), *last]:
-        if keep_card and str(path) == CARD and (folder / path).exists():
-            continue
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staged / path, folder / path)
-
-
-def _listed_files(folder: Path) -> set[str]:
-    """Files of parts that an earlier save into `folder` lists; none where there was no such save."""
+def _check_can_be_loaded(model: str, parts: Mapping[str, Any], folder: Path) -> None:
     try:
-        config, _ = read_folder(folder, PublishedModel.file_format)
-        return set(config["files"])
-    except (CheckpointError, KeyError):
-        return set()
+        check_parts(model, parts, folder)
+    except CheckpointError as error:
+        remedy = "Write the part as an nn.Module of your own, and give it to from_pretrained(parts=...)."
+        raise ArgumentError("model", "be made of parts that could be loaded again", error, remedy) from error
 
 
 def _check_config(config: dict[str, Any], kind: type[PublishedModel], folder: Path) -> None:
@@ -211,23 +186,25 @@ def _check_config(config: dict[str, Any], kind: type[PublishedModel], folder: Pa
     if odd:
         problem = f"has a configuration with the key '{odd[0]}' {'unknown' if odd[0] in config else 'missing'}"
         raise CheckpointError(folder, problem, "It is damaged, or edited by hand; save it again.")
-    for name in ("parts", "processors", "files"):
+    for name in ("parts", "processors", "files", "versions"):
         entries = config[name]
         plain = name == "parts" or (isinstance(entries, dict) and all(isinstance(v, str) for v in entries.values()))
         if not isinstance(entries, dict) or not plain:
             raise CheckpointError(folder, f"has a configuration whose '{name}' is no table", "It is damaged.")
     if config["model"] != kind.__name__:
-        problem = f"holds a {config['model']}, not a {kind.__name__}"
-        raise CheckpointError(folder, problem, f"Load it with {config['model']}.")
+        name = str(config["model"])[:100]
+        raise CheckpointError(folder, f"holds a {name}, not a {kind.__name__}", f"Load it with {name}.")
     if config["parts"].keys() != kind.published.keys():
         odd = sorted(config["parts"].keys() ^ kind.published.keys())
         raise CheckpointError(folder, f"has not the parts of a {kind.__name__} ('{odd[0]}')", "It is damaged.")
+    for place, name in config["processors"].items():
+        _processor_class(name, inside(folder, f"{PROCESSOR}{place}"))
 
 
 def _check_file(path: Path, digest: str) -> None:
     if not path.is_file():
         raise CheckpointError(path, "is missing", "Copy the whole folder, or save the model again.")
-    if _digest(path) != digest:
+    if file_digest(path) != digest:
         raise CheckpointError(
             path,
             "is not the file that was saved with this model (damaged, edited, or of another save)",
@@ -235,18 +212,23 @@ def _check_file(path: Path, digest: str) -> None:
         )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _processor(kind: str, path: Path) -> Any:
-    """A tokenizer or processor of transformers."""
-    found = getattr(transformers, kind, None)
-    if not (isinstance(found, type) and issubclass(found, PushToHubMixin)):
-        problem = f"holds a {kind}, which transformers {transformers.__version__} does not have"
+def _processor_class(name: str, path: Path) -> Any:
+    """A class of tokenizers or processors of transformers."""
+    found = transformers_class(name, PushToHubMixin)
+    if found is None or issubclass(found, PreTrainedModel):
+        problem = f"holds a {name[:100]}, which transformers {transformers.__version__} does not have"
         raise CheckpointError(path, problem, "Save the model with processors of transformers alone.")
-    return cast(Any, found).from_pretrained(path, local_files_only=True)
+    return found
+
+
+def _processor(name: str, path: Path) -> Any:
+    try:
+        return _processor_class(name, path).from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever transformers makes of files that anybody may have written
+        problem = f"cannot be loaded ({type(error).__name__}: {error})"
+        raise CheckpointError(path, problem, "Save the model again.") from error
 
 
 def _versions() -> dict[str, str]:

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import pickle
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from gssf_plug.distributed import gather_detached
 from gssf_plug.errors import ArgumentError, CheckpointError
+from gssf_plug.files import discard
 
 __all__ = ["FORMAT_VERSION", "Checkpoints", "check_recipe"]
 
@@ -59,8 +59,9 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what a crash left half written or half deleted. One process calls it."""
-        for leftover in self.folder.glob(".step-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if not self.folder.is_symlink():
+            for leftover in self.folder.glob(".step-*"):
+                discard(leftover)
 
     def write(self, accelerator: Accelerator, step: int, progress: Mapping[str, Any]) -> None:
         """Save the state of `accelerator` and `progress` as checkpoint `step`. Every process must call it.
@@ -89,8 +90,8 @@ class Checkpoints:
                 raise self._refused(final, failure) from failure
             failed = torch.tensor([failure is not None], device=accelerator.device)
             if bool(gather_detached(failed).any()):  # also the barrier between the phases
-                if main:
-                    shutil.rmtree(temporary, ignore_errors=True)
+                if main and not self.folder.is_symlink():
+                    discard(temporary)
                 raise self._refused(final, failure) from failure
         if main:
             self._prune()
@@ -145,7 +146,7 @@ class Checkpoints:
         for old in self._all()[: -self.keep]:
             doomed = old.with_name(f".{old.name}.old")
             os.replace(old, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            discard(doomed)
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
@@ -199,7 +200,11 @@ def _attempt(phase: Callable[[], object]) -> BaseException | None:
 
 
 def _open(temporary: Path, progress: Mapping[str, Any]) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
+    if temporary.parent.is_symlink():
+        raise OSError(
+            f"'{temporary.parent}' is a link, and nothing is written through one; link the output_dir instead"
+        )
+    discard(temporary)
     temporary.mkdir(parents=True)
     (temporary / PROGRESS).write_text(json.dumps(progress, indent=2), encoding="utf-8")
 

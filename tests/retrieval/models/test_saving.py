@@ -298,6 +298,11 @@ def edited(saved, folder, **changes):
     return config
 
 
+def tower(**arguments):
+    plain = {"encoder": None, "token_projection": None, "pooling": {"function": "mean_pool"}, "projection": None}
+    return {"class": "Tower", "arguments": {**plain, "output": None, **arguments}}
+
+
 @pytest.mark.parametrize(
     ("part", "text"),
     [
@@ -309,10 +314,10 @@ def edited(saved, folder, **changes):
         ({"same_as": "nothing"}, "the unknown same_as 'nothing'"),
         ({"function": ["mean_pool"]}, r"for 'text_tower', a part of no known kind"),
         (
-            {"class": "Linear", "arguments": {"in_features": 10**9, "out_features": 10**9, "bias": True}},
-            "lacks the tensor",
+            tower(projection={"class": "Linear", "arguments": {"in_features": 10**9, "out_features": 8, "bias": True}}),
+            "for 'text_tower.projection.in_features', 1000000000 where a whole number from 1 to 16,777,216 belongs",
         ),
-        ({"class": "Tower", "arguments": {"../../x": {"metric": "m"}}}, "names a file outside itself"),
+        ({"class": "Tower", "arguments": {"../../x": {"metric": "m"}}}, r"refuses \('../../x' is unknown"),
     ],
 )
 def test_an_odd_configuration_is_named_and_nothing_is_imported_by_name(saved, tmp_path, part, text):
