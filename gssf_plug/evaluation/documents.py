@@ -30,7 +30,7 @@ from gssf_plug.evaluation.ranking import Matches, Ranked, Tally, checked_ranks, 
 from gssf_plug.evaluation.relevance import read_relevance
 from gssf_plug.metric.metric import GSSFMetric
 
-__all__ = ["document_ranking"]
+__all__ = ["document_ranking", "ranked_measures"]
 
 NDCG_AT, MRR_AT, MAP_AT = 10, 10, 100
 
@@ -83,7 +83,7 @@ def document_ranking(
         scores = metric.fold(promoted(queries[chunk], documents)) @ items.T
         rows, columns, grades = (part.to(scores.device) for part in pairs.of(chunk))
         found = rank_positives(scores, Matches(rows, columns, torch.ones_like(rows, dtype=torch.bool), grades))
-        tally.add(_measures(found, places), len(found.positives))
+        tally.add(ranked_measures(found, places), len(found.positives))
     nothing = "no document for any query"
     return tally.percentages(_names(places), distributed, queries.device, "relevant", nothing)
 
@@ -93,7 +93,8 @@ def _names(places: tuple[int, ...]) -> list[str]:
     return [*at_places, f"ndcg@{NDCG_AT}", f"mrr@{MRR_AT}", f"map@{MAP_AT}", "mAP"]
 
 
-def _measures(ranked: Ranked, places: tuple[int, ...]) -> dict[str, Float[Tensor, " queries"]]:
+def ranked_measures(ranked: Ranked, places: tuple[int, ...]) -> dict[str, Float[Tensor, " queries"]]:
+    """Each query's measures from its ranks, between 0 and 1; `places` are the k of accuracy, precision and recall."""
     relevant, first, precisions = ranked.positives.double(), ranked.ranks[:, 0], ranked.precisions
     hits = {k: (ranked.valid & (ranked.ranks <= k)).sum(1).double() for k in places}
     early = precisions.where(ranked.ranks <= MAP_AT, 0.0).sum(1)

@@ -23,7 +23,16 @@ from gssf_plug.distributed import add_over_processes
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.options import finite_scores
 
-__all__ = ["LabelGroups", "Matches", "Ranked", "Tally", "checked_ranks", "query_chunks", "rank_positives"]
+__all__ = [
+    "LabelGroups",
+    "Matches",
+    "Ranked",
+    "Tally",
+    "checked_ranks",
+    "count_reaching",
+    "query_chunks",
+    "rank_positives",
+]
 
 SCORES_AT_ONCE = 8_388_608  # of one chunk: 32 MB in float32; in smaller ones the product repacks the gallery too often
 COUNTED_AT_ONCE = 2_097_152  # of these: what counting makes of more would leave the cache
@@ -116,14 +125,14 @@ def rank_positives(scores: Float[Tensor, "n m"], matches: Matches) -> Ranked:
     scores[matches.rows, matches.columns] = float("-inf")
     rows_at_once = max(1, COUNTED_AT_ONCE // max(1, scores.shape[1]))
     pieces = zip(own.split(rows_at_once), scores.split(rows_at_once), strict=True)
-    above = torch.cat([_level_or_above(*piece) for piece in pieces])
+    above = torch.cat([count_reaching(*piece) for piece in pieces])
     index = (counts[:, None] - torch.arange(1, most + 1, device=rows.device)).clamp_min(0)  # best first
     ranks = above.gather(1, index) + torch.arange(1, most + 1, device=rows.device)
     kept = counts > 0
     return Ranked(ranks[kept], counts[kept], worth.gather(1, by_score).gather(1, index)[kept])
 
 
-def _level_or_above(own: Float[Tensor, "n most"], scores: Float[Tensor, "n m"]) -> Int[Tensor, "n most"]:
+def count_reaching(own: Float[Tensor, "n most"], scores: Float[Tensor, "n m"]) -> Int[Tensor, "n most"]:
     """For each of a row's ascending `own` how many of its scores are at least as high.
 
     Binary search of all high scores at once; a row's bins begin at row · width, and `bins` walks from there.

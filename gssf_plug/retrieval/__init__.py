@@ -10,6 +10,8 @@ from gssf_plug.retrieval.evaluation import (
     instance_measures,
     reid_measures,
 )
+from gssf_plug.retrieval.fit import fit_metric
+from gssf_plug.retrieval.fitting.report import FitResult, FitRow
 from gssf_plug.retrieval.models.cross_attention import ImageToText, LogSumExp, TextToImage, average
 from gssf_plug.retrieval.models.dual_encoder import DualEncoder
 from gssf_plug.retrieval.models.embedding import Embedding, Fragments
@@ -26,6 +28,8 @@ __all__ = [
     "AnySize",
     "DualEncoder",
     "Embedding",
+    "FitResult",
+    "FitRow",
     "Fragments",
     "FrozenNorms",
     "IdentityBatches",
@@ -55,6 +59,7 @@ __all__ = [
     "WordGRU",
     "alignment_measures",
     "average",
+    "fit_metric",
     "image_text_measures",
     "instance_measures",
     "reid_measures",

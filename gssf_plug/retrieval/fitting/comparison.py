@@ -1,0 +1,202 @@
+"""All similarities of one fit side by side on the same validation queries, and the choice among them.
+
+Few queries are measured on fold by fold: each fold trains anew, its values are laid beside those of the others, and
+what is taken is trained once more on all queries, for as many steps as was best.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.retrieval.fitting.candidates import Candidate
+from gssf_plug.retrieval.fitting.closed_form import SHRINKAGES, PairCovariance
+from gssf_plug.retrieval.fitting.report import FitResult, FitRow, compare
+from gssf_plug.retrieval.fitting.splits import Part
+from gssf_plug.retrieval.fitting.training import Look, Run, Schedule
+from gssf_plug.retrieval.fitting.validation import Ranking, Similarity, look_of
+
+__all__ = ["Comparison"]
+
+NOISES = (0.0, 1.0)
+COSINE, WHITENED, CLOSED = "cosine", "cosine, whitened by pairs", "closed form"
+
+
+class _Fold(NamedTuple):
+    """Training queries, the ranking that training is watched by, and the one that counts."""
+
+    train: Part
+    look: Ranking
+    full: Ranking
+
+
+class Comparison:
+    """A fit on its way: at any moment the rows so far and the best metric can be told.
+
+    Args:
+        whole: all queries.
+        splits: training and validation, one or several times.
+        measure: a key of `document_ranking`.
+        schedule: of every candidate.
+        progress: show a bar.
+    """
+
+    def __init__(
+        self,
+        whole: Part,
+        splits: Sequence[tuple[Part, Part]],
+        measure: str,
+        schedule: Schedule,
+        progress: bool,
+    ) -> None:
+        self.whole, self.splits, self.measure = whole, splits, measure
+        self.schedule, self.progress = schedule, progress
+        self.rows: list[FitRow] = []
+        self.metrics: dict[str, GSSFMetric] = {}
+        self.noise: dict[str, float] = {}
+
+    def run(self, candidates: Sequence[Candidate], test: Part | None) -> FitResult:
+        """Baselines, then every candidate, then the choice; Ctrl-C leads to the choice at once."""
+        scores, interrupted = None, False
+        pairs = max(int(train.pairs.counts[train.rows].sum()) for train, _ in self.splits)
+        steps = len(self.splits) * self.schedule.steps(pairs)
+        with tqdm(total=steps * len(candidates), desc="fitting", disable=not self.progress) as bar:
+            try:
+                self._baselines()
+                for number, candidate in enumerate(_middle_first(candidates), start=1):
+                    bar.set_postfix_str(candidate.name)
+                    self._candidate(candidate, bar.update)
+                    bar.update(number * steps - bar.n)  # the steps that were not needed
+                scores = None if test is None else self._tested(test)
+            except KeyboardInterrupt:
+                interrupted = True
+        name, reason = self._choice()
+        queries, documents = sum(len(held.rows) for _, held in self.splits), len(self.splits[0][1].documents)
+        order = [COSINE, WHITENED, CLOSED, *(candidate.name for candidate in candidates)]
+        rows = tuple(sorted(self.rows, key=lambda row: order.index(row.name)))
+        told = FitResult(self._metric(name), rows, name, reason, self.measure, queries, documents)
+        return told.with_test(scores, interrupted)
+
+    def _baselines(self) -> None:
+        began, seed = time.perf_counter(), self.schedule.seed
+        self.folds = []
+        for train, held in self.splits:
+            look = look_of(held, self.measure, seed)
+            self.folds.append(_Fold(train, look, look if look.covers(held) else Ranking(held, self.measure)))
+        neutral = self._neutral(normalize=False)
+        self.cosine = torch.cat([fold.full.values(neutral) for fold in self.folds])
+        self._add(COSINE, 0, self.cosine, began)
+        began = time.perf_counter()
+        made = [PairCovariance(fold.train, seed) for fold in self.folds]
+        size = self.whole.queries.dim**2
+        _, values = self._best_shrinkage(lambda fold, each: made[fold].whitening(each))
+        self._add(WHITENED, size, values, began, metric=False, note="changes both sides")
+        began = time.perf_counter()
+        shrinkage, values = self._best_shrinkage(lambda fold, each: made[fold].metric(each, normalize=False))
+        last = made[0] if len(made) == 1 else PairCovariance(self.whole, seed)
+        self.metrics[CLOSED] = last.metric(shrinkage, normalize=True)
+        self._add(CLOSED, size, values, began)
+
+    def _best_shrinkage(self, make: Callable[[int, float], Similarity]) -> tuple[float, Float[Tensor, " n"]]:
+        """The best by looks, and its values on the rankings that count."""
+        looked = {
+            each: torch.cat([fold.look.values(make(number, each)) for number, fold in enumerate(self.folds)])
+            for each in SHRINKAGES
+        }
+        best = max(SHRINKAGES, key=lambda each: looked[each].double().mean().item())
+        return best, self._counted(lambda number: make(number, best), looked[best])
+
+    def _counted(self, make: Callable[[int], Similarity], looked: Tensor) -> Float[Tensor, " n"]:
+        """Values on the rankings that count, which are often those of the looks."""
+        if all(fold.full is fold.look for fold in self.folds):
+            return looked
+        return torch.cat([fold.full.values(make(number)) for number, fold in enumerate(self.folds)])
+
+    def _candidate(self, candidate: Candidate, advance: Callable[[int], object]) -> None:
+        """Train on every fold. The first candidate of a loss trains with and without noise, others as was better."""
+        began, tried = time.perf_counter(), []
+        lengths = (self.noise[candidate.loss],) if candidate.loss in self.noise else NOISES
+        for length in lengths:
+            runs = [Run(candidate, fold.train, fold.look, self.schedule, length) for fold in self.folds]
+            tried.append(runs)
+            try:
+                for run in runs:
+                    run.train(advance)
+            except KeyboardInterrupt:
+                whole = [each for each in tried if all(run.best is not None for run in each)]
+                if whole:
+                    self._take(candidate, max(whole, key=_best_mean), began)
+                raise
+        best = max(tried, key=_best_mean)
+        self.noise[candidate.loss] = best[0].noise
+        self._take(candidate, best, began)
+
+    def _take(self, candidate: Candidate, runs: Sequence[Run], began: float) -> None:
+        """The row of a trained candidate, and its metric."""
+        looks = _pooled(runs)
+        best = max(looks, key=lambda look: look.mean)
+        final = runs[0]
+        if len(runs) == 1:
+            values = self._counted(lambda _: final.metric(normalize=False), best.values)
+        else:  # the folds found how long to train; what is taken learns from all queries
+            values, final = best.values, Run(candidate, self.whole, None, self.schedule, final.noise)
+            final.train(lambda _: None, best.step)
+        metric = final.metric(normalize=True)
+        size = sum(parameter.numel() for parameter in metric.parameters())
+        curve = tuple((look.step, look.seconds, look.mean) for look in looks)
+        self._add(candidate.name, size, values, began, steps=best.step, curve=curve)
+        self.metrics[candidate.name] = metric
+
+    def _add(self, name: str, parameters: int, values: Float[Tensor, " n"], began: float, **more: Any) -> None:
+        self.rows.append(FitRow(name, parameters, *compare(values, self.cosine), time.perf_counter() - began, **more))
+
+    def _choice(self) -> tuple[str, str]:
+        """The best row that folds into the query and is beyond cosine, or cosine."""
+        candidates = [row for row in self.rows if row.name in self.metrics]
+        if not candidates:
+            return COSINE, "Taken: cosine (a neutral metric); no candidate was measured."
+        best = max(candidates, key=lambda row: (row.beyond, row.value, -row.parameters))
+        if not best.beyond:
+            gain = f"{best.gain:+.2f} ± {best.error:.2f}"
+            reason = f"the best candidate, {best.name}, gains {gain}, not beyond twice the standard error of that gain."
+            return COSINE, f"Taken: cosine (a neutral metric); {reason}"
+        reason = f"the best on validation; it gains {best.gain:.2f} ± {best.error:.2f} over cosine."
+        return best.name, f"Taken: {best.name}, {reason}"
+
+    def _metric(self, name: str) -> GSSFMetric:
+        return self.metrics[name] if name in self.metrics else self._neutral(normalize=True)
+
+    def _neutral(self, *, normalize: bool) -> GSSFMetric:
+        side = self.whole.queries
+        return GSSFMetric(side.dim, terms=("diagonal",), normalize=normalize).to(side.device).eval()
+
+    def _tested(self, test: Part) -> dict[str, float]:
+        ranking, name = Ranking(test, self.measure), self._choice()[0]
+        return {each: ranking.values(self._metric(each)).mean().item() for each in dict.fromkeys((COSINE, name))}
+
+
+def _pooled(runs: Sequence[Run]) -> list[Look]:
+    """The looks that all folds had, with the values of all."""
+    together = zip(*(run.looks for run in runs), strict=False)
+    return [
+        Look(same[0].step, sum(look.seconds for look in same), torch.cat([look.values for look in same]))
+        for same in together
+    ]
+
+
+def _best_mean(runs: Sequence[Run]) -> float:
+    return max(look.mean for look in _pooled(runs))
+
+
+def _middle_first(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidate in the middle of each loss's first: what it finds out about noise serves the smaller and larger."""
+    listed = {
+        loss: [each for each in candidates if each.loss == loss] for loss in {each.loss: 0 for each in candidates}
+    }
+    middle = [same[len(same) // 2] for same in listed.values()]
+    return [*middle, *(candidate for candidate in candidates if candidate not in middle)]
