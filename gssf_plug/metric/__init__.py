@@ -1,8 +1,20 @@
 """The structured metric s(x, y) = x̂ᵀ (W ⊙ U) ŷ. Knows tensors; knows no model and no loss."""
 
 from gssf_plug.metric.contributions import block_contributions
+from gssf_plug.metric.gallery import PreparedGallery, prepare_gallery
 from gssf_plug.metric.grouping import group_channels
-from gssf_plug.metric.metric import GSSFMetric
-from gssf_plug.metric.search import topk
+from gssf_plug.metric.metric import GSSFMetric, normalize_rows
+from gssf_plug.metric.options import Term
+from gssf_plug.metric.search import Neighbours, topk
 
-__all__ = ["GSSFMetric", "block_contributions", "group_channels", "topk"]
+__all__ = [
+    "GSSFMetric",
+    "Neighbours",
+    "PreparedGallery",
+    "Term",
+    "block_contributions",
+    "group_channels",
+    "normalize_rows",
+    "prepare_gallery",
+    "topk",
+]

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gssf_plug.metric.canonical import CanonicalQueries, canonical_queries, canonical_scores
-from gssf_plug.metric.fast_scores import FastQueries, FastRows, Open, fast_dtype, fast_queries, fast_rows
+from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores
+from gssf_plug.metric.exact.fast_scores import FastQueries, FastRows, Open, fast_dtype, fast_queries, fast_rows
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["ExactScores", "ScoredChunk"]

@@ -1,5 +1,6 @@
 """The options of a metric, checked once when it is built: every rule, what came, and what to do instead."""
 
+import operator
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -15,8 +16,10 @@ __all__ = [
     "canonical_terms",
     "check_adjacency",
     "check_constraint",
+    "check_metric",
     "check_positive",
     "checked_block_size",
+    "checked_count",
     "checked_grouping",
 ]
 
@@ -39,6 +42,33 @@ def check_positive(name: str, value: int, remedy: str) -> None:
     """A whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ArgumentError(name, "be a whole number of at least 1", repr(value), remedy)
+
+
+def checked_count(
+    name: str, value: object, remedy: str, *, rule: str = "be at least 1", most: int | None = None
+) -> int:
+    """A whole number of at least 1, numpy's and zero-dimensional tensors' too, as an int.
+
+    Raises:
+        ArgumentError: below 1, above `most`, or not a whole number; `rule` says which is right.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = None
+    if number is None or number < 1 or (most is not None and number > most):
+        raise ArgumentError(name, rule, repr(value), remedy)
+    return number
+
+
+def check_metric(metric: object) -> None:
+    """None, or a metric on a device that holds values.
+
+    Raises:
+        ArgumentError: anything else.
+    """
+    if metric is not None and not (hasattr(metric, "fold") and hasattr(metric, "gallery") and hasattr(metric, "dim")):
+        raise ArgumentError("metric", "be a GSSFMetric or None", type(metric).__name__, "None means cosine.")
 
 
 def checked_block_size(block_size: int, dim: int) -> int:

@@ -1,29 +1,41 @@
 """Exact top-k under a metric, in chunks. Memory is bounded by one chunk of scores and the result.
 
-The gallery is read once, in order: a memory-mapped one of any size will do. Scores are computed in float32 or better
-whatever its dtype. Ties go to the lower gallery index, whatever the chunk size, so a result does not depend on the
-machine's memory, nor, with `distributed=True`, on how many processes share the gallery.
+The gallery is read once for each chunk of queries, in order: a memory-mapped one of any size will do. Scores are made
+in a short dtype whose error is bounded; what that leaves open is decided in float64, and near ties by canonical scores
+(`gssf_plug.metric.exact`). Equal scores stand in the order of gallery index. So a result depends on the features and
+the metric alone: not on chunks, threads, the machine, nor, with `distributed=True`, on how many processes there are.
 
 For approximate search put `metric.gallery(items)` into any inner-product index, and query it with
 `metric.fold(queries)`.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.distributed import gather_detached, process_count, share
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.bf16_search import can_screen, pad_pairs, screened
+from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs
+from gssf_plug.metric.exact.candidates import Candidates
+from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores
+from gssf_plug.metric.exact.decisions import best_of_all, best_of_candidates
+from gssf_plug.metric.exact.fast_scores import FastRows, fast_queries
+from gssf_plug.metric.gallery import PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric.options import check_metric, checked_count
 
 __all__ = ["Neighbours", "topk"]
 
-ForbiddenPairs = Callable[[Int[Tensor, " n"], Int[Tensor, " m"]], Bool[Tensor, "n m"]]
+ExcludedPairs = Callable[[Int[Tensor, " n"], Int[Tensor, " m"]], Bool[Tensor, "n m"]]
+Ranked = tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]
+
+MANY = 64  # k at which a 64th of the gallery or more is wanted: a float64 product is then cheaper than candidates
+MOST_UNDECIDED = 16  # candidates, times k
 
 
 class Neighbours(NamedTuple):
@@ -39,186 +51,210 @@ class Neighbours(NamedTuple):
 @torch.no_grad()
 def topk(
     metric: GSSFMetric | None,
-    queries: Float[Tensor, "n dim"],
-    gallery: Float[Tensor, "m dim"],
+    queries: Float[Array, "n dim"],
+    gallery: Float[Array, "m dim"] | PreparedGallery,
     k: int,
     *,
-    forbidden: Bool[Tensor, "n m"] | ForbiddenPairs | None = None,
+    exclude: Bool[Array, "n m"] | ExcludedPairs | None = None,
     query_chunk: int = 1024,
     gallery_chunk: int = 8192,
     distributed: bool = False,
+    forbidden: Bool[Array, "n m"] | ExcludedPairs | None = None,
 ) -> Neighbours:
     """The k best gallery items of every query, exactly, best first; equal scores in order of gallery index.
 
+    "Equal" is decided by the canonical score, one float64 number that depends on the two rows and the metric alone: the
+    same rows tie in every dtype, chunk and process. The scores that come out are these, rounded to the result's dtype,
+    so two that print alike may still stand in their order. A row of zeros scores 0 with everything.
+
     Args:
         metric: the similarity; None means cosine.
-        queries: N×D features, not yet folded.
-        gallery: M×D features, not yet normalised; also a memory-mapped tensor, such as
-            `torch.from_file(path, size=m * dim, dtype=torch.float16).view(m, dim)`. On another device than the queries
-            it is moved chunk by chunk.
+        queries: N×D features, not yet folded; a tensor, a numpy array or lists.
+        gallery: M×D features, not yet normalised; also a memory-mapped tensor or array, such as
+            `torch.from_file(path, size=m * dim, dtype=torch.float16).view(m, dim)`, or `prepare_gallery(features)`,
+            which saves many calls the reading. On another device than the queries it is moved chunk by chunk.
         k: how many, 1 … M.
-        forbidden: pairs that must not be returned: a boolean N×M matrix, or a function of query indices (n,) and
-            gallery indices (m,) that gives n×m of it (nothing of size N×M is then formed).
+        exclude: pairs that must not be returned: a boolean N×M matrix, or a function of query indices (n,) and gallery
+            indices (m,) that gives n×m of it (nothing of size N×M is then formed).
         query_chunk: queries scored at once, default 1,024. The gallery is read once for each such chunk.
         gallery_chunk: gallery items scored at once, default 8,192. A chunk of scores takes
             query_chunk · gallery_chunk · 4 bytes, 32 MB by default.
         distributed: share the gallery among the processes, all of which call with the same arguments (a memory-mapped
             gallery is read in parts), and all of which receive the same result.
+        forbidden: the older name of `exclude`.
 
     Returns:
-        Neighbours: scores (N, k), float32 or better, and indices (N, k).
+        Neighbours: scores (N, k), float32 or better, and indices (N, k); numpy arrays for numpy queries.
 
     Raises:
         ArgumentError: an empty gallery, k below 1 or above M, NaN or infinite features or scores, another width than
-            the metric's.
+            the metric's, `exclude` of another shape.
     """
-    _check_search(queries, gallery, k, forbidden)
-    _check_positive_chunks(query_chunk, gallery_chunk)
-    if not len(queries):
-        scores = queries.new_empty(0, k, dtype=_dtype(queries, gallery))
-        return Neighbours(scores, torch.empty(0, k, dtype=torch.long, device=queries.device))
-    metric = metric if metric is not None else _cosine(queries)
-    own = share(range(0, len(gallery), gallery_chunk), distributed)
-    parts = [slice(start, min(start + gallery_chunk, len(gallery))) for start in own]
-    found = [
-        _search_chunk(metric, queries, gallery, k, forbidden, rows, parts)
-        for rows in torch.arange(len(queries), device=queries.device).split(query_chunk)
-    ]
-    whole = Neighbours(torch.cat([part.scores for part in found]), torch.cat([part.indices for part in found]))
-    return _best_of_processes(whole, k) if distributed else whole
+    name, mask = ("exclude", exclude) if exclude is not None else ("forbidden", forbidden)
+    search = _checked_search(metric, queries, gallery, k, name, mask)
+    query_chunk = checked_count("query_chunk", query_chunk, "Use the default, or less where memory is short.")
+    gallery_chunk = checked_count("gallery_chunk", gallery_chunk, "Use the default, or less where memory is short.")
+    whole, size = search.queries, len(search.features)
+    # a chunk of scores in float64 takes twice the memory
+    query_chunk = max(1, query_chunk // 2) if search.many_wanted else query_chunk
+    own = share(range(0, size, gallery_chunk), distributed)
+    search.parts = [slice(start, min(start + gallery_chunk, size)) for start in own]
+    chunks = torch.arange(len(whole), device=whole.device).split(query_chunk) if len(whole) else ()
+    found = [_search_chunk(search, rows) for rows in chunks]
+    empty = Neighbours(whole.new_empty(0, search.k, dtype=search.dtype), whole.new_empty(0, search.k, dtype=torch.long))
+    result = Neighbours(*(torch.cat(parts) for parts in zip(*(found or [empty]), strict=True)))
+    if distributed and len(whole):
+        result = _best_of_processes(search, result.indices, chunks)
+    return Neighbours(*(like_inputs(part, queries) for part in result))  # type: ignore[arg-type]
 
 
-def _cosine(features: Tensor) -> GSSFMetric:
-    return GSSFMetric(features.shape[-1], terms=("diagonal",)).to(features.device)
+@dataclass
+class _Search:
+    """What one call asks for, checked."""
+
+    metric: GSSFMetric | None
+    queries: Tensor
+    gallery: Tensor | PreparedGallery
+    features: Tensor
+    k: int
+    exclude: Tensor | ExcludedPairs | None
+    parts: list[slice]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the scores that come out."""
+        return torch.promote_types(torch.promote_types(self.queries.dtype, self.features.dtype), torch.float32)
+
+    @property
+    def many_wanted(self) -> bool:
+        return self.k * MANY > len(self.features)
+
+    def read(self, queries: int, exact: bool) -> Iterator[tuple[slice, FastRows]]:
+        """The own parts of the gallery."""
+        normalize = self.metric is None or self.metric.normalize
+        return read_parts(self.gallery, self.parts, normalize, queries, self.queries.device, exact)
+
+    def hidden(self, rows: Int[Tensor, " n"], part: slice) -> Bool[Tensor, "n m"] | None:
+        """The excluded pairs of some queries with a part of the gallery."""
+        if self.exclude is None:
+            return None
+        if isinstance(self.exclude, Tensor):
+            return self.exclude[rows.to(self.exclude.device)][:, part].to(rows.device)
+        hidden = self.exclude(rows, torch.arange(part.start, part.stop, device=rows.device))
+        hidden = torch.from_numpy(hidden) if isinstance(hidden, np.ndarray) else hidden
+        _check_mask("exclude", hidden, (len(rows), part.stop - part.start), "a function that gives ")
+        return hidden.to(rows.device)
 
 
-def _search_chunk(
-    metric: GSSFMetric,
-    queries: Tensor,
-    gallery: Tensor,
-    k: int,
-    forbidden: Tensor | ForbiddenPairs | None,
-    rows: Int[Tensor, " n"],
-    parts: Sequence[slice],
-) -> Neighbours:
-    """The k best of one chunk of queries: the gallery is read in order and merged into what was best so far."""
-    folded = metric.fold(queries[rows].to(_dtype(queries, gallery)))
-    if not bool(folded.isfinite().all()):
+def _search_chunk(search: "_Search", rows: Int[Tensor, " n"]) -> Neighbours:
+    """The k best of one chunk of queries: the gallery is read in order, and what may be among them is kept."""
+    queries = canonical_queries(search.metric, search.queries[rows])
+    if not bool(queries.folded.isfinite().all()):
         remedy = "Training diverged: go back to an earlier checkpoint and lower the metric's learning rate."
         raise ArgumentError("metric", "give finite scores", "NaN or infinity in folded queries", remedy)
-    best = Neighbours(folded.new_full((len(rows), k), float("-inf")), torch.full_like(rows[:, None], -1).repeat(1, k))
-
-    def items_of(which: slice | Tensor) -> Tensor:
-        start = which.start if isinstance(which, slice) else 0
-        return metric.gallery(_finite("gallery", gallery[which].to(folded), start))
-
-    screening = metric.normalize and can_screen(folded)
-    found = screened(folded, items_of, parts, k, partial(_hidden, forbidden, rows)) if screening else None
-    if found is not None:
-        best = Neighbours(*found)
-    else:
-        for part in parts:
-            scores = folded @ items_of(part).T
-            if not metric.normalize and not bool(scores.sum().isfinite()) and not bool(scores.isfinite().all()):
-                got, remedy = (
-                    "a product that overflows",
-                    "Normalise the features, or build the metric with normalize=True.",
-                )
-                raise ArgumentError("metric", "give finite scores", got, remedy)
-            new = _better(scores, best.scores[:, -1], k, _hidden(forbidden, rows, part))
-            best = _merge(best, new._replace(indices=new.indices + part.start), k)
-    return Neighbours(best.scores, best.indices.masked_fill(best.scores == float("-inf"), -1))
+    found = None if search.many_wanted else _screened(search, queries, rows)
+    scores, indices = found if found is not None else _in_float64(search, queries, rows)
+    if bool((scores.isinf() & (indices >= 0)).any()):
+        remedy = "Normalise the features, or build the metric with normalize=True."
+        raise ArgumentError("metric", "give finite scores", "a product that overflows", remedy)
+    return Neighbours(scores, indices)
 
 
-def _hidden(
-    forbidden: Tensor | ForbiddenPairs | None, rows: Int[Tensor, " n"], part: slice
-) -> Bool[Tensor, "n m"] | None:
-    columns = torch.arange(part.start, part.stop, device=rows.device)
-    return forbidden(rows, columns) if callable(forbidden) else None if forbidden is None else forbidden[rows][:, part]
+def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"]) -> Ranked | None:
+    """By the fast product; None where it decides too little."""
+    candidates = None
+    for part, items in search.read(len(rows), exact=False):
+        if candidates is None:
+            candidates = Candidates(fast_queries(queries, items.rows.dtype), search.k)
+        candidates.add(items, part.start, search.hidden(rows, part))
+        if len(candidates) > MOST_UNDECIDED * search.k * len(rows) + part.stop - part.start:
+            candidates.prune()
+            if len(candidates) > MOST_UNDECIDED * search.k * len(rows) + part.stop - part.start:
+                return None
+    if candidates is None:
+        return None
+    candidates.prune()
+    return best_of_candidates(queries, search.features, candidates.rows, candidates.columns, search.k, search.dtype)
 
 
-def _better(
-    scores: Float[Tensor, "n m"], least: Float[Tensor, " n"], k: int, hidden: Bool[Tensor, "n m"] | None
-) -> Neighbours:
-    """The scores of each row above `least`, in order of index, padded with -inf; the k best where they are many."""
-    if hidden is not None:
-        scores = scores.masked_fill_(hidden, float("-inf"))
-    rows, columns = (scores > least[:, None]).nonzero(as_tuple=True)
-    if len(rows) > 2 * k * len(scores):
-        return Neighbours(*_stable_topk(scores, min(k, scores.shape[1])))
-    return Neighbours(*pad_pairs(len(scores), rows, columns, scores[rows, columns]))
+def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"]) -> Ranked:
+    """By a float64 product, and canonical scores for what even that leaves open."""
+    fast = fast_queries(queries, torch.float64)
+    candidates = Candidates(fast, search.k)
+    for part, items in search.read(len(rows), exact=True):
+        hidden = search.hidden(rows, part)
+        if len(search.parts) == 1:
+            scores = fast.product(items)
+            low, high = fast.between(scores, fast.margins(items)[:, None], items)
+            low = low if hidden is None else low.masked_fill_(hidden, float("-inf"))
+            slack = fast.margins(items) * 2.0 ** (fast.exponent + items.exponent)
+            return best_of_all(queries, search.features, low.add_(slack[:, None]), slack, search.k, search.dtype)
+        candidates.add(items, part.start, hidden)
+        if len(candidates) > MOST_UNDECIDED * search.k * len(rows):
+            candidates.prune()
+        if len(candidates) > MOST_UNDECIDED * search.k * len(rows):  # masses of ties
+            candidates.settle(canonical_scores(queries, candidates.rows, search.features, candidates.columns))
+    candidates.prune()
+    return best_of_candidates(queries, search.features, candidates.rows, candidates.columns, search.k, search.dtype)
 
 
-def _best_of_processes(own: Neighbours, k: int) -> Neighbours:
-    """The k best of all processes, whose parts of the gallery follow each other in the order of rank."""
-    scores, indices = (gather_detached(part).unflatten(0, (process_count(), -1)) for part in own)
-    best = Neighbours(scores[0], indices[0])
-    for other in zip(scores[1:], indices[1:], strict=True):
-        best = _merge(best, Neighbours(*other), k)
-    return best
+def _best_of_processes(search: "_Search", own: Int[Tensor, "n k"], chunks: tuple[Int[Tensor, " n"], ...]) -> Neighbours:
+    """The k best of what each process found in its part: rounded scores could not tell, so they are decided again."""
+    indices = gather_detached(own).unflatten(0, (process_count(), -1)).transpose(0, 1).flatten(1).sort(dim=1).values
+    found = []
+    for chunk in chunks:
+        rows, places = (indices[chunk] >= 0).nonzero(as_tuple=True)
+        queries = canonical_queries(search.metric, search.queries[chunk])
+        columns = indices[chunk][rows, places]
+        found.append(best_of_candidates(queries, search.features, rows, columns, search.k, search.dtype))
+    return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def _merge(best: Neighbours, new: Neighbours, k: int) -> Neighbours:
-    """The k best of two results; `best` holds lower indices, so a stable sort keeps ties in order."""
-    if new.scores.shape[1] == 0:
-        return best
-    scores = torch.cat([best.scores, new.scores], dim=1)
-    indices = torch.cat([best.indices, new.indices], dim=1)
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return Neighbours(scores[:, :k], indices.gather(1, order[:, :k]))
-
-
-def _stable_topk(scores: Float[Tensor, "n m"], k: int) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """`torch.topk` with ties to the lower index; only rows with a tie across the k-th place pay for a full sort."""
-    values, indices = scores.topk(k, dim=1)
-    last = values[:, -1:]
-    cut = ((scores == last).sum(1) != (values == last).sum(1)).nonzero()[:, 0]
-    if len(cut):
-        sorted_values, sorted_indices = scores[cut].sort(dim=1, descending=True, stable=True)
-        values[cut], indices[cut] = sorted_values[:, :k], sorted_indices[:, :k]
-    indices, order = indices.sort(dim=1)
-    values, by_score = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return values, indices.gather(1, by_score)
-
-
-def _check_search(queries: Tensor, gallery: Tensor, k: int, forbidden: Tensor | ForbiddenPairs | None) -> None:
-    for name, features in (("queries", queries), ("gallery", gallery)):
-        if not isinstance(features, Tensor) or features.ndim != 2 or not features.is_floating_point():
-            tensor = isinstance(features, Tensor)
-            got = f"{features.dtype} of shape {tuple(features.shape)}" if tensor else type(features).__name__
-            raise ArgumentError(name, "be a floating-point tensor of features N×D", got, "Give one row per item.")
-    if len(gallery) == 0:
+def _checked_search(
+    metric: GSSFMetric | None,
+    queries: object,
+    gallery: object,
+    k: object,
+    name: str,
+    exclude: object,
+) -> _Search:
+    check_metric(metric)
+    rows = _checked_features("queries", queries)
+    items = gallery.features if isinstance(gallery, PreparedGallery) else _checked_features("gallery", gallery)
+    if len(items) == 0:
         raise ArgumentError("gallery", "hold at least one item", "an empty gallery", "Give the features to search in.")
-    if not 1 <= k <= len(gallery):
-        raise ArgumentError("k", f"be between 1 and the gallery's size {len(gallery)}", k, "Ask for fewer items.")
-    _finite("queries", queries, 0)
-    if isinstance(forbidden, Tensor) and forbidden.shape != (len(queries), len(gallery)):
-        raise ArgumentError(
-            "forbidden",
-            f"have shape ({len(queries)}, {len(gallery)})",
-            tuple(forbidden.shape),
-            "Give one row per query and one column per gallery item.",
-        )
+    for side, features in (("queries", rows), ("gallery", items)):
+        width = items.shape[1] if metric is None else metric.dim
+        if features.shape[1] != width:
+            rule, remedy = f"have {width} channels in its last dimension", "Both sides come from one space of features."
+            raise ArgumentError(side, rule, f"shape {tuple(features.shape)}", remedy)
+    if isinstance(gallery, PreparedGallery) and gallery.normalized != (metric is None or metric.normalize):
+        rule, got = "be prepared with the metric's `normalize`", f"normalize={gallery.normalized}"
+        raise ArgumentError("gallery", rule, got, "Prepare it anew with prepare_gallery(features, normalize=...).")
+    rule = f"be between 1 and the gallery's size {len(items)}"
+    count = checked_count("k", k, "Ask for fewer items.", rule=rule, most=len(items))
+    check_finite("queries", rows, 0)
+    if isinstance(exclude, np.ndarray):
+        exclude = torch.from_numpy(exclude)
+    if exclude is not None and not callable(exclude):
+        _check_mask(name, exclude, (len(rows), len(items)))
+    source = gallery if isinstance(gallery, PreparedGallery) else items
+    return _Search(metric, rows, source, items, count, exclude, [])  # type: ignore[arg-type]
 
 
-def _finite(name: str, features: Tensor, before: int) -> Tensor:
-    """The features, after a look at each; `before` rows precede them."""
-    if not bool(features.sum().isfinite()):  # one pass; a sum that overflows alone is looked at again
-        finite = features.isfinite().all(dim=-1)
-        if bool(finite.all()):
-            return features
-        row = before + int((~finite).nonzero()[0])
-        raise ArgumentError(
-            name, "be finite", f"NaN or infinity in row {row}", "Find what made it, or drop these rows."
-        )
+def _checked_features(name: str, value: object) -> Tensor:
+    features = float_features(name, value)
+    check_has_values(name, features)
+    if features.ndim != 2:
+        got = f"{features.dtype} of shape {tuple(features.shape)}"
+        raise ArgumentError(name, "be a floating-point tensor of features N×D", got, "Give one row per item.")
     return features
 
 
-def _dtype(queries: Tensor, gallery: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
-
-
-def _check_positive_chunks(query_chunk: int, gallery_chunk: int) -> None:
-    for name, size in (("query_chunk", query_chunk), ("gallery_chunk", gallery_chunk)):
-        if size < 1:
-            raise ArgumentError(name, "be at least 1", size, "Use the default, or less where memory is short.")
+def _check_mask(name: str, mask: object, shape: tuple[int, int], source: str = "") -> None:
+    remedy = "Give one row per query and one column per gallery item."
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ArgumentError(name, "be a boolean matrix, or a function that gives one", source + got, remedy)
+    if mask.shape != shape:
+        raise ArgumentError(name, f"have shape {shape}", f"{source}{tuple(mask.shape)}", remedy)

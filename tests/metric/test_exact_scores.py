@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gssf_plug import GSSFMetric
-from gssf_plug.metric.canonical import canonical_queries, canonical_scores
+from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
 from gssf_plug.metric.exact_scores import ExactScores
 
 DIM = 32

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gssf_plug.metric.exact_sums import correct_sums, exact_product, power_of_two, scale_rows
+from gssf_plug.metric.exact.sums import correct_sums, exact_product, power_of_two, scale_rows
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.structures import Structure
 

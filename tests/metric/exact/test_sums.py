@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from gssf_plug.metric.exact_sums import correct_sums, exact_product, power_of_two, scale_rows
+from gssf_plug.metric.exact.sums import correct_sums, exact_product, power_of_two, scale_rows
 
 
 def hard_rows():

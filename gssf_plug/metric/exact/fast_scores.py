@@ -10,22 +10,23 @@ a third of what the worst case leaves. γ = (D + 8) 2⁻²² bounds sums in floa
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gssf_plug.metric.canonical import CanonicalQueries
-from gssf_plug.metric.exact_sums import power_of_two, scale_rows
+from gssf_plug.metric.exact.canonical import CanonicalQueries
+from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 
 __all__ = ["FastQueries", "FastRows", "Open", "fast_dtype", "fast_queries", "fast_rows"]
 
-ROUNDING = {torch.bfloat16: 2.0**-9, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-SUMS = {torch.bfloat16: 2.0**-22, torch.float32: 2.0**-22, torch.float64: 2.0**-52}
-TINY = {torch.bfloat16: 2.0**-120, torch.float32: 2.0**-120, torch.float64: 2.0**-1000}
+ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+SUMS = {torch.bfloat16: 2.0**-22, torch.float16: 2.0**-22, torch.float32: 2.0**-22, torch.float64: 2.0**-52}
+TINY = {torch.bfloat16: 2.0**-120, torch.float16: 2.0**-24, torch.float32: 2.0**-120, torch.float64: 2.0**-1000}
 ROWS_AT_ONCE = 1_048_576  # entries of a gallery that are converted at once: 4 MB, so that they are read once
+FEW_QUERIES = 16
 SAFE = (1e-15, 1e15)  # norms whose squares neither over- nor underflow in float32
 
 
@@ -45,12 +46,30 @@ class FastRows:
         exponent: of the one power of two that keeps raw rows in range; 0 for unit rows.
         norm: no row is longer.
         rest: no row is farther than this from the row that it stands for.
+        factors: what the products with each row are multiplied by; None: by nothing. Saves a few queries the unit rows.
     """
 
     rows: Float[Tensor, "m dim"]
     exponent: int
     norm: float
     rest: float
+    factors: Float[Tensor, " m"] | None = None
+
+    def part(self, columns: slice) -> "FastRows":
+        """Some of the rows, on the same terms."""
+        factors = None if self.factors is None else self.factors[columns]
+        return replace(self, rows=self.rows[columns], factors=factors)
+
+    def to(self, dtype: torch.dtype) -> "FastRows":
+        """The same rows in another dtype, one step of rounding farther from what they stand for."""
+        if dtype == self.rows.dtype:
+            return self
+        rows = self.rows.to(dtype)
+        away = 0.0
+        if dtype.itemsize < 4 and len(rows):
+            away = float(torch.linalg.vector_norm(rows.float() - self.rows.float(), dim=1).max()) * (1 + 2.0**-10)
+        rest = self.rest + away + rows.shape[1] * TINY[dtype]
+        return replace(self, rows=rows, norm=self.norm + away, rest=rest)
 
 
 class Open(NamedTuple):
@@ -79,7 +98,8 @@ class FastQueries:
     def product(self, items: FastRows) -> Float[Tensor, "n m"]:
         """The fast scores, times 2^-(exponents of both sides)."""
         with torch.autocast(self.rows.device.type, enabled=False):
-            return self.rows @ items.rows.T
+            scores = self.rows @ items.rows.T
+        return scores if items.factors is None else scores.mul_(items.factors)
 
     def margins(self, items: FastRows) -> Float[Tensor, " n"]:
         """How far a fast score of each query may be from the canonical one, apart from the share ρ of itself."""
@@ -90,6 +110,18 @@ class FastQueries:
         if dtype == torch.float32 and not _multiplies_float32(self.rows.device):
             margins = margins + 3 * norms * items.norm * 2.0**-8  # the product rounds both sides first
         return margins + dim * TINY[dtype]
+
+    @property
+    def share(self) -> float:
+        """ρ: the rounding of the result to a short dtype, as a share of it."""
+        return 1.01 * ROUNDING[self.rows.dtype] if self.rows.dtype.itemsize < 4 else 0.0
+
+    def between(self, scores: Float[Tensor, "..."], margins: Float[Tensor, "..."], items: FastRows) -> Open:
+        """Between what the canonical scores of pairs with these fast scores lie, in float64."""
+        scale = 2.0 ** max(-1000, min(1000, self.exponent + items.exponent))
+        values = scores.double()
+        slack = margins + values.abs() * self.share if self.share else margins  # ∞ · 0 is no number
+        return Open((values - slack) * scale, (values + slack) * scale)
 
     def around(self, values: Float[Tensor, "n ..."], items: FastRows, margins: Tensor | None = None) -> Open:
         """For each canonical score the fast scores that leave open which of the two is larger.
@@ -104,7 +136,7 @@ class FastQueries:
         """
         if margins is None:
             margins = self.margins(items).reshape(-1, *[1] * (values.ndim - 1))
-        share = 1.01 * ROUNDING[self.rows.dtype] if self.rows.dtype.itemsize < 4 else 0.0
+        share = self.share
         scale = 2.0 ** -max(-1000, min(1000, self.exponent + items.exponent))
         low, high = (values * scale - margins, values * scale + margins)
         # solves r + m + ρ|r| = v and r − m − ρ|r| = v for the fast score r
@@ -128,26 +160,34 @@ def fast_queries(queries: CanonicalQueries, dtype: torch.dtype) -> FastQueries:
     return FastQueries(rows, exponent, norms, rests * (1 + 2.0**-40) + slack)
 
 
-def fast_rows(features: Float[Tensor, "m dim"], normalize: bool, dtype: torch.dtype) -> FastRows:
+def fast_rows(
+    features: Float[Tensor, "m dim"], normalize: bool, dtype: torch.dtype, *, queries: int = 1_000_000
+) -> FastRows:
     """The gallery side of the fast product, converted in pieces that fit the cache.
 
     Args:
-        features: a part of the gallery as the user gave it, finite.
+        features: a part of the gallery as the user gave it; where it is not finite, neither is `rest`.
         normalize: whether the metric normalises.
         dtype: of the product.
+        queries: how many will be scored with it. For a few, dividing their scores is cheaper than dividing the rows.
     """
     if not normalize:
         return _raw_rows(features, dtype)
+    if dtype == torch.float32 and queries <= FEW_QUERIES and features.dtype.itemsize <= 4:
+        values = features.float()
+        norms = torch.linalg.vector_norm(values, dim=1)
+        if len(norms) and SAFE[0] < float(norms.min()) <= float(norms.max()) < SAFE[1]:
+            rest = (features.shape[1] + 8) * 2.0**-24
+            return FastRows(values, 0, 1 + rest, rest, factors=1 / norms)
     rows = torch.empty(features.shape, dtype=dtype, device=features.device)
-    rest = 0.0
     size = max(1, ROWS_AT_ONCE // max(1, features.shape[1]))
-    for part, out in zip(features.split(size), rows.split(size), strict=True):
-        rest = max(rest, _unit_rows(part, out))
+    rests = [_unit_rows(part, out) for part, out in zip(features.split(size), rows.split(size), strict=True)]
+    rest = math.nan if any(map(math.isnan, rests)) else max(rests, default=0.0)
     return FastRows(rows, 0, 1 + rest, rest)
 
 
 def _unit_rows(features: Tensor, out: Tensor) -> float:
-    """Write unit rows into `out`; the largest distance from the true ones."""
+    """Write unit rows into `out`; the largest distance from the true ones, NaN where one is not finite."""
     precise = torch.float64 if out.dtype == torch.float64 else torch.float32
     values = features.to(precise)
     norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
@@ -156,6 +196,8 @@ def _unit_rows(features: Tensor, out: Tensor) -> float:
         values = scale_rows(features)[0]
         norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
         values = values / norms.masked_fill(norms == 0, 1.0)
+        if not bool(norms.isfinite().all()):
+            return math.nan
         norms = torch.ones_like(norms)
     values = values / norms
     out.copy_(values)
@@ -169,7 +211,8 @@ def _unit_rows(features: Tensor, out: Tensor) -> float:
 
 def _raw_rows(features: Tensor, dtype: torch.dtype) -> FastRows:
     largest = float(features.abs().max()) if features.numel() else 0.0
-    exponent = math.frexp(largest)[1] if largest and not 2.0**-30 < largest < 2.0**30 else 0
+    ordinary = 2.0**-30 < largest < 2.0**30 and dtype != torch.float16
+    exponent = math.frexp(largest)[1] if largest and not ordinary else 0
     scale = 2.0 ** -max(-1000, min(1000, exponent))
     exact = features.double() * scale
     rows = exact.to(dtype)

@@ -1,0 +1,190 @@
+"""`topk` to the last tie, in every chunking and dtype, on every path: against canonical scores and exact loops."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from gssf_plug import GSSFMetric
+from gssf_plug.metric import gallery as gallery_module
+from gssf_plug.metric import prepare_gallery, search, topk
+from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
+
+DIM, QUERIES, ITEMS = 16, 7, 200
+CHUNKINGS = [(1024, 8192), (4, 64), (3, 37)]
+
+
+@pytest.fixture(params=["bfloat16", "float32", "float64"])
+def path(request, monkeypatch):
+    """Which product comes first; float32 stands for machines that do not multiply bfloat16."""
+    dtype = getattr(torch, request.param)
+    monkeypatch.setattr(gallery_module, "fast_dtype", lambda device: dtype)
+    monkeypatch.setattr(gallery_module, "FEW_QUERIES", 0 if request.param == "bfloat16" else 7)
+    monkeypatch.setattr(search, "MANY", 10**9 if request.param == "float64" else 0)
+    return request.param
+
+
+def perturbed(**options):
+    metric = GSSFMetric(DIM, block_size=4, **options)
+    with torch.no_grad():
+        for parameter in metric.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return metric
+
+
+def signs(n):
+    return torch.randn(n, DIM).sign()
+
+
+def duplicates(n):
+    return torch.randn(11, DIM)[torch.randint(11, (n,))]
+
+
+KINDS = {
+    "random": lambda n: torch.randn(n, DIM),
+    "half": lambda n: torch.randn(n, DIM).half(),
+    "signs": signs,
+    "duplicates": duplicates,
+    "near duplicates": lambda n: duplicates(n) * (1 + 2.0**-23 * torch.randint(2, (n, DIM))),
+    "scaled duplicates": lambda n: duplicates(n) * 2.0 ** torch.randint(-3, 4, (n, 1)),
+    "quantised": lambda n: torch.randint(-2, 3, (n, DIM)).float() / 4,
+    "ternary with signed zeros": lambda n: torch.tensor([0.0, -0.0, 1.0, -1.0])[torch.randint(4, (n, DIM))],
+    "subnormal": lambda n: torch.randint(-3, 4, (n, DIM)) * 2.0**-149,
+    "some subnormal": lambda n: signs(n) * torch.tensor([1.0, 2.0**-140])[torch.randint(2, (n, DIM))],
+    "all equal": lambda n: torch.full((n, DIM), 0.3),
+    "hardly different": lambda n: torch.ones(n, DIM) + 1e-7 * torch.randn(n, DIM),
+    "some zero rows": lambda n: torch.randn(n, DIM) * (torch.rand(n, 1) < 0.7),
+    "huge": lambda n: 1e38 * torch.rand(n, DIM),
+    "rising": lambda n: torch.randn(1, DIM) + torch.linspace(3, 0, n)[:, None] * torch.randn(n, DIM),
+}
+
+
+def reference(metric, queries, gallery, k, hidden=None):
+    """Each row by falling canonical score, then rising index."""
+    rows, columns = torch.arange(len(queries)).repeat_interleave(len(gallery)), torch.arange(len(gallery))
+    columns = columns.repeat(len(queries))
+    scores = canonical_scores(canonical_queries(metric, queries), rows, gallery, columns).view(len(queries), -1)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, float("-inf"))
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    order = order.masked_fill(values == float("-inf"), -1)
+    return values[:, :k], order[:, :k]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [None, {}, {"normalize": False}])
+def test_every_chunking_gives_the_canonical_order(path, kind, options):
+    metric = None if options is None else perturbed(**options)
+    if kind == "huge" and options is not None:
+        return  # their product leaves float32, or is that of "random"
+    queries, gallery = KINDS[kind](QUERIES), KINDS[kind](ITEMS)
+    hidden = torch.rand(QUERIES, ITEMS) < 0.1
+    for k in (1, 9, ITEMS):
+        mask = hidden if k == 9 else None
+        scores, indices = reference(metric, queries, gallery, k, mask)
+        for query_chunk, gallery_chunk in CHUNKINGS if metric is None or k == 9 else CHUNKINGS[1:2]:
+            found = topk(
+                metric, queries, gallery, k, exclude=mask, query_chunk=query_chunk, gallery_chunk=gallery_chunk
+            )
+            assert torch.equal(found.indices, indices)
+            assert torch.equal(found.scores, scores.float())
+
+
+@pytest.mark.parametrize("kind", ["random", "duplicates", "signs", "subnormal", "all equal", "some zero rows", "half"])
+@pytest.mark.parametrize("queries_count", [1, 5, 40])
+def test_a_prepared_gallery_finds_the_same(path, kind, queries_count):
+    queries, gallery = KINDS[kind](queries_count), KINDS[kind](ITEMS)
+    for normalize in (True, False):
+        metric, prepared = perturbed(normalize=normalize), prepare_gallery(gallery, normalize=normalize)
+        for k in (1, 20):
+            right, found = topk(metric, queries, gallery, k), topk(metric, queries, prepared, k, gallery_chunk=128)
+            assert torch.equal(found.indices, right.indices)
+            assert torch.equal(found.scores, right.scores)
+
+
+@pytest.mark.parametrize("kind", ["random", "half", "duplicates", "quantised", "near duplicates"])
+def test_no_dtype_of_the_same_numbers_shows(path, kind):
+    metric, queries, gallery = perturbed(), KINDS[kind](QUERIES), KINDS[kind](ITEMS)
+    right = topk(metric, queries, gallery, 30)
+    for sides in ((queries.double(), gallery), (queries, gallery.double()), (queries.double(), gallery.double())):
+        found = topk(metric, *sides, 30, gallery_chunk=100)
+        assert torch.equal(found.indices, right.indices)
+        assert torch.equal(found.scores.float(), right.scores)
+    scores, indices = reference(metric, queries, gallery, 30)
+    assert torch.equal(found.scores, scores)
+
+
+def test_threads_and_a_lower_precision_of_products_do_not_show(path):
+    metric, queries, gallery = perturbed(), KINDS["near duplicates"](QUERIES), KINDS["near duplicates"](ITEMS)
+    right, threads = topk(metric, queries, gallery, 30), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 + threads % 2)
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = topk(metric, queries, gallery, 30)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found.indices, right.indices)
+    assert torch.equal(found.scores, right.scores)
+
+
+def test_signs_against_whole_numbers(path):
+    """Cosines of ±1 vectors are whole numbers over D: the loop needs no rounding at all."""
+    queries, gallery = torch.randn(20, 32).sign(), torch.randn(500, 32).sign()
+    dots = queries.long() @ gallery.long().T
+    right = torch.tensor([sorted(range(500), key=lambda j, row=row: (-row[j], j))[:50] for row in dots.tolist()])
+    for gallery_chunk in (8, 64, 500):
+        found = topk(None, queries, gallery, 50, gallery_chunk=gallery_chunk)
+        assert torch.equal(found.indices, right)
+        assert torch.equal(found.scores, dots.gather(1, right) / 32)
+
+
+def test_against_exact_fractions(path):
+    """Rows of different length tie where dot · |dot| / ‖y‖² is the same fraction."""
+    queries, gallery = torch.randint(-2, 3, (10, 4)).float(), torch.randint(-3, 4, (300, 4)).float()
+    found = topk(None, queries, gallery, 300, gallery_chunk=64)
+    for query, order in zip(queries.long().tolist(), found.indices.tolist(), strict=True):
+        keys = []
+        for item in gallery.long().tolist():
+            dot, square = sum(a * b for a, b in zip(query, item, strict=True)), sum(b * b for b in item)
+            keys.append(Fraction(dot * abs(dot), square) if square else Fraction(0))
+        assert order == sorted(range(300), key=lambda j, keys=keys: (-keys[j], j))
+
+
+def test_a_duplicate_stands_behind_its_original(path):
+    queries = torch.randn(60, DIM)
+    gallery = torch.randn(8193, DIM)
+    gallery[-1] = gallery[17]
+    found = topk(None, queries, gallery, 8193 if path == "float64" else 100)
+    first, second = (found.indices == 17).nonzero(), (found.indices == 8192).nonzero()
+    assert len(first) == len(second) > 0
+    assert torch.equal(second, first + torch.tensor([0, 1]))
+
+
+def test_features_that_hardly_differ_go_to_float64(monkeypatch):
+    called = []
+    exact = search._in_float64
+    monkeypatch.setattr(search, "_in_float64", lambda *given: called.append(1) or exact(*given))
+    gallery = torch.ones(3000, DIM) + 1e-6 * torch.randn(3000, DIM)
+    queries = torch.randn(20, DIM)
+    found = topk(None, queries, gallery, 2, gallery_chunk=1000)
+    assert called
+    assert torch.equal(found.indices, reference(None, queries, gallery, 2)[1])
+
+
+def test_a_memory_mapped_prepared_gallery(tmp_path):
+    gallery = np.random.default_rng(0).standard_normal((ITEMS, DIM)).astype(np.float32)
+    np.save(tmp_path / "gallery.npy", gallery)
+    mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
+    rounded = torch.from_file(str(tmp_path / "r.bin"), shared=True, size=gallery.size, dtype=torch.float16).view(
+        -1, DIM
+    )
+    prepared = prepare_gallery(mapped, rounded=rounded)
+    assert (tmp_path / "r.bin").stat().st_size == 2 * gallery.size
+    queries = np.random.default_rng(1).standard_normal((3, DIM)).astype(np.float32)
+    found, right = topk(None, queries, prepared, 7), topk(None, torch.from_numpy(queries), torch.from_numpy(gallery), 7)
+    assert isinstance(found.scores, np.ndarray)
+    assert found.indices.tolist() == right.indices.tolist()
+    assert (found.scores == right.scores.numpy()).all()
