@@ -39,9 +39,9 @@ class AttentionPatch:
         self.model = model
         self.left_alone = dict(left_alone or {})
         self.layers = {
-            name: PatchedLayer(module, getattr(module, CHILD))
+            name: PatchedLayer(module, child)
             for name, module in model.named_modules()
-            if isinstance(getattr(module, CHILD, None), LayerMetric)
+            if isinstance(child := module._modules.get(CHILD), LayerMetric)  # wrappers pass `getattr` on
         }
         if not self.layers:
             raise ArgumentError("model", "be patched", f"a plain {type(model).__name__}", "Call patch_attention first.")

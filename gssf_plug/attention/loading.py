@@ -13,7 +13,7 @@ from gssf_plug.attention.discovery.prober import Prober
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.options import check_adapter_name, check_dtype
 from gssf_plug.attention.patch import attach, check_model
-from gssf_plug.attention.placement import fill
+from gssf_plug.attention.placement import fill, is_offloaded
 from gssf_plug.attention.query_layer import LayerMetric
 from gssf_plug.attention.saving import FORMAT
 from gssf_plug.attention.score_layer import SCORE
@@ -21,6 +21,7 @@ from gssf_plug.attention.sites import Sites, make_metric_layers, patchable_modul
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
 from gssf_plug.files import locate, read_folder
 from gssf_plug.metric import GSSFMetric
+from gssf_plug.wrappers import plain_path
 
 __all__ = ["load_attention"]
 
@@ -134,6 +135,9 @@ def _copy_into(patch: AttentionPatch, saved: _Saved, adapter_name: str) -> None:
         )
     pairs = []
     for name, metric in here.items():
+        if is_offloaded(metric):
+            rule, remedy = "be in memory to be swapped", "Load the adapter before the model is offloaded."
+            raise ArgumentError("model", rule, f"one whose metric at '{name}' is offloaded", remedy)
         _check_fits(saved.folder, name, saved.records[name], patch.layers[name].query)
         old, new = metric.state_dict(), saved.metrics[name].state_dict()
         shapes = [{key: tuple(tensor.shape) for key, tensor in state.items()} for state in (old, new)]
@@ -157,12 +161,12 @@ def _records(config: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any
 
 def _paths_in(model: nn.Module, records: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Path in `model` of each saved layer; a task head adds or drops the base model's prefix."""
-    here = patchable_modules(model, "score")
+    here = {plain_path(name): name for name in patchable_modules(model, "score")}  # files hold paths without wrappers
     prefix = f"{getattr(model, 'base_model_prefix', '') or ''}."
     for rename in (str, lambda name: prefix + name, lambda name: name.removeprefix(prefix), _behind_first):
         names = {saved: rename(saved) for saved in records}
         if all(name in here for name in names.values()):
-            return names
+            return {saved: here[name] for saved, name in names.items()}
     missing = next(name for name in records if name not in here)
     mine = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     raise CheckpointError(

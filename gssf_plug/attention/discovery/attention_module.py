@@ -18,6 +18,7 @@ from gssf_plug.attention.discovery.candidates import Candidate
 from gssf_plug.attention.discovery.layouts import Layout, known, query_norms, resolve
 from gssf_plug.attention.discovery.query_access import CHILD, OutputSite, WeightSite
 from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.wrappers import INSERTED
 
 __all__ = ["AttentionModule", "Verdict", "attention_modules", "select", "settle"]
 
@@ -101,7 +102,7 @@ def attention_modules(model: nn.Module, also: Callable[[nn.Module], bool] | None
     keys = tuple(dict.fromkeys(layout.key for layout in layouts if layout.key))
     found, declared = {}, dict[type, frozenset[str]]()
     for path, module in model.named_modules():
-        if f".{CHILD}." not in f".{path}.":
+        if f".{CHILD}." not in f".{path}." and INSERTED.isdisjoint(module._modules):  # a wrapper is none itself
             places = sorted(place for name in _held(module, by_name, declared) for place in by_name[name])
             fitting = _fitting(module, [layouts[place] for place in places], keys) if places else ()
             if fitting or (also is not None and also(module)):

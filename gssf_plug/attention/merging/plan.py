@@ -48,8 +48,9 @@ def plan_folds(
     """
     elsewhere = {name: reason for name, layer in layers.items() if (reason := _not_here(layer.owner))}
     users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
-    scores = {name: layer.owner for name, layer in layers.items() if isinstance(layer.query, ScoreMetric)}
-    calls = record_calls(model, scores) if not elsewhere else {}
+    here = {name: layer for name, layer in layers.items() if name not in elsewhere}
+    scores = {name: layer.owner for name, layer in here.items() if isinstance(layer.query, ScoreMetric)}
+    calls = record_calls(model, scores) if scores else {}
     folds: dict[str, Fold] = {}
     refused: dict[str, str] = {}
     for name, layer in layers.items():
