@@ -44,7 +44,7 @@ from gssf_plug.distillation.losses import (
     SP,
     Contrastive,
     Cosine,
-    FeatureLoss,
+    DistillationLoss,
     Regression,
     Relation,
 )
@@ -59,7 +59,7 @@ class Method:
     """Name, losses (from the widths of student and teacher) and weights, and whether the metric is in it."""
 
     name: str
-    losses: Callable[[int, int], list[FeatureLoss]]
+    losses: Callable[[int, int], list[DistillationLoss]]
     weights: tuple[float, ...] = ()  # default 1 each
     ours: bool = False
 

@@ -17,8 +17,9 @@ import itertools
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,57 +28,52 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import Format, load_strictly, own_folder, parse_json, read_folder, write_atomically, write_folder
-from gssf_plug.metric import GSSFMetric
 
-if TYPE_CHECKING:
-    from gssf_plug.distillation.distiller import Distiller
-
-__all__ = ["check_batch", "load_parts", "restore_student", "save_parts", "write_batch"]
+__all__ = ["check_batch", "find_checkpoint", "load_parts", "restore_student", "save_parts", "write_batch"]
 
 FORMAT = Format("gssf-plug/distiller")
 
 
-def save_parts(distiller: "Distiller", folder: str | os.PathLike[str]) -> None:
-    """Write the trained parts of a planned distiller."""
-    write_folder(folder, FORMAT, _config(distiller), _module(distiller).state_dict(), argument="folder")
+def save_parts(parts: nn.Module, config: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Write the trained parts of a planned distiller.
+
+    Args:
+        parts: a module that holds them and nothing else.
+        config: what they were built from; JSON.
+        folder: created where missing.
+    """
+    write_folder(folder, FORMAT, dict(config), parts.state_dict(), argument="folder")
 
 
-def load_parts(distiller: "Distiller", folder: str | os.PathLike[str]) -> None:
-    """Read them back into a distiller with the same pairs and losses.
+def load_parts(
+    parts: nn.Module, config: Mapping[str, Any], folder: str | os.PathLike[str], device: torch.device
+) -> None:
+    """Read them back into parts that were built in the same way, by value: optimizers hold these parameters.
+
+    Args:
+        parts: as they were saved.
+        config: what these were built from.
+        folder: written by `save_parts`.
+        device: where they live.
 
     Raises:
         CheckpointError: missing, damaged, or of other pairs or losses.
     """
-    config, tensors = read_folder(folder, FORMAT)
-    expected = _config(distiller)
-    config.setdefault("metrics", expected["metrics"])  # folders of before they were written
-    if isinstance(config["metrics"], list) and len(config["metrics"]) == len(expected["metrics"]):  # or "grouped" was
-        pairs = zip(config["metrics"], expected["metrics"], strict=True)
-        config["metrics"] = [{"grouped": new["grouped"], **old} if isinstance(old, dict) else old for old, new in pairs]
-    odd = [key for key in sorted(config.keys() | expected.keys()) if config.get(key) != expected.get(key)]
+    saved, tensors = read_folder(folder, FORMAT)
+    saved.setdefault("metrics", config["metrics"])  # folders of before they were written
+    if isinstance(saved["metrics"], list) and len(saved["metrics"]) == len(config["metrics"]):  # or "grouped" was
+        pairs = zip(saved["metrics"], config["metrics"], strict=True)
+        saved["metrics"] = [{"grouped": new["grouped"], **old} if isinstance(old, dict) else old for old, new in pairs]
+    odd = [key for key in sorted(saved.keys() | config.keys()) if saved.get(key) != config.get(key)]
     if odd:
         raise CheckpointError(
             folder,
-            f"was saved from another distiller: its {odd[0]} are {config.get(odd[0])}, not {expected.get(odd[0])}",
+            f"was saved from another distiller: its {odd[0]} are {saved.get(odd[0])}, not {config.get(odd[0])}",
             "Build the Distiller as it was built then.",
         )
-    module = _module(distiller)
-    device = next(distiller.student.parameters()).device
     placed = {name: tensor.to(device) for name, tensor in tensors.items()}
-    load_strictly(copy.deepcopy(module), placed, folder)  # all checks; then by value: optimizers hold these parameters
-    module.load_state_dict(placed)
-
-
-def _module(distiller: "Distiller") -> nn.Module:
-    return nn.ModuleDict({"projectors": distiller.projectors, "losses": distiller.losses})
-
-
-def _config(distiller: "Distiller") -> dict[str, Any]:
-    return {
-        "pairs": [[ours.path, theirs.path] for ours, theirs in distiller.pairs],
-        "losses": [type(loss).__name__ for loss in distiller.losses],
-        "metrics": [m.file_config() for loss in distiller.losses for m in loss.modules() if isinstance(m, GSSFMetric)],
-    }
+    load_strictly(copy.deepcopy(parts), placed, folder)  # all checks, on a copy
+    parts.load_state_dict(placed)
 
 
 logger = logging.getLogger(__name__)
@@ -129,6 +125,43 @@ def check_batch(folder: Path, args: TrainingArguments, rows: int) -> None:
     if now != noted["processes"]:
         text = "'%s' was written by %d processes and is resumed by %d: same batches, other dropout"
         logger.warning(text, folder.parent, noted["processes"], now)
+
+
+def find_checkpoint(asked: bool | str | os.PathLike[str], runs: str | os.PathLike[str]) -> str:
+    """The checkpoint to go on from; one that a killed process left unfinished is none.
+
+    transformers' Trainer writes a checkpoint file by file under its final name, trainer_state.json last, and resumes
+    from the last folder, whatever is in it: without optimizer.pt it goes on silently with a new optimizer.
+
+    Args:
+        asked: True for the last one of the run, or a folder.
+        runs: the output folder of the run.
+
+    Raises:
+        CheckpointError: the folder asked for is unfinished, or the run has no finished one.
+    """
+    if not isinstance(asked, bool):
+        if _is_finished(Path(asked)):
+            return os.fspath(asked)
+        raise CheckpointError(
+            asked, "is no finished checkpoint", "Give an earlier one, or resume_from_checkpoint=True."
+        )
+    numbered = [(folder.name.removeprefix("checkpoint-"), folder) for folder in Path(runs).glob("checkpoint-*")]
+    folders = [folder for _, folder in sorted((int(n), folder) for n, folder in numbered if n.isdigit())]
+    finished = [folder for folder in folders if _is_finished(folder)]
+    if not finished:
+        raise CheckpointError(runs, "holds no finished checkpoint", "Train without resume_from_checkpoint.")
+    if finished[-1] != folders[-1]:
+        logger.warning("'%s' was not finished; going on from '%s'", folders[-1], finished[-1])
+    return str(finished[-1])
+
+
+def _is_finished(folder: Path) -> bool:
+    path = folder / "trainer_state.json"
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def restore_student(student: nn.Module, folder: str | os.PathLike[str]) -> None:

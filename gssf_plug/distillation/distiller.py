@@ -5,35 +5,35 @@
     losses = distiller(batch)          # {"loss": ..., one entry per term}; losses["loss"].backward()
 
 Promises: the student is not edited and is `distiller.student`, to be saved as it is; projectors and metrics are
-parameters of the distiller beside it; the teacher is in no state dict. Losses run in float32 or better, outside
-autocast. Under DDP wrap the distiller, not the student: its forward returns the losses alone, so gradients of all parts
-are synchronised, and relational losses see the batch of all processes.
+parameters of the distiller beside it; the teacher is in no state dict. Both models carry hooks during the
+distiller's own forwards only: an error, `remove()` or the end of the distiller leave nothing on them. Losses run in
+float32 or better, outside autocast. Under DDP wrap the distiller, not the student: its forward returns losses alone,
+so gradients of all parts are synchronised, and relational losses see the batch of all processes.
 """
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gssf_plug.distillation.checkpoint import load_parts, save_parts
-from gssf_plug.distillation.losses.distillation_loss import FeatureLoss
-from gssf_plug.distillation.losses.short_names import loss_by_name
+from gssf_plug.distillation.losses.short_names import Loss
 from gssf_plug.distillation.options import (
-    Loss,
     Pairs,
     check_one_forward,
     checked_projector,
+    get_task_loss,
     listed,
+    make_teacher,
     resolve_pairs,
-    task_loss,
-    teacher_of,
 )
-from gssf_plug.distillation.plan import Check, Plan, PlanRow, check_distiller
-from gssf_plug.distillation.taps import Feature, FeatureTaps
+from gssf_plug.distillation.plan import Check, Plan, check_still, check_terms, untouched
+from gssf_plug.distillation.taps import Feature, FeatureTaps, Tap
 from gssf_plug.distillation.teacher import PREFIX, Teacher, TeacherInputs, argument_names, call, select_inputs
-from gssf_plug.distillation.terms import compare, projector_for
+from gssf_plug.distillation.terms import Term, name_pairs
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 
@@ -90,18 +90,36 @@ class Distiller(nn.Module):
         teacher_device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        source = teacher_of(student, teacher, teacher_inputs, teacher_dtype, teacher_device)
         self.student = student
-        self._teacher = source
-        self.pairs = resolve_pairs(student, pairs, source.layers, source.find)
+        self._teacher = make_teacher(student, teacher, teacher_inputs, teacher_dtype, teacher_device)
+        pairs = resolve_pairs(student, pairs, self._teacher.layers, self._teacher.find)
+        losses, weights = listed(loss, weight)
+        named = zip(name_pairs(pairs), pairs, strict=True)
+        self.terms = [Term(name, pair, losses, weights) for name, pair in named]
         self.task_weight = task_weight
         self._student_inputs = student_inputs
-        self._losses, self._weights = listed(loss, weight)
-        self._projector = checked_projector(projector, len(self.pairs))
-        self._taps = FeatureTaps(student, {str(i): ours for i, (ours, _) in enumerate(self.pairs)})
-        source.watch({str(i): theirs for i, (_, theirs) in enumerate(self.pairs)})
+        self._projector = checked_projector(projector, len(self.terms))
+        self._taps = FeatureTaps(student, {term.name: term.pair[0] for term in self.terms}, attach=False)
+        self._teacher.watch({term.name: term.pair[1] for term in self.terms})
         self.projectors, self.losses = nn.ModuleList(), nn.ModuleList()
         self._plan: Plan | None = None
+
+    def __del__(self) -> None:
+        """A compiled student keeps its hooks between forwards; they go with the distiller."""
+        with suppress(AttributeError, TypeError):  # half-built, or at the end of Python
+            self.remove()
+
+    def remove(self) -> None:
+        """Take every hook off both models now. The next forward puts them back."""
+        self._taps.remove()
+        release = getattr(self._teacher, "release", None)
+        if release is not None:
+            release()
+
+    @property
+    def pairs(self) -> list[tuple[Tap, Tap]]:
+        """Where student and teacher are read, each on one module."""
+        return [term.pair for term in self.terms]
 
     @property
     def teacher(self) -> Teacher:
@@ -116,22 +134,25 @@ class Distiller(nn.Module):
     @property
     def relational(self) -> bool:
         """Whether any loss compares examples with one another, so that gradient accumulation is not the large batch."""
-        return any(isinstance(loss, FeatureLoss) and loss.relational for loss in self.losses)
+        return any(loss.relational for term in self.terms for loss in term.losses)
 
     def metrics(self) -> dict[str, GSSFMetric]:
         """The metrics that were learned, by term; ship one with the student by `save_pretrained`."""
-        named = zip(self.term_names(), self.losses, strict=True)
+        named = [(name, loss) for term in self.terms for name, loss in zip(term.names, term.losses, strict=True)]
         return {name: m for name, loss in named for m in loss.modules() if isinstance(m, GSSFMetric)}
 
     def term_names(self) -> list[str]:
-        """Names of the terms: the student's path, and the loss where a pair has several."""
-        several = len(self._losses) > 1
-        paths = [ours.path or "output" for ours, _ in self.pairs]
-        names = [
-            path if paths.count(path) == 1 else f"{path}<-{t.path}"
-            for path, (_, t) in zip(paths, self.pairs, strict=True)
-        ]
-        return [f"{name}:{_name_of(loss)}" if several else name for name in names for loss in self._losses]
+        """Names of the terms, all different.
+
+        The student's path, or what is read on both sides where several pairs share it (`image_embeds<-image_embeds`);
+        behind it the loss, where a pair has several.
+        """
+        return [name for term in self.terms for name in term.names]
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each term in the loss, with that of "task" where it is not 0."""
+        named = {name: w for term in self.terms for name, w in zip(term.names, term.weights, strict=True)}
+        return named | ({"task": self.task_weight} if self.task_weight else {})
 
     def plan(self, batch: Any) -> Plan:
         """Run both models once on `batch`, build what they need, and say what will be done.
@@ -149,15 +170,10 @@ class Distiller(nn.Module):
             finally:
                 self.train(was_training)
         if not self.planned:
-            self.projectors, self.losses = nn.ModuleList(), nn.ModuleList()  # also after a plan that failed half-way
-            for pair in range(len(self.pairs)):
-                student, teacher = ours[str(pair)].tensor, theirs[str(pair)].tensor
-                self._build(pair, student, _channels(student), _channels(teacher))
+            self._build(ours, theirs)
         with torch.no_grad():
             self._compare(ours, theirs)
-        rows = [
-            self._row(term, pair, ours[str(pair)], theirs[str(pair)]) for term, (pair, _) in enumerate(self._terms())
-        ]
+        rows = [row for term in self.terms for row in term.describe(ours[term.name], theirs[term.name])]
         self._plan = Plan(tuple(rows), sum(p.numel() for p in self.student.parameters()))
         return self._plan
 
@@ -170,7 +186,13 @@ class Distiller(nn.Module):
             ArgumentError: a term whose gradient does not reach the student, or a teacher that moved.
         """
         self._require_plan()
-        return check_distiller(self, batch)
+        with untouched(self):
+            first = self._teacher.features(batch, self._device())
+            ours, theirs, _ = self._read(batch, None)
+            check_still(first, theirs, {term.name: term.pair[1].path for term in self.terms})
+            compared = {name: (ours[t.name], theirs[t.name]) for t in self.terms for name in t.names}
+            trained = [p for p in self.student.parameters() if p.requires_grad]
+            return check_terms(self._compare(ours, theirs), compared, trained)
 
     def forward(
         self, batch: Any, *, run: Callable[[nn.Module, Any], Any] | None = None, return_outputs: bool = False
@@ -189,18 +211,17 @@ class Distiller(nn.Module):
         self._require_plan()
         ours, theirs, outputs = self._read(batch, run)
         losses = self._compare(ours, theirs)
-        weights = [weight for _ in self.pairs for weight in self._weights]
-        total = torch.stack([w * value for w, value in zip(weights, losses.values(), strict=True)]).sum()
         if self.task_weight:
-            losses["task"] = task_loss(outputs)
-            total = total + self.task_weight * losses["task"]
+            losses["task"] = get_task_loss(outputs)
+        weights = self.weights()
+        total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         losses = {"loss": total, **losses}
         return (losses, outputs) if return_outputs else losses
 
     def save_parts(self, folder: str | os.PathLike[str]) -> None:
         """Write projectors and losses (with their metrics), not the student, into `folder`."""
         self._require_plan()
-        save_parts(self, folder)
+        save_parts(self._parts(), self._config(), folder)
 
     def load_parts(self, folder: str | os.PathLike[str]) -> None:
         """Read what `save_parts` wrote, strictly, after `plan`.
@@ -209,7 +230,7 @@ class Distiller(nn.Module):
             CheckpointError: missing, damaged, or saved from other pairs or losses.
         """
         self._require_plan()
-        load_parts(self, folder)
+        load_parts(self._parts(), self._config(), folder, self._device())
 
     def foreign_columns(self, batch: Iterable[str]) -> set[str]:
         """Columns of a batch that are the teacher's alone."""
@@ -217,70 +238,57 @@ class Distiller(nn.Module):
             return {name for name in batch if name.startswith(PREFIX)}
         return set(self._teacher.columns(batch)) - argument_names(self.student)
 
-    def _terms(self) -> list[tuple[int, Loss]]:
-        return [(pair, loss) for pair in range(len(self.pairs)) for loss in self._losses]
-
     def _read(
         self, batch: Any, run: Callable[[nn.Module, Any], Any] | None
     ) -> tuple[dict[str, Feature], dict[str, Feature], Any]:
-        theirs = self._teacher.features(batch, next(self.student.parameters()).device)
+        """Features of student and teacher by pair, and the student's outputs."""
+        theirs = self._teacher.features(batch, self._device())
+        apart = run is not None and self._student_inputs is not None
+        outputs = run(self.student, batch) if run and apart else None
         before = self._taps.forwards
-        outputs = run(self.student, batch) if run else self._run(batch)
-        if run and self._student_inputs:
-            self._run(batch)
-        else:
-            check_one_forward(self._taps.forwards - before)
-        ours = self._taps.features
+        with self._taps.recording():
+            if run and not apart:
+                outputs = run(self.student, batch)
+                check_one_forward(self._taps.forwards - before)
+            else:
+                own = self._run(batch)
+                outputs = outputs if apart else own
+            ours = self._taps.features
         self._taps.clear()
         return ours, theirs, outputs
 
     def _run(self, batch: Any) -> Any:
         chosen = self._student_inputs(batch) if self._student_inputs else select_inputs(self.student, batch)
-        return call(self.student, chosen)
+        return call(self.student, chosen, "student")
 
     def _compare(self, ours: dict[str, Feature], theirs: dict[str, Feature]) -> dict[str, Tensor]:
-        values: list[Tensor] = []
-        for pair, projector in enumerate(self.projectors):
-            values += compare(ours[str(pair)], theirs[str(pair)], projector, self._losses_of(pair))
-        return dict(zip(self.term_names(), values, strict=True))
+        values: dict[str, Tensor] = {}
+        for term in self.terms:
+            values |= term.compare(ours[term.name], theirs[term.name])
+        return values
 
-    def _losses_of(self, pair: int) -> list[FeatureLoss]:
-        count = len(self._losses)
-        return [cast(FeatureLoss, loss) for loss in self.losses[pair * count : (pair + 1) * count]]
+    def _build(self, ours: dict[str, Feature], theirs: dict[str, Feature]) -> None:
+        """Projectors and losses anew, also after a plan that failed half-way."""
+        losses: list[nn.Module] = []
+        for term in self.terms:
+            term.build(ours[term.name], theirs[term.name], self._projector, losses)
+            losses += term.losses
+        self.losses = nn.ModuleList(losses)
+        self.projectors = nn.ModuleList(term.projector for term in self.terms)
 
-    def _build(self, pair: int, like: Tensor, student_dim: int, teacher_dim: int) -> None:
-        for loss in self._losses:
-            built = loss_by_name(loss, student_dim, teacher_dim) if isinstance(loss, str) else loss
-            if any(built is other for other in self.losses) and next(built.parameters(), None) is not None:
-                raise ArgumentError(
-                    "loss",
-                    "have no parameters to serve several pairs",
-                    type(built).__name__,
-                    "Give its short name, or one Distiller per pair.",
-                )
-            self.losses.append(built.to(like.device))
-        projector = projector_for(self._losses_of(pair), self._projector, student_dim, teacher_dim)
-        self.projectors.append(projector.to(like.device))
+    def _parts(self) -> nn.Module:
+        return nn.ModuleDict({"projectors": self.projectors, "losses": self.losses})
 
-    def _row(self, term: int, pair: int, student: Feature, teacher: Feature) -> PlanRow:
-        projector, loss = self.projectors[pair], self.losses[term]
-        users = [number for number, other in enumerate(self._losses_of(pair)) if other.same_width]
-        place = term % len(self._losses)
-        if isinstance(projector, nn.Identity) or place not in users:
-            projector, kind = nn.Identity(), "none"
-        else:
-            kind = type(projector).__name__ if place == users[0] else "the same"
-        counted = (loss,) if kind == "the same" else (projector, loss)
-        return PlanRow(
-            student=self.pairs[pair][0].path,
-            teacher=self.pairs[pair][1].path,
-            student_shape=tuple(student.tensor.shape),
-            teacher_shape=tuple(teacher.tensor.shape),
-            loss=type(loss).__name__,
-            weight=self._weights[place],
-            projector=kind,
-            parameters=sum(p.numel() for part in counted for p in part.parameters()),
-        )
+    def _config(self) -> dict[str, Any]:
+        metrics = [m.file_config() for loss in self.losses for m in loss.modules() if isinstance(m, GSSFMetric)]
+        return {
+            "pairs": [[ours.path, theirs.path] for ours, theirs in self.pairs],
+            "losses": [type(loss).__name__ for loss in self.losses],
+            "metrics": metrics,
+        }
+
+    def _device(self) -> torch.device:
+        return next(self.student.parameters()).device
 
     def _require_plan(self) -> None:
         if not self.planned:
@@ -290,11 +298,3 @@ class Distiller(nn.Module):
                 "an unplanned distiller",
                 "Call plan(batch) once before the optimizer is made, or its projectors and metrics would not train.",
             )
-
-
-def _channels(tensor: Tensor) -> int:
-    return tensor.shape[1] if tensor.ndim == 4 else tensor.shape[-1]
-
-
-def _name_of(loss: Loss) -> str:
-    return loss if isinstance(loss, str) else type(loss).__name__.lower()

@@ -17,7 +17,7 @@ from torch import nn
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.wrappers import plain_modules
 
-__all__ = ["TapSuggestion", "find_modules", "layer_paths", "suggest_taps"]
+__all__ = ["TapSuggestion", "find_modules", "is_compiled", "layer_paths", "suggest_taps"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class TapSuggestion:
 
     def __str__(self) -> str:
         return f"{self.path:<40} {self.kind:<28} {self.parameters:>12,}{'  layer' if self.layer else ''}"
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` holds the model or a part of it, as a wrapper or in place (`module.compile()`)."""
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
 
 
 def find_modules(model: nn.Module, pattern: str, *, argument: str = "path") -> list[str]:

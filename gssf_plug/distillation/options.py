@@ -10,14 +10,15 @@ Which student feature meets which teacher feature: paths, globs, taps, or a rule
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.distillation.losses.distillation_loss import FeatureLoss
-from gssf_plug.distillation.losses.short_names import LOSSES
+from gssf_plug.distillation.losses.distillation_loss import DistillationLoss
+from gssf_plug.distillation.losses.short_names import LOSSES, Loss
 from gssf_plug.distillation.module_paths import find_modules, layer_paths
 from gssf_plug.distillation.taps import Tap
 from gssf_plug.distillation.teacher import Teacher, TeacherInputs, TeacherModel
@@ -25,15 +26,14 @@ from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.wrappers import unwrap
 
 __all__ = [
-    "Loss",
     "Pairs",
     "check_apart",
     "check_one_forward",
     "checked_projector",
+    "get_task_loss",
     "listed",
+    "make_teacher",
     "resolve_pairs",
-    "task_loss",
-    "teacher_of",
 ]
 
 Side = str | Tap
@@ -91,23 +91,26 @@ def _by_rule(rule: str, ours: list[str], theirs: list[str]) -> list[tuple[str, s
     return [(path, theirs[-(-(i + 1) * len(theirs) // len(ours)) - 1]) for i, path in enumerate(ours)]
 
 
-Loss = str | FeatureLoss
-
-
 def listed(loss: Loss | Sequence[Loss], weight: float | Sequence[float]) -> tuple[list[Loss], list[float]]:
     """Losses and their weights as lists of one length, names known."""
-    losses = [loss] if isinstance(loss, str | FeatureLoss) else list(loss)
+    losses: list[Loss] = list(loss) if isinstance(loss, list | tuple) else [loss]  # type: ignore[list-item]
     for one in losses:
         if isinstance(one, str) and one not in LOSSES:
             raise ArgumentError("loss", "be a loss object or a short name", repr(one), near_matches(one, LOSSES))
-        if not isinstance(one, str | FeatureLoss):
-            raise ArgumentError("loss", "be a loss object or a short name", type(one).__name__, f"Names: {[*LOSSES]}.")
-    weights = [float(weight)] * len(losses) if isinstance(weight, int | float) else [float(w) for w in weight]
-    if not losses or len(weights) != len(losses) or min(weights) < 0:
+        if not isinstance(one, str | DistillationLoss):
+            raise ArgumentError(
+                "loss",
+                "be a loss object of gssf_plug.distillation.losses or a short name",
+                type(one).__name__,
+                f"Names: {[*LOSSES]}; a loss of your own is a subclass of DistillationLoss.",
+            )
+    weights = [weight] * len(losses) if isinstance(weight, int | float) else list(weight)
+    known = all(isinstance(w, int | float) and 0 <= w < float("inf") for w in weights)
+    if not losses or len(weights) != len(losses) or not known:
         raise ArgumentError(
             "weight", f"be a number of at least 0, or one for each of {len(losses)} losses", repr(weight), "Count them."
         )
-    return losses, weights
+    return losses, [float(w) for w in weights]
 
 
 def checked_projector(projector: str | nn.Module | None, pairs: int) -> str | nn.Module | None:
@@ -121,14 +124,14 @@ def checked_projector(projector: str | nn.Module | None, pairs: int) -> str | nn
     return projector
 
 
-def teacher_of(
+def make_teacher(
     student: nn.Module,
     teacher: nn.Module | Teacher,
     inputs: TeacherInputs,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> Teacher:
-    """A model as a `TeacherModel`; a teacher that was made already, as it is."""
+    """A model as a `TeacherModel`; of one that was made already a view, so that several distillers may share it."""
     if isinstance(teacher, nn.Module):
         teacher = TeacherModel(teacher, inputs=inputs, dtype=dtype, device=device)
     elif inputs is not None or dtype is not None or device is not None:
@@ -140,7 +143,8 @@ def teacher_of(
         )
     if isinstance(teacher, TeacherModel):
         check_apart(student, teacher.model)
-    return teacher
+    # One that reads for another distiller is copied: the same model or files, but taps of its own.
+    return copy(teacher) if getattr(teacher, "watching", False) else teacher
 
 
 def check_apart(student: nn.Module, teacher: nn.Module) -> None:
@@ -168,10 +172,13 @@ def check_one_forward(count: int) -> None:
         )
 
 
-def task_loss(outputs: Any) -> Tensor:
-    """The student's own loss in its outputs."""
-    found = outputs.get("loss") if isinstance(outputs, Mapping) else None
-    if found is None:
+def get_task_loss(outputs: Any) -> Tensor:
+    """The student's own loss in its outputs: "loss" of a mapping, or what comes first in a tuple."""
+    if isinstance(outputs, Mapping):
+        found = outputs.get("loss")
+    else:
+        found = outputs[0] if isinstance(outputs, tuple | list) and outputs else None
+    if not isinstance(found, Tensor) or found.numel() != 1:
         raise ArgumentError(
             "task_weight",
             "be 0 where the student returns no loss",

@@ -1,23 +1,21 @@
-"""The proof behind `Distiller.check`: gradients of every term on the student, and a teacher that stands still.
+"""What a Distiller will do (`Plan`) and the proof that it works (`Check`): two tables to print.
 
-What a Distiller will do (`Plan`) and the proof that it works (`Check`): two tables to print.
+The proof, in parts: a module that is used and left as it was; a teacher that gives the same features twice; gradients
+of every term on the student.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gssf_plug.distillation.shape_matching import as_vector
 from gssf_plug.distillation.taps import Feature
 from gssf_plug.errors import ArgumentError
 
-if TYPE_CHECKING:
-    from gssf_plug.distillation.distiller import Distiller
-
-__all__ = ["Check", "CheckRow", "Plan", "PlanRow", "check_distiller"]
+__all__ = ["Check", "CheckRow", "Plan", "PlanRow", "check_still", "check_terms", "untouched"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class PlanRow:
     weight: float
     projector: str
     parameters: int
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,45 +106,70 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def check_distiller(distiller: "Distiller", batch: Any) -> Check:
-    """See `Distiller.check`."""
-    buffers = {name: value.clone() for name, value in distiller.named_buffers()}
-    was_training = distiller.training
-    devices = [distiller_device] if (distiller_device := _device(distiller)).type == "cuda" else []
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Run a module in training mode, with gradients; afterwards mode, buffers and random state are as before."""
+    buffers = {name: value.clone() for name, value in module.named_buffers()}
+    was_training = module.training
+    devices = sorted({p.device for p in module.parameters() if p.device.type == "cuda"}, key=str)
     with torch.random.fork_rng(devices), torch.enable_grad():
         try:
-            distiller.train()
-            return _measure(distiller, batch)
+            module.train()
+            yield
         finally:
-            distiller.train(was_training)
-            for name, value in distiller.named_buffers():
+            module.train(was_training)
+            for name, value in module.named_buffers():
                 value.copy_(buffers[name])
 
 
-def _measure(distiller: "Distiller", batch: Any) -> Check:
-    parameters = [p for p in distiller.student.parameters() if p.requires_grad]
-    first = distiller.teacher.features(batch, _device(distiller))
-    ours, theirs, _ = distiller._read(batch, None)
-    losses = distiller._compare(ours, theirs)
+def check_still(first: Mapping[str, Feature], second: Mapping[str, Feature], paths: Mapping[str, str]) -> None:
+    """Whether a teacher gave the same features twice.
+
+    Args:
+        first: its features of a batch, by the name of the pair.
+        second: its features of the same batch once more.
+        paths: where each was read, for the message.
+
+    Raises:
+        ArgumentError: it did not.
+    """
     for name, feature in first.items():
-        if not torch.equal(feature.tensor, theirs[name].tensor):
+        if not torch.equal(feature.tensor, second[name].tensor):
             raise ArgumentError(
                 "teacher",
                 "give the same features twice",
-                f"two answers for '{distiller.pairs[int(name)][1].path}'",
+                f"two answers for '{paths[name]}'",
                 "Dropout or another source of chance is active inside its forward; switch it off.",
             )
+
+
+def check_terms(
+    losses: Mapping[str, Tensor],
+    features: Mapping[str, tuple[Feature, Feature]],
+    parameters: Sequence[nn.Parameter],
+) -> Check:
+    """Whether the gradient of each term reaches the student.
+
+    Args:
+        losses: by the name of the term, with their graph.
+        features: of student and teacher that each term compares, by the same names.
+        parameters: the student's trained ones.
+
+    Raises:
+        ArgumentError: a term whose gradient is nothing, infinite or NaN.
+    """
     rows = []
-    for (pair, _), (name, loss) in zip(distiller._terms(), losses.items(), strict=True):
+    for name, loss in losses.items():
         gradients = _gradients(loss, parameters)
         norm = float(torch.stack([g.norm() for g in gradients]).norm()) if gradients else 0.0
         _check_gradient(name, norm)
-        ratio = _length(theirs[str(pair)]) / max(_length(ours[str(pair)]), 1e-12)
+        ours, theirs = features[name]
+        ratio = _length(theirs) / max(_length(ours), 1e-12)
         rows.append(CheckRow(name, float(loss.detach()), norm, ratio, len(gradients)))
     return Check(tuple(rows), len(parameters))
 
 
-def _gradients(loss: Tensor, parameters: list[torch.nn.Parameter]) -> list[Tensor]:
+def _gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     if not loss.requires_grad or not parameters:
         return []
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -164,7 +188,3 @@ def _check_gradient(name: str, norm: float) -> None:
 
 def _length(feature: Feature) -> float:
     return float(as_vector(feature).detach().norm(dim=-1).mean())
-
-
-def _device(distiller: "Distiller") -> torch.device:
-    return next(distiller.student.parameters()).device

@@ -1,11 +1,13 @@
-"""How far a student agrees with its teacher, as a matplotlib figure. Save it with `figure.savefig(path)`.
+"""How far a student agrees with its teacher, and how a run went, as matplotlib figures.
 
-matplotlib is imported when the function is called (`pip install matplotlib`), and its global state (pyplot) is
-left alone. The figure brings its own white ground, so it can be read on light and dark pages.
+Save one with `figure.savefig(path)`. matplotlib is imported when a function is called (`pip install matplotlib`), and
+its global state (pyplot) is left alone. A figure has its own white ground, so it can be read on light and dark pages.
 """
 
-from collections.abc import Hashable, Sequence
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,15 +15,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gssf_plug.errors import ArgumentError
+from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.figures import make_figure
+from gssf_plug.files import parse_json
 from gssf_plug.metric import GSSFMetric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_similarities"]
+__all__ = ["plot_similarities", "plot_training"]
 
+# What a Trainer logs besides losses and terms.
+NO_TERMS = {"step", "epoch", "learning_rate", "grad_norm", "total_flos", "train_loss", "num_input_tokens_seen"}
+TIMINGS = ("runtime", "_per_second")
 NAMED = 24  # more groups than this are separated, but not named
 
 
@@ -75,6 +81,58 @@ def plot_similarities(
     figure.colorbar(image, ax=axes, label="similarity")
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def plot_training(
+    history: Sequence[Mapping[str, Any]] | str | os.PathLike[str],
+    *,
+    weights: Mapping[str, float] | None = None,
+    title: str = "",
+) -> "Figure":
+    """The curves of a run of a DistillationTrainer: the loss on the left, each of its terms on the right.
+
+    Training is drawn as a line, evaluation dashed in the same colour.
+
+    Args:
+        history: `trainer.state.log_history`; or a checkpoint's folder, whose trainer_state.json holds it.
+        weights: of the terms; they then stand beside their names. Terms are drawn without them.
+        title: above everything.
+
+    Raises:
+        ArgumentError: nothing was logged.
+        CheckpointError: a folder without a readable trainer_state.json.
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    logs = history if isinstance(history, Sequence) and not isinstance(history, str) else _read_history(history)
+    terms = sorted({name.removeprefix("eval_") for log in logs for name in log} - NO_TERMS - {"loss"})
+    terms = [name for name in terms if not name.endswith(TIMINGS)]
+    if not any("loss" in log or "eval_loss" in log for log in logs):
+        raise ArgumentError("history", "hold a loss", f"{len(logs)} records without one", "Train with logging_steps=1.")
+    figure = make_figure(10.0, 3.8)
+    left, right = figure.subplots(1, 2)
+    for axis, names in ((left, ["loss"]), (right, terms)):
+        for number, name in enumerate(names):
+            weight = "" if weights is None or name not in weights else f" (weight {weights[name]:g})"
+            for key, style in ((name, "-"), (f"eval_{name}", "--")):
+                points = [(log["step"], log[key]) for log in logs if key in log]
+                label = ("evaluation" if style == "--" else f"{name}{weight}") if axis is left else f"{key}{weight}"
+                if points:
+                    axis.plot(
+                        *zip(*points, strict=True), style, color=f"C{number}", marker="o", markersize=3, label=label
+                    )
+        axis.set(xlabel="step", ylabel="loss" if axis is left else "term, unweighted")
+        if axis.lines:
+            axis.legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    path = Path(folder) / "trainer_state.json"
+    if not path.is_file():
+        raise CheckpointError(folder, "holds no trainer_state.json", "Give a checkpoint folder of a Trainer.")
+    history: list[dict[str, Any]] = parse_json(path, path.read_text(encoding="utf-8")).get("log_history", [])
+    return history
 
 
 def _similarities(features: Tensor, metric: GSSFMetric | None) -> Float[Tensor, "n n"]:

@@ -6,7 +6,10 @@ Promises:
 - Masks are known: the 2-d `attention_mask` that the model was called with travels with the tokens.
 - Paths are those of the plain model, so DDP, FSDP, `torch.compile` and PEFT around it change nothing. The hooks are
   bound methods: a deep copy of the model feeds its own copy of the taps.
-- Only the tapped tensors are kept, and only until the next forward or `clear()`.
+- Only the tapped tensors are kept, and only until the next forward or `clear()`. They are pooled when they are asked
+  for, after the forward, so that nothing is computed inside a block that is checkpointed.
+- Inside `recording()` alone, where the taps were made with `attach=False`: before and after, the model has no hook. A
+  compiled model keeps them, doing nothing, until `remove()`: its code does not notice hooks that come later.
 - With `stop_when_complete` a forward ends at its last tap, by the exception `Complete` (a teacher's, see `teacher`).
 
 It refuses: a path that matches nothing or several; a module that did not run, or ran several times; a tap inside a
@@ -14,15 +17,16 @@ reentrant-checkpointed block (or a no_grad block) of a forward that has gradient
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gssf_plug.distillation.module_paths import find_modules
+from gssf_plug.distillation.module_paths import find_modules, is_compiled
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import Pooling, feature_tensor
 from gssf_plug.wrappers import plain_modules, unwrap
@@ -65,10 +69,38 @@ class Tap:
         if self.pooling is not None and self.token is not None:
             raise ArgumentError("token", "not be used together with pooling", self.token, "Choose one of the two.")
 
+    def __str__(self) -> str:
+        """Where and what, in as few words as tell it from other taps of the model."""
+        part = ".".join(str(word) for word in (self.path, self.output) if word not in ("", None)) or "output"
+        pooling = "" if self.pooling is None else f":{getattr(self.pooling, '__name__', type(self.pooling).__name__)}"
+        return part + ("" if self.token is None else f"[{self.token}]") + pooling
+
     def read(self, output: Any, mask: Tensor | None) -> Feature:
         """The feature in a module's output."""
-        tensor = feature_tensor(self._part(output))
-        mask = self._mask_of(tensor, mask)
+        tensor = self.select(output)
+        self.check(tensor, mask)
+        return self.reduce(tensor, mask)
+
+    def select(self, output: Any) -> Tensor:
+        """The tensor in a module's output, as it is."""
+        return feature_tensor(self._part(output))
+
+    def check(self, tensor: Tensor, mask: Tensor | None) -> None:
+        """Raise `ArgumentError` where the tensor has no such token, or not the tokens of the mask."""
+        self._token_mask(tensor, mask)
+        token = self.token
+        if token is not None and (tensor.ndim != 3 or not -tensor.shape[1] <= token < tensor.shape[1]):
+            gives = f"{tensor.shape[1]} tokens" if tensor.ndim == 3 else f"no tokens but shape {tuple(tensor.shape)}"
+            raise ArgumentError(
+                "token",
+                f"be the place of a token of '{self.path or 'the output'}', which gives {gives}",
+                token,
+                "Tap a layer that keeps its tokens, and count them from 0, or from the end by -1.",
+            )
+
+    def reduce(self, tensor: Tensor, mask: Tensor | None) -> Feature:
+        """The feature in that tensor: one token, a pooling of the tokens, or all of them with their mask."""
+        mask = self._token_mask(tensor, mask)
         if self.token is not None:
             return Feature(tensor[:, self.token])
         if self.pooling is not None:
@@ -86,7 +118,7 @@ class Tap:
                 "output", f"be a part of what '{self.path}' returns", repr(self.output), f"It returns {has}."
             ) from error
 
-    def _mask_of(self, tensor: Tensor, mask: Tensor | None) -> Tensor | None:
+    def _token_mask(self, tensor: Tensor, mask: Tensor | None) -> Tensor | None:
         if mask is None or not self.masked or tensor.ndim != 3:
             return None
         if mask.shape != tensor.shape[:2]:
@@ -107,6 +139,7 @@ class FeatureTaps:
         taps: name -> path or `Tap`, each of which must match one module; or a list of paths, globs and braces, whose
             names are then the paths found.
         mask_argument: the argument of the model's forward that holds the mask, default "attention_mask".
+        attach: read in every forward from now on (default). False: only in the forwards inside `recording()`.
 
     Raises:
         ArgumentError: a path that matches nothing (names near matches), or several.
@@ -126,23 +159,27 @@ class FeatureTaps:
         taps: Mapping[str, str | Tap] | Sequence[str],
         *,
         mask_argument: str = "attention_mask",
+        attach: bool = True,
     ) -> None:
         self.taps = _resolve(model, taps)
         self.mask_argument = mask_argument
         self.forwards = 0  # of the model, since the taps were attached
         self.stop_when_complete = False  # see Complete; the caller catches it
-        self._record: dict[str, Feature] = {}
+        self._record: dict[str, Tensor] = {}
         self._mask: Tensor | None = None
         self._running = self._with_gradients = False
         self._handles: list[RemovableHandle] = []
-        self._attach(unwrap(model))
+        self._model = model
+        self._reading = attach
+        if attach:
+            self._attach()
 
     @property
     def features(self) -> dict[str, Feature]:
         """The record of the last forward, by name.
 
         Raises:
-            ArgumentError: a tapped module has not run.
+            ArgumentError: a tapped module has not run; a token that is not there; a mask of another shape.
         """
         for name, tap in self.taps.items():
             if name not in self._record:
@@ -152,10 +189,25 @@ class FeatureTaps:
                     f"nothing from '{tap.path}'",
                     "Call the model first; a compiled model must be compiled after the taps are attached.",
                 )
-        return {name: self._record[name] for name in self.taps}
+        return {name: tap.reduce(self._record[name], self._mask) for name, tap in self.taps.items()}
 
     def __getitem__(self, name: str) -> Feature:
         return self.features[name]
+
+    @contextmanager
+    def recording(self) -> Iterator[Self]:
+        """Read in the forwards of this block only; an error inside leaves neither hooks nor a record behind."""
+        self._attach()
+        self._reading = True
+        try:
+            yield self
+        except BaseException:
+            self.remove()
+            raise
+        finally:
+            self._reading = self._running = False
+            if not is_compiled(self._model):
+                self._detach()
 
     def clear(self) -> None:
         """Forget the record, so that its memory is free."""
@@ -163,10 +215,8 @@ class FeatureTaps:
         self._mask = None
 
     def remove(self) -> None:
-        """Take the hooks away. The model is as it was."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Take the hooks away and forget the record. The model is as it was."""
+        self._detach()
         self.clear()
 
     def __enter__(self) -> Self:
@@ -179,8 +229,10 @@ class FeatureTaps:
         """Copies and pickles go without the record: tensors inside a graph can be neither copied nor pickled."""
         return {**self.__dict__, "_record": {}, "_mask": None}
 
-    def _attach(self, plain: nn.Module) -> None:
-        modules = plain_modules(plain)
+    def _attach(self) -> None:
+        if self._handles:
+            return
+        plain, modules = unwrap(self._model), plain_modules(self._model)
         self._parameters = list(inspect.signature(plain.forward).parameters)
         self._handles.append(plain.register_forward_pre_hook(self._begin, with_kwargs=True))
         # A hook is told its module, not its path: one reader per tap.
@@ -188,7 +240,14 @@ class FeatureTaps:
             self._handles.append(modules[tap.path].register_forward_hook(_Reader(self, name, tap).read))
         self._handles.append(plain.register_forward_hook(self._end, always_call=True))
 
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._reading:
+            return
         self.clear()
         self.forwards += 1
         self._running = True
@@ -199,7 +258,6 @@ class FeatureTaps:
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._running = False
-        self._mask = None
 
     def _store(self, name: str, tap: Tap, output: Any) -> None:
         if not self._running:  # recomputation in backward, or the module called on its own
@@ -218,7 +276,9 @@ class FeatureTaps:
                 f"'{tap.path}', which ran again",
                 "Tap a module that is not shared between layers.",
             )
-        self._record[name] = tap.read(output, self._mask)
+        tensor = tap.select(output)
+        tap.check(tensor, self._mask)
+        self._record[name] = tensor  # it is pooled later: a checkpointed block computes nothing that it will not again
         if self.stop_when_complete and len(self._record) == len(self.taps):
             raise Complete
 
@@ -251,5 +311,5 @@ def _resolve(model: nn.Module, taps: Mapping[str, str | Tap] | Sequence[str]) ->
                 f"{tap.path!r}, which matches {len(found)}: {', '.join(map(repr, found[:3]))}, …",
                 "Write the whole path, or give a list of patterns instead of a mapping.",
             )
-        resolved[name] = Tap(found[0], tap.output, tap.pooling, tap.token, tap.masked)
+        resolved[name] = replace(tap, path=found[0])
     return resolved

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gssf_plug.distillation.module_paths import find_modules, layer_paths
+from gssf_plug.distillation.module_paths import find_modules, is_compiled, layer_paths
 from gssf_plug.distillation.taps import Complete, Feature, FeatureTaps, Tap
 from gssf_plug.errors import ArgumentError
 from gssf_plug.wrappers import unwrap
@@ -30,7 +30,7 @@ __all__ = [
     "TeacherModel",
     "argument_names",
     "call",
-    "inputs_of",
+    "get_inputs",
     "select_inputs",
 ]
 
@@ -96,14 +96,19 @@ class TeacherModel:
         return find_modules(self.model, path, argument="pairs (teacher)")
 
     def watch(self, taps: Mapping[str, Tap]) -> None:
-        """Put taps on the model; earlier ones are taken away."""
+        """Say which features to read from now on; the model gets its hooks in `features` and loses them there."""
         self.release()
-        self._taps = FeatureTaps(self.model, taps)
+        self._taps = FeatureTaps(self.model, taps, attach=False)
         self.taps = self._taps.taps
         self._proven = False  # that every tapped module runs once in a forward
 
+    @property
+    def watching(self) -> bool:
+        """Whether it reads for someone already."""
+        return self._taps is not None
+
     def release(self) -> None:
-        """Take the taps away."""
+        """Leave nothing on the model."""
         if self._taps is not None:
             self._taps.remove()
 
@@ -120,11 +125,12 @@ class TeacherModel:
         assert self._taps is not None
         self.model.eval()
         place = self._place(device)
-        inputs = self._cast(inputs_of(self.model, batch, self.inputs), place)
+        inputs = self._cast(get_inputs(self.model, batch, self.inputs), place)
         autocast = self.dtype is None and torch.is_autocast_enabled(place.type)
-        with suppress(Complete), torch.autocast(place.type, enabled=autocast), self._stopping(self._taps):
-            call(self.model, inputs)
-        found = self._taps.features
+        with torch.autocast(place.type, enabled=autocast), self._taps.recording():
+            with suppress(Complete), self._stopping(self._taps):
+                call(self.model, inputs, "teacher")
+            found = self._taps.features
         self._taps.clear()
         self._proven = True
         for name, feature in found.items():
@@ -161,11 +167,9 @@ class TeacherModel:
 
 def _is_plain(model: nn.Module) -> bool:
     """Not wrapped, compiled, sharded or offloaded, in no part: nothing waits for the end of a forward."""
-    marks = ("_orig_mod", "_hf_hook", "_fsdp_wrapped_module", "unshard")  # compile, Accelerate's offload, FSDP 1 and 2
-    return unwrap(model) is model and not any(
-        module._compiled_call_impl is not None or any(hasattr(module, mark) for mark in marks)
-        for module in model.modules()
-    )
+    marks = ("_hf_hook", "_fsdp_wrapped_module", "unshard")  # Accelerate's offload, FSDP 1 and 2
+    bound = any(hasattr(module, mark) for module in model.modules() for mark in marks)
+    return unwrap(model) is model and not bound and not is_compiled(model)
 
 
 def moved(feature: Feature, device: torch.device) -> Feature:
@@ -173,7 +177,7 @@ def moved(feature: Feature, device: torch.device) -> Feature:
     return Feature(feature.tensor.to(device), None if feature.mask is None else feature.mask.to(device))
 
 
-def inputs_of(model: nn.Module, batch: Any, inputs: TeacherInputs) -> Any:
+def get_inputs(model: nn.Module, batch: Any, inputs: TeacherInputs) -> Any:
     """What the teacher is called with; see `TeacherModel`.
 
     Raises:
@@ -218,9 +222,66 @@ def argument_names(model: nn.Module) -> set[str]:
     return {p.name for p in kinds if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
-    """model(**inputs) for a mapping, else model(inputs)."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+def call(model: nn.Module, inputs: Any, side: str) -> Any:
+    """model(**inputs) for a mapping, else model(inputs).
+
+    Args:
+        model: student or teacher.
+        inputs: what it is given.
+        side: "student" or "teacher", for the message.
+
+    Raises:
+        ArgumentError: the model fails, and the batch shows why: it holds what is no tensor, or lacks what the model
+            reads.
+    """
+    try:
+        return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    except ArgumentError:
+        raise
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        _explain(model, inputs, side, error)
+        raise
+
+
+def _explain(model: nn.Module, inputs: Any, side: str, error: Exception) -> None:
+    """Raise the sentence that says why a model failed on its inputs, where they show it."""
+    given = inputs if isinstance(inputs, Mapping) else {"batch": inputs}
+    empty = [name for name, value in given.items() if isinstance(value, Tensor) and value.ndim and not len(value)]
+    if empty:
+        raise ArgumentError(
+            "batch", "hold at least one example", f"none in '{empty[0]}'", "Leave empty batches out."
+        ) from error
+    odd = [f"{type(value).__name__} in '{name}'" for name, value in given.items() if not _is_fit(value)]
+    if odd:
+        raise ArgumentError(
+            "batch",
+            f"hold tensors where the {side} reads",
+            ", ".join(odd),
+            f"Let the collator make tensors. (The {side} said: {error})",
+        ) from error
+    main = getattr(unwrap(model), "main_input_name", None)
+    signature = inspect.signature(unwrap(model).forward).parameters.values()
+    needed = {p.name for p in signature if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    absent = sorted((needed | ({main} if main else set())) - given.keys()) if isinstance(inputs, Mapping) else []
+    if absent and not {"inputs_embeds", "input_features"} & given.keys():
+        teaching = f"Name them: teacher_inputs={{'{absent[0]}': COLUMN}}, or add columns 'teacher_{absent[0]}'"
+        raise ArgumentError(
+            f"{side}_inputs",
+            f"give the {side} {absent}, which it reads",
+            f"only {sorted(given)}",
+            (teaching if side == "teacher" else "Add the columns, or give student_inputs") + f". ({error})",
+        ) from error
+
+
+def _is_fit(value: Any) -> bool:
+    """Whether a model may take this: no numpy array, and no list with a text, a number or None in it."""
+    if isinstance(value, list | tuple):
+        return all(isinstance(part, Tensor) or (isinstance(part, list | tuple) and _is_fit(part)) for part in value)
+    return isinstance(value, Tensor | bool | int | float) or not (
+        value is None or isinstance(value, str) or type(value).__module__ == "numpy"
+    )
 
 
 def check_finite(feature: Feature, path: str) -> None:

@@ -18,24 +18,38 @@ One process or DDP. FSDP, DeepSpeed and nn.DataParallel are refused: use an Acce
 """
 
 import logging
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import ProgressCallback, Trainer
 
-from gssf_plug.distillation.checkpoint import check_batch, restore_student, write_batch
+from gssf_plug.distillation.checkpoint import check_batch, find_checkpoint, restore_student, write_batch
 from gssf_plug.distillation.columns import TeacherColumns, take_rows
+from gssf_plug.distillation.compatibility import (
+    check_arguments,
+    check_last_batches,
+    check_optimizer,
+    check_student,
+    warn_of_accumulation,
+)
 from gssf_plug.distillation.distiller import Distiller
+from gssf_plug.distillation.module_paths import is_compiled
+from gssf_plug.distillation.plots import plot_training
 from gssf_plug.distributed import hold_group
 from gssf_plug.errors import ArgumentError
 from gssf_plug.files import own_folder
 from gssf_plug.wrappers import unwrap
 
 __all__ = ["DistillationMixin", "DistillationTrainer", "distillation_trainer"]
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 if TYPE_CHECKING:  # mixed into a Trainer whose attributes are there; at run time it may be any Trainer class
     Above = Trainer
@@ -44,6 +58,7 @@ else:
 
 logger = logging.getLogger(__name__)
 PARTS = "distillation"
+SHOW_SECONDS = 1.0  # between two numbers in the progress bar: to read a loss waits for the device
 
 
 class DistillationMixin(Above):
@@ -56,8 +71,9 @@ class DistillationMixin(Above):
         kwargs: its keyword arguments.
 
     Raises:
-        ArgumentError: another model than the distiller's student; FSDP, DeepSpeed or nn.DataParallel; features that
-            cannot be compared; a relational loss whose last batch would be one example.
+        ArgumentError: another model than the distiller's student; FSDP, DeepSpeed, nn.DataParallel or another argument
+            of `gssf_plug.distillation.compatibility.REFUSED`; features that cannot be compared; a relational loss
+            whose last batch would be one example.
     """
 
     loss_is_scaled_for_ga: bool | None = (
@@ -67,20 +83,24 @@ class DistillationMixin(Above):
     def __init__(self, *args: Any, distiller: Distiller, **kwargs: Any) -> None:
         self.distiller = distiller
         self._parts: dict[str, list[Tensor]] = {}
+        self._shown = 0.0
         super().__init__(*args, **kwargs)
-        self._check_student()
+        check_student(self._student(), distiller, self.model_init)
+        check_arguments(self.args, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        distiller.student = self._student()
         self.can_return_loss = True  # evaluation needs no labels
         if not distiller.planned:
             distiller.plan(self._prepare_inputs(self._first_batch()))
         distiller.to(self.args.device)
         if distiller.relational and self.args.world_size == 1:
-            self._check_last_batches()
-        if distiller.relational and self.args.gradient_accumulation_steps > 1:
-            logger.warning(
-                "%s compares the examples of one micro-batch only: gradient accumulation does not give it the large "
-                "batch. Raise per_device_train_batch_size instead, or use a loss per example.",
-                sorted({type(loss).__name__ for loss in distiller.losses if loss.relational}),
-            )
+            check_last_batches(self.args, self.train_dataset, self.eval_dataset)
+        warn_of_accumulation(distiller, self.args.gradient_accumulation_steps)
+        for name, weight in distiller.weights().items():
+            logger.info("distillation term %s, weight %g", name, weight)
+
+    def plot(self, *, title: str = "") -> "Figure":
+        """The curves of the run so far: the loss and each of its terms; see `gssf_plug.distillation.plots`."""
+        return plot_training(self.state.log_history, weights=self.distiller.weights(), title=title)
 
     def compute_loss(
         self,
@@ -105,6 +125,17 @@ class DistillationMixin(Above):
             return losses["loss"]
         return losses["loss"], _with_loss_first(losses["loss"], outputs["outputs"] if run else outputs)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in the Trainer underneath; the progress bar shows the distillation loss."""
+        loss = super().training_step(*args, **kwargs)
+        bars = [c.training_bar for c in self.callback_handler.callbacks if isinstance(c, ProgressCallback)]
+        if bars and bars[0] is not None and time.monotonic() - self._shown >= SHOW_SECONDS:
+            weights = self.distiller.weights()
+            last = [weights[n] * values[-1] for n, values in self._parts.items() if n != "task" and n in weights]
+            bars[0].set_postfix(distillation=f"{float(sum(last)):.4g}")
+            self._shown = time.monotonic()
+        return loss
+
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """As in the Trainer underneath; a batch without labels has a loss, too."""
         names = self.label_names
@@ -122,13 +153,8 @@ class DistillationMixin(Above):
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         named = {n: p for n, p in self.distiller.named_parameters() if p.requires_grad and not n.startswith("student.")}
         absent = {name: parameter for name, parameter in named.items() if id(parameter) not in held}
-        if absent and given:
-            raise ArgumentError(
-                "optimizers",
-                "hold the projectors and metrics, or they would not train",
-                f"an optimizer without {sorted(absent)[:3]}",
-                "Call distiller.plan(batch), then make the optimizer over distiller.parameters().",
-            )
+        if given:
+            check_optimizer(absent)
         decayed = set(self.get_decay_parameter_names(self.distiller))
         for decays in (True, False):
             parameters = [parameter for name, parameter in absent.items() if (name in decayed) == decays]
@@ -176,14 +202,35 @@ class DistillationMixin(Above):
         counted = (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
         return counted if declared is None else declared
 
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in the Trainer underneath; an unfinished checkpoint is none. The student comes out plain."""
+        if resume_from_checkpoint:
+            resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
+        compiled = is_compiled(self._student())
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            if not compiled:
+                self._student()._compiled_call_impl = None
+            self.distiller.remove()
+
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Let the Trainer wrap the distiller; to everything else the model is the student."""
+        """Let the Trainer wrap the distiller; to everything else the model is the student.
+
+        With `torch_compile` the student is compiled and not the distiller, whose work between the models (teacher,
+        shapes that are data, losses) would only break graphs.
+        """
         hold_group()  # for a launched script that leaves the group with the trainer in hand
-        student = self.model
+        student, plugin = self._student(), self.accelerator.state.dynamo_plugin
+        backend = plugin.backend
+        if backend != DynamoBackend.NO and not is_compiled(student):
+            student.compile(**plugin.to_kwargs())
+        plugin.backend = DynamoBackend.NO
         self.model = self.model_wrapped = self.distiller
         try:
             return super()._prepare_for_training(*args, **kwargs)
         finally:
+            plugin.backend = backend
             self.model = student
             self.callback_handler.model = student
 
@@ -252,37 +299,9 @@ class DistillationMixin(Above):
             )
         return self._get_collator_with_removed_columns(self.data_collator)(rows)
 
-    def _check_last_batches(self) -> None:
-        """A relational loss would stop the run at a last batch of one example: say so now."""
-        sizes = {"train": self.args.per_device_train_batch_size, "eval": self.args.per_device_eval_batch_size}
-        for name, size in sizes.items():
-            given = getattr(self, f"{name}_dataset")
-            for dataset in given.values() if isinstance(given, dict) else [given]:
-                count = len(dataset) if hasattr(dataset, "__len__") else 0
-                if count and (size == 1 or (count % size == 1 and not self.args.dataloader_drop_last)):
-                    raise ArgumentError(
-                        f"{name}_dataset",
-                        "not end in a batch of one example, where a loss compares examples with one another",
-                        f"{count} examples in batches of {size}",
-                        f"Set dataloader_drop_last=True, or change per_device_{name}_batch_size.",
-                    )
-
     def _student(self) -> nn.Module:
         assert isinstance(self.model, nn.Module)
         return self.model
-
-    def _check_student(self) -> None:
-        if unwrap(self._student()) is not unwrap(self.distiller.student):
-            raise ArgumentError("model", "be the distiller's student", "another model", "Give model=distiller.student.")
-        self.distiller.student = self._student()
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if sharded or self.args.n_gpu > 1:
-            raise ArgumentError(
-                "args",
-                "ask for one process or DDP",
-                "FSDP or DeepSpeed" if sharded else "nn.DataParallel (several GPUs in one process)",
-                "Launch one process per GPU with accelerate or torchrun, or write an Accelerate loop.",
-            )
 
 
 class DistillationTrainer(DistillationMixin, Trainer):

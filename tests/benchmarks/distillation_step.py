@@ -27,7 +27,7 @@ from transformers import BertConfig, BertModel
 
 from gssf_plug import GSSFMetric
 from gssf_plug.distillation import Distiller, FeatureTaps, Tap, TeacherModel, precompute
-from gssf_plug.distillation.losses import Contrastive, FeatureLoss, Regression, Relation
+from gssf_plug.distillation.losses import Contrastive, DistillationLoss, Regression, Relation
 from gssf_plug.features import mean_pool
 
 
@@ -53,7 +53,7 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def objectives(student: int, teacher: int) -> dict[str, Callable[[], FeatureLoss]]:
+def objectives(student: int, teacher: int) -> dict[str, Callable[[], DistillationLoss]]:
     """Each is given tokens: Regression on all of them, the relational ones on their mean."""
     return {
         "GSSF relation": lambda: Relation(GSSFMetric(student, constraint="symmetric")),
@@ -112,7 +112,7 @@ def flops(options: argparse.Namespace, width: int, layers: int) -> None:
         for name, make in objectives(width, teacher_width).items():
             loss, projector = make(), nn.Linear(width, teacher_width)
 
-            def run(loss: FeatureLoss = loss, projector: nn.Linear = projector) -> None:
+            def run(loss: DistillationLoss = loss, projector: nn.Linear = projector) -> None:
                 x, y, m = (
                     (mean_pool(features, mask), mean_pool(target, mask), None)
                     if loss.vectors

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 from gssf_plug import GSSFMetric
 from gssf_plug.distillation import Distiller, Tap
-from gssf_plug.distillation.losses import MSE, FeatureLoss, LogitKL, Relation
+from gssf_plug.distillation.losses import MSE, DistillationLoss, LogitKL, Relation
 from gssf_plug.distillation.losses.short_names import LOSSES
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.features import mean_pool
@@ -119,7 +119,7 @@ def test_the_teacher_has_its_own_inputs():
     plan = distiller.plan(batch)
     assert plan.rows[0].teacher_shape == (6, 4, 24)
     distiller.check(batch)
-    taken = distiller.teacher.features(batch, torch.device("cpu"))["0"].tensor
+    taken = distiller.teacher.features(batch, torch.device("cpu"))["encoder.layer.1"].tensor
     torch.testing.assert_close(taken, teacher(**other, output_hidden_states=True).hidden_states[4])
 
 
@@ -161,8 +161,8 @@ def test_the_teacher_is_always_in_evaluation_mode_and_without_gradients():
     distiller.plan(batch)
     distiller.train()
     teacher.train()  # what a careless loop does
-    first = distiller.teacher.features(batch, torch.device("cpu"))["0"].tensor
-    assert torch.equal(distiller.teacher.features(batch, torch.device("cpu"))["0"].tensor, first)
+    first = distiller.teacher.features(batch, torch.device("cpu"))["encoder.layer.1"].tensor
+    assert torch.equal(distiller.teacher.features(batch, torch.device("cpu"))["encoder.layer.1"].tensor, first)
     assert not teacher.training
     distiller(batch)["loss"].backward()
     assert all(p.grad is None for p in teacher.parameters())
@@ -197,7 +197,7 @@ def test_teacher_dtype():
         torch.manual_seed(0)
         distiller.plan(text())
         distiller.eval()
-    assert half.teacher.features(text(), torch.device("cpu"))["0"].tensor.dtype == torch.bfloat16
+    assert half.teacher.features(text(), torch.device("cpu"))["encoder.layer.1"].tensor.dtype == torch.bfloat16
     ours, exact = half(text())["loss"], reference(text())["loss"]
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, exact, atol=2e-2, rtol=2e-2)
@@ -343,7 +343,7 @@ def test_parts_of_another_metric_are_refused(tmp_path):
         distiller.load_parts(tmp_path)
 
 
-class Neutral(FeatureLoss):
+class Neutral(DistillationLoss):
     def compute(self, student, teacher, mask):
         return student.sum() * 0
 

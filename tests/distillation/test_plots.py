@@ -1,5 +1,6 @@
 """The figure holds the similarities of both sides, sorted by group, and says how far they agree."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from gssf_plug import GSSFMetric
-from gssf_plug.distillation.plots import NAMED, plot_similarities
-from gssf_plug.errors import ArgumentError
+from gssf_plug.distillation.plots import NAMED, plot_similarities, plot_training
+from gssf_plug.errors import ArgumentError, CheckpointError
 
 OFF = ~torch.eye(6, dtype=torch.bool)
 
@@ -102,3 +103,37 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
         plot_similarities(torch.randn(3, 4), torch.randn(3, 4))
+
+
+def history() -> list[dict[str, float]]:
+    steps = [
+        {"step": s, "epoch": s / 4, "loss": 2.0 / s, "learning_rate": 0.1, "a": 1.0 / s, "b": 0.5 / s}
+        for s in (1, 2, 3)
+    ]
+    evaluated = {"step": 3, "epoch": 0.75, "eval_loss": 0.9, "eval_a": 0.4, "eval_b": 0.2, "eval_runtime": 3.0}
+    return [*steps, evaluated, {"step": 3, "train_runtime": 9.0, "train_loss": 1.2, "train_steps_per_second": 2.0}]
+
+
+def test_the_curves_of_a_run(tmp_path: Path) -> None:
+    figure = plot_training(history(), weights={"a": 2.0, "b": 0.5}, title="a run")
+    left, right = figure.axes
+    drawn_lines = {line.get_label(): list(line.get_ydata()) for line in (*left.lines, *right.lines)}
+    assert drawn_lines == {
+        "loss": [2.0, 1.0, 2.0 / 3],
+        "evaluation": [0.9],
+        "a (weight 2)": [1.0, 0.5, 1.0 / 3],
+        "eval_a (weight 2)": [0.4],
+        "b (weight 0.5)": [0.5, 0.25, 0.5 / 3],
+        "eval_b (weight 0.5)": [0.2],
+    }
+    assert list(left.lines[0].get_xdata()) == [1, 2, 3]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history()}))
+    assert len(plot_training(tmp_path).axes[1].lines) == 4
+
+
+@pytest.mark.bad_input
+def test_a_run_without_a_loss_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="`history` must hold a loss, but got 0 records"):
+        plot_training([])
+    with pytest.raises(CheckpointError, match=r"holds no trainer_state\.json"):
+        plot_training(tmp_path)

@@ -98,7 +98,7 @@ def test_several_distillers_share_a_teacher():
     expected = teacher(**batch, output_hidden_states=True).hidden_states
     for _ in range(2):
         for distiller, layer in ((low, 0), (high, 3)):
-            found = distiller.teacher.features(batch, CPU)["0"].tensor
+            found = distiller.teacher.features(batch, CPU)["encoder.layer.1"].tensor
             assert torch.equal(found, expected[layer + 1])
 
 

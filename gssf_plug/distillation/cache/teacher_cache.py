@@ -34,7 +34,7 @@ from gssf_plug.distillation.cache.digests import (
 )
 from gssf_plug.distillation.cache.shards import MANIFEST, VERSION, digest_file, read_manifest, read_shard
 from gssf_plug.distillation.taps import Feature, Tap
-from gssf_plug.distillation.teacher import ROW, TeacherInputs, TeacherModel, inputs_of, moved
+from gssf_plug.distillation.teacher import ROW, TeacherInputs, TeacherModel, get_inputs, moved
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
 from gssf_plug.files import named_folder, write_atomically
 
@@ -88,6 +88,11 @@ class TeacherCache:
         """Say which features will be asked for; raises `ArgumentError` for one that the cache does not hold."""
         self._asked = {name: self._find(tap) for name, tap in taps.items()}
 
+    @property
+    def watching(self) -> bool:
+        """Whether it reads for someone already."""
+        return bool(self._asked)
+
     def columns(self, available: Iterable[str]) -> list[str]:
         """The column of rows."""
         return [name for name in available if name == ROW]
@@ -114,7 +119,9 @@ class TeacherCache:
                 "Add it with cache.attach(dataset), and keep it in the collator.",
             )
         rows = torch.as_tensor(batch[ROW]).cpu()
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+        if len(rows) == 0:
+            raise ArgumentError("batch", "hold at least one example", "none", "Leave empty batches out.")
+        if not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise ArgumentError(
                 ROW, f"lie in [0, {len(self)})", f"{int(rows.min())} to {int(rows.max())}", "Use cache.attach(dataset)."
             )
@@ -195,7 +202,7 @@ def precompute(
             "columns", "name at least one column, by which examples are told apart", "none", "Name the teacher's."
         )
     digests = [digest_row(dataset[row], chosen) for row in tqdm(range(len(dataset)), desc="examples", leave=False)]
-    _check_distinct(digests, lambda row: inputs_of(source.model, collate([dataset[row]]), source.inputs))
+    _check_distinct(digests, lambda row: get_inputs(source.model, collate([dataset[row]]), source.inputs))
     folder.mkdir(parents=True, exist_ok=True)
     first = collate([dataset[row] for row in range(min(batch_size, len(dataset)))])
     manifest = _start(folder, _key(source, listed, chosen, first), digests)
@@ -228,7 +235,7 @@ def _key(source: TeacherModel, taps: Sequence[Tap], columns: list[str], first: A
     return {
         "teacher": digest_weights(source.model),
         "architecture": digest_architecture(source.model),
-        "inputs": digest_inputs(inputs_of(source.model, first, source.inputs)),
+        "inputs": digest_inputs(get_inputs(source.model, first, source.inputs)),
         "taps": [tap_key(tap) for tap in taps],
         "dtype": str(next((p.dtype for p in source.model.parameters()), torch.float32)),
         "columns": columns,

@@ -22,10 +22,10 @@ from gssf_plug.distributed import gather, gather_detached
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import Mask, mean_pool
 
-__all__ = ["FeatureLoss", "mean_per_example", "require_positive"]
+__all__ = ["DistillationLoss", "FeatureLoss", "mean_per_example", "require_positive"]
 
 
-class FeatureLoss(nn.Module):
+class DistillationLoss(nn.Module):
     """A loss between student and teacher features. Subclasses set the three flags and write `compute`.
 
     Attributes:
@@ -58,6 +58,8 @@ class FeatureLoss(nn.Module):
         if self.relational:
             student, teacher = gather(student), gather_detached(teacher)
             _check_company(type(self).__name__, len(student))
+        elif len(student) == 0:  # a mean over nothing is NaN
+            raise ArgumentError("student", "hold at least one example", "an empty batch", "Leave such batches out.")
         self._check_shapes(student, teacher, mask)
         if mask is not None:  # zeros, since a NaN in padding would spoil gradients even where its value is dropped
             mask = mask.bool()
@@ -90,6 +92,11 @@ class FeatureLoss(nn.Module):
                 tuple(mask.shape),
                 "Give the attention mask of the student's tokens, or None for vectors.",
             )
+
+
+FeatureLoss = (
+    DistillationLoss  # its name before: kept, since `gssf_plug.losses` has an `EmbeddingLoss` of that name, too
+)
 
 
 def mean_per_example(values: Float[Tensor, " n *t"], mask: Tensor | None) -> Float[Tensor, ""]:

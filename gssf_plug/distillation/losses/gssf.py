@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gssf_plug.distillation.losses.distillation_loss import FeatureLoss, mean_per_example, require_positive
+from gssf_plug.distillation.losses.distillation_loss import DistillationLoss, mean_per_example, require_positive
 from gssf_plug.distillation.losses.relational import same_example
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses import InfoNCE
@@ -14,7 +14,7 @@ from gssf_plug.metric import GSSFMetric
 __all__ = ["Contrastive", "Regression", "Relation"]
 
 
-class Relation(FeatureLoss):
+class Relation(DistillationLoss):
     r"""The student's similarities, measured by its metric, should be the teacher's cosines.
 
         mean over i ≠ j of ( s(x_i, x_j) - cos(t_i, t_j) )²,      s: the metric on the student's own features
@@ -63,7 +63,7 @@ class Relation(FeatureLoss):
         return (theirs.exp() * (theirs - ours).masked_fill(itself, 0.0)).sum(1).mean()
 
 
-class Contrastive(FeatureLoss):
+class Contrastive(DistillationLoss):
     """Each student feature must find its own teacher feature among those of the batch, and the other way round.
 
     InfoNCE in both directions over the scores of the metric, with a learned scale; the batch is that of all processes.
@@ -89,7 +89,7 @@ class Contrastive(FeatureLoss):
         return self.contrast(self.metric(student, teacher), same_example(teacher))
 
 
-class Regression(FeatureLoss):
+class Regression(DistillationLoss):
     r"""Gaussian likelihood of the teacher's feature, whose precision is the structured metric.
 
         mean of ½ ( rᵀ Λ r - log det Λ ) / D,     r = student - teacher,   Λ = LᵀL

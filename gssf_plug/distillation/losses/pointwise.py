@@ -5,13 +5,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize, softplus
 
-from gssf_plug.distillation.losses.distillation_loss import FeatureLoss, mean_per_example, require_positive
+from gssf_plug.distillation.losses.distillation_loss import DistillationLoss, mean_per_example, require_positive
 from gssf_plug.errors import ArgumentError
 
 __all__ = ["MGD", "MSE", "VID", "AttentionTransfer", "Cosine", "LogitKL"]
 
 
-class MSE(FeatureLoss):
+class MSE(DistillationLoss):
     """FitNets' hint: mean of (s - t)² over channels and valid tokens.
 
     References:
@@ -25,7 +25,7 @@ class MSE(FeatureLoss):
         return mean_per_example((student - teacher).square().mean(-1), mask)
 
 
-class Cosine(FeatureLoss):
+class Cosine(DistillationLoss):
     """Mean of 1 - cos(s, t) over valid tokens. Blind to the norm of features.
 
     References:
@@ -39,7 +39,7 @@ class Cosine(FeatureLoss):
         return mean_per_example(1 - cosine_similarity(student, teacher, dim=-1, eps=1e-12), mask)
 
 
-class AttentionTransfer(FeatureLoss):
+class AttentionTransfer(DistillationLoss):
     """Where the energy of a feature map lies: A_p = mean_c F_pc², Â = A / ‖A‖ over positions; mean of (Â_s - Â_t)².
 
     Takes tokens or maps only: a vector has no positions. Widths may differ.
@@ -60,7 +60,7 @@ class AttentionTransfer(FeatureLoss):
         return mean_per_example((_energy(student, mask) - _energy(teacher, mask)).square(), mask)
 
 
-class VID(FeatureLoss):
+class VID(DistillationLoss):
     r"""Variational information distillation: a Gaussian with one learned variance per channel.
 
         mean ½ ((s_c - t_c)² / v_c + log v_c),     v_c = softplus(θ_c) + 1e-5
@@ -91,7 +91,7 @@ class VID(FeatureLoss):
         return mean_per_example(surprise.mean(-1) / 2, mask)
 
 
-class MGD(FeatureLoss):
+class MGD(DistillationLoss):
     """Masked generative distillation: rebuild the teacher's feature from a student feature with channels dropped.
 
         mean (G(s ⊙ m) - t)²,   m: each channel of an example kept with probability 1 - share;  G: Linear, ReLU, Linear
@@ -124,7 +124,7 @@ class MGD(FeatureLoss):
         return mean_per_example((self.generator(student) - teacher).square().mean(-1), mask)
 
 
-class LogitKL(FeatureLoss):
+class LogitKL(DistillationLoss):
     """Softened logits: T² KL(softmax(t / T) ‖ softmax(s / T)), mean over examples and valid tokens.
 
     Args:

@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize, smooth_l1_loss
 
-from gssf_plug.distillation.losses.distillation_loss import FeatureLoss, require_positive
+from gssf_plug.distillation.losses.distillation_loss import DistillationLoss, require_positive
 from gssf_plug.losses import InfoNCE
 from gssf_plug.metric import GSSFMetric
 
 __all__ = ["CKA", "CRD", "PKT", "RKD", "SP", "same_example"]
 
 
-class SP(FeatureLoss):
+class SP(DistillationLoss):
     """Similarity-preserving: G = X Xᵀ, rows L2-normalised; ‖Ĝ_s - Ĝ_t‖² / N².
 
     Args:
@@ -39,7 +39,7 @@ class SP(FeatureLoss):
         return (normalize(gram) - normalize(teacher @ teacher.T)).square().mean()
 
 
-class PKT(FeatureLoss):
+class PKT(DistillationLoss):
     """Probabilistic knowledge transfer: rows of (cos + 1) / 2 as distributions; mean of p_t log(p_t / p_s) over pairs.
 
     Args:
@@ -63,7 +63,7 @@ class PKT(FeatureLoss):
         return (of_teacher * (of_teacher.log() - of_student.log())).mean()
 
 
-class RKD(FeatureLoss):
+class RKD(DistillationLoss):
     """Relational distillation of distances and angles: w_d L_distance + w_a L_angle, both smooth L1.
 
         distance: d_ij / mean of d_ij > 0, over all pairs;   angle: cos ∠(i, j, k), over all triples
@@ -104,7 +104,7 @@ class RKD(FeatureLoss):
         return total
 
 
-class CRD(FeatureLoss):
+class CRD(DistillationLoss):
     """Contrastive representation distillation within the batch: find your own teacher feature, in both directions.
 
     InfoNCE over cos(s, t) / T. The paper's memory bank of the whole data set is replaced by the batch of all processes.
@@ -138,7 +138,7 @@ class CRD(FeatureLoss):
         return self.contrast(scores, same_example(teacher))
 
 
-class CKA(FeatureLoss):
+class CKA(DistillationLoss):
     """1 - linear CKA of the batch: 1 - ⟨K, L⟩ / (‖K‖ ‖L‖) of the centred matrices of inner products.
 
     Blind to rotation and scale of either side. Small batches bias it upward.

@@ -8,25 +8,28 @@ the squared error lost. Beside a cosine match it was better still: loss=["cosine
 
 from collections.abc import Callable, Mapping
 
-from gssf_plug.distillation.losses.distillation_loss import FeatureLoss
+from gssf_plug.distillation.losses.distillation_loss import DistillationLoss
 from gssf_plug.distillation.losses.gssf import Relation
 from gssf_plug.distillation.losses.pointwise import MGD, MSE, VID, AttentionTransfer, Cosine
 from gssf_plug.distillation.losses.relational import CKA, CRD, PKT, RKD, SP
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.metric import GSSFMetric
 
-__all__ = ["LOSSES", "loss_by_name", "metric_for"]
+__all__ = ["LOSSES", "Loss", "loss_by_name", "make_metric"]
 
 
-def metric_for(dim: int) -> GSSFMetric:
+Loss = str | DistillationLoss
+
+
+def make_metric(dim: int) -> GSSFMetric:
     """The metric of the default objective: Diag + B-Diag, psd; block: the largest divisor of `dim` up to 16."""
     block = max(size for size in range(1, min(dim, 16) + 1) if dim % size == 0)
     return GSSFMetric(dim, block_size=block, constraint="psd")
 
 
 # From the widths of student and teacher to a loss with its defaults.
-LOSSES: Mapping[str, Callable[[int, int], FeatureLoss]] = {
-    "gssf": lambda student, teacher: Relation(metric_for(student), temperature=0.1),
+LOSSES: Mapping[str, Callable[[int, int], DistillationLoss]] = {
+    "gssf": lambda student, teacher: Relation(make_metric(student), temperature=0.1),
     "mse": lambda student, teacher: MSE(),
     "cosine": lambda student, teacher: Cosine(),
     "at": lambda student, teacher: AttentionTransfer(),
@@ -40,7 +43,7 @@ LOSSES: Mapping[str, Callable[[int, int], FeatureLoss]] = {
 }
 
 
-def loss_by_name(name: str, student_dim: int, teacher_dim: int) -> FeatureLoss:
+def loss_by_name(name: str, student_dim: int, teacher_dim: int) -> DistillationLoss:
     """The loss of that name with its defaults.
 
     Raises:

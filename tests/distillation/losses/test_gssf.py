@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from contracts.feature_loss import FeatureLossContract, perturbed
+from contracts.distillation_loss import DistillationLossContract, perturbed
 
 from gssf_plug import GSSFMetric
 from gssf_plug.distillation.losses import MSE, Contrastive, Regression, Relation
 from gssf_plug.errors import ArgumentError
 
 
-class TestRelation(FeatureLossContract):
+class TestRelation(DistillationLossContract):
     student_width = 8
 
     def make(self):
@@ -33,7 +33,7 @@ class TestRelation(FeatureLossContract):
         assert loss(student, student) > 1e-3
 
 
-class TestSoftenedRelation(FeatureLossContract):
+class TestSoftenedRelation(DistillationLossContract):
     student_width = 8
 
     def make(self):
@@ -57,7 +57,7 @@ class TestSoftenedRelation(FeatureLossContract):
             Relation(GSSFMetric(8, block_size=4), temperature=temperature)
 
 
-class TestContrastive(FeatureLossContract):
+class TestContrastive(DistillationLossContract):
     zero_for_equals = False
 
     def make(self):
@@ -76,7 +76,7 @@ class TestContrastive(FeatureLossContract):
         assert loss.contrast.scale.log_scale.grad.abs() > 0
 
 
-class TestRegression(FeatureLossContract):
+class TestRegression(DistillationLossContract):
     def make(self):
         return Regression(GSSFMetric(4, block_size=2, constraint="psd", normalize=False))
 

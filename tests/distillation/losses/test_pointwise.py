@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contracts.feature_loss import FeatureLossContract
+from contracts.distillation_loss import DistillationLossContract
 
 from gssf_plug.distillation.losses import MGD, MSE, VID, AttentionTransfer, Cosine, LogitKL
 from gssf_plug.errors import ArgumentError
@@ -20,7 +20,7 @@ def slow_mean(value, student, teacher, mask):
     return sum(rows) / len(rows)
 
 
-class TestMSE(FeatureLossContract):
+class TestMSE(DistillationLossContract):
     def make(self):
         return MSE()
 
@@ -30,7 +30,7 @@ class TestMSE(FeatureLossContract):
         )
 
 
-class TestCosine(FeatureLossContract):
+class TestCosine(DistillationLossContract):
     def make(self):
         return Cosine()
 
@@ -38,7 +38,7 @@ class TestCosine(FeatureLossContract):
         return slow_mean(lambda s, t: 1 - s @ t / (s.norm() * t.norm()), student, teacher, mask)
 
 
-class TestAttentionTransfer(FeatureLossContract):
+class TestAttentionTransfer(DistillationLossContract):
     student_width, takes_vectors = 3, False
 
     def make(self):
@@ -58,7 +58,7 @@ class TestAttentionTransfer(FeatureLossContract):
             AttentionTransfer()(torch.ones(3, 4), torch.ones(3, 4))
 
 
-class TestVID(FeatureLossContract):
+class TestVID(DistillationLossContract):
     zero_for_equals = False
 
     def make(self):
@@ -76,7 +76,7 @@ class TestVID(FeatureLossContract):
         )
 
 
-class TestMGD(FeatureLossContract):
+class TestMGD(DistillationLossContract):
     zero_for_equals = False
 
     def make(self):
@@ -104,7 +104,7 @@ class TestMGD(FeatureLossContract):
             MGD(4, share=1)
 
 
-class TestLogitKL(FeatureLossContract):
+class TestLogitKL(DistillationLossContract):
     def make(self):
         return LogitKL(temperature=3.0)
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contracts.feature_loss import FeatureLossContract
+from contracts.distillation_loss import DistillationLossContract
 
 from gssf_plug import GSSFMetric
 from gssf_plug.distillation.losses import CKA, CRD, PKT, RKD, SP
@@ -23,7 +23,7 @@ def cosine(x):
     return unit @ unit.T
 
 
-class TestSP(FeatureLossContract):
+class TestSP(DistillationLossContract):
     student_width = 8
 
     def make(self):
@@ -43,7 +43,7 @@ class TestSPWithMetric(TestSP):
         return SP(GSSFMetric(8, block_size=4))
 
 
-class TestPKT(FeatureLossContract):
+class TestPKT(DistillationLossContract):
     student_width = 8
 
     def make(self):
@@ -61,7 +61,7 @@ class TestPKTWithMetric(TestPKT):
         return PKT(GSSFMetric(8, block_size=4))
 
 
-class TestRKD(FeatureLossContract):
+class TestRKD(DistillationLossContract):
     student_width = 8
 
     def make(self):
@@ -106,7 +106,7 @@ class TestRKDWithMetric(TestRKD):
         return super().reference(loss, (student / student.norm(dim=1, keepdim=True)) @ factor, teacher, mask)
 
 
-class TestCRD(FeatureLossContract):
+class TestCRD(DistillationLossContract):
     zero_for_equals = False
 
     def make(self):
@@ -145,7 +145,7 @@ class TestCRDWithMetric(TestCRD):
         return CRD(GSSFMetric(4, block_size=2), temperature=0.2)
 
 
-class TestCKA(FeatureLossContract):
+class TestCKA(DistillationLossContract):
     student_width = 8
 
     def make(self):

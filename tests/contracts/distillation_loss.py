@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gssf_plug.distillation.losses import FeatureLoss
+from gssf_plug.distillation.losses import DistillationLoss
 from gssf_plug.errors import ArgumentError
 
 BATCH, TOKENS, WIDTH = 6, 5, 4
@@ -28,20 +28,20 @@ def pooled(tokens, keep):
     return torch.stack([row[valid].mean(0) for row, valid in zip(tokens, keep, strict=True)])
 
 
-class FeatureLossContract:
+class DistillationLossContract:
     student_width: ClassVar[int] = WIDTH
     teacher_width: ClassVar[int] = WIDTH
     takes_vectors: ClassVar[bool] = True
     zero_for_equals: ClassVar[bool] = True  # a student that equals its teacher has loss 0 at the neutral start
 
-    def make(self) -> FeatureLoss:
+    def make(self) -> DistillationLoss:
         raise NotImplementedError
 
-    def reference(self, loss: FeatureLoss, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    def reference(self, loss: DistillationLoss, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         """The loss in float64; vectors (N, D), or tokens (N, T, D) with a mask."""
         raise NotImplementedError
 
-    def loss(self) -> FeatureLoss:
+    def loss(self) -> DistillationLoss:
         return perturbed(self.make()).double().eval()
 
     def vectors(self) -> tuple[Tensor, Tensor]:
