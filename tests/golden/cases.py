@@ -211,6 +211,7 @@ def one_tower_case() -> Case:
     return Case("retrieval", save, read)
 
 
+# "one_switch": as written since the weights carry their configuration; the others were written before
 CASES: dict[str, Case] = {
     "diagonal": metric_case(terms=("diagonal",)),
     "block_diagonal": metric_case(terms=("block_diagonal",), block_size=3),
@@ -226,13 +227,17 @@ CASES: dict[str, Case] = {
     "pruned_blocks_alone": metric_case(drop_second_block, terms=("block_diagonal",), block_size=4),
     "pruned_whole": metric_case(drop_all_blocks, block_size=4),
     "bfloat16": metric_case(lambda metric: metric.to(torch.bfloat16), block_size=4),
+    "one_switch": metric_case(block_size=4, grouping=torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7, 11, 10])),
     "bert": attention_case(small_bert, block_size=2),
+    "bert_one_switch": attention_case(small_bert, block_size=2),
     "bert_shared": attention_case(small_bert, block_size=4, per_head=False),
     "llama": attention_case(small_llama, terms=("diagonal",)),
     "llama_score": attention_case(small_llama, block_size=2, sites="score"),
     "gssf": distiller_case(relation),
     "crd": distiller_case(lambda: "crd"),
+    "gssf_one_switch": distiller_case(relation),
     "tokens": cache_case(),
     "two_tower": two_tower_case(),
+    "two_tower_one_switch": two_tower_case(),
     "one_tower": one_tower_case(),
 }

@@ -5,7 +5,6 @@ arguments stand in `ARGUMENTS`; a place of a model is a slot too. Nothing is imp
 classes of transformers are only looked up by name.
 """
 
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -66,7 +65,7 @@ def _is_int(value: Any, low: int, high: int) -> bool:
 
 
 def _is_number(value: Any, low: float, high: float) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and low <= value <= high
+    return type(value) in (int, float) and low <= value <= high  # NaN is neither
 
 
 def _is_shape(value: Any) -> bool:
