@@ -52,6 +52,26 @@ def test_a_wrong_line_of_a_recipe(line, message, write):
         load_recipe(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("base: bot_market1501\nepochs: 3\nepochs: 4\n", "epochs"),
+        ("base: bot_market1501\nmargin: {a: 1, a: 2}\n", "a"),
+        ("base: bot_market1501\nbase: vse_f30k_precomp\n", "base"),
+    ],
+)
+def test_a_key_that_stands_there_twice(text, key, write):
+    with pytest.raises(DataError, match=f"is not YAML .*the key '{key}' stands there twice"):
+        load_recipe(write(text))
+
+
+def test_a_recipe_that_is_no_text(write, tmp_path):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\x80\x04\x95\xff\xfe")
+    with pytest.raises(DataError, match="is not YAML"):
+        load_recipe(str(path))
+
+
 def test_right_values_pass():
     for name, value in {"learning_rate": 1, "max_gradient_norm": None, "decay_at": [0, 1], "image_model": None}.items():
         check_value(name, value)
