@@ -23,12 +23,13 @@ from pathlib import Path
 
 import faiss
 import torch
-from adapt_embeddings import Split, adapt, load_splits
+from adapt_embeddings import Split, load_splits
 from shared.pretrained import PACKAGED, embed_texts
 from torch import Tensor
 
 from gssf_plug import GSSFMetric
 from gssf_plug.metric import topk
+from gssf_plug.retrieval import fit_metric
 
 INDEXES = ("Flat", "IVF64,Flat", "HNSW32", "SQ8")
 K = 10
@@ -43,7 +44,9 @@ def main() -> None:
     queries = splits["test"].queries
     neutral = GSSFMetric(gallery.shape[1])
     indexes = {name: build_index(name, neutral.gallery(gallery)) for name in INDEXES}
-    trained, _ = adapt(lambda: GSSFMetric(gallery.shape[1]), splits, 0, options.epochs)
+    train, validation = splits["train"].triple, splits["validation"].triple
+    fitted = fit_metric(*train, validation=validation, structures=[{}], loss="softmax", max_epochs=options.epochs)
+    (trained,) = fitted.metrics.values()
     print(f"{len(queries)} queries, {len(words):,} keywords; the metric has changed by {trained.penalty():.2f}\n")
     table = render(indexes, {"cosine": neutral, "trained": trained}, queries, gallery)
     print(table)

@@ -87,7 +87,8 @@ def fit_metric(
     bound: Constraint | None = ("symmetric" if whole.itself else None) if constraint == "auto" else constraint
     candidates = make_candidates(structures, loss, bound, whole.queries.dim)
     schedule = Schedule(batch_size, max_epochs, patience, seed)
-    return Comparison(whole, splits, checked_measure(measure), schedule, progress).run(candidates, tested)
+    closed_form = isinstance(structures, str)  # "auto": it is dense, and may be taken
+    return Comparison(whole, splits, checked_measure(measure), schedule, progress, closed_form).run(candidates, tested)
 
 
 def _splits(whole: Part, validation: float | Triple, seed: int, device: torch.device | None) -> list[tuple[Part, Part]]:

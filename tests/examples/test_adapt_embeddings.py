@@ -17,13 +17,13 @@ def test_quick_run(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr[-2000:]
     table = (tmp_path / "table.md").read_text()
     rows = [line.split("|")[1].strip() for line in table.splitlines()[2:] if line.startswith("|")]
-    assert rows[:3] == ["cosine", "cosine + learned scale", "GSSF Diag"]
-    assert len(rows) == 10
-    assert rows[-1] == "full matrix"
-    measures = [row.split("|")[3:6] for row in table.splitlines()[2:4]]
-    assert measures[0] == measures[1], "a scale cannot change a ranking"
+    assert rows[:2] == ["cosine", "closed form"]
+    assert {"diagonal, softmax", "blocks of 64, hinge", "dense, softmax"} <= {*rows}
+    assert rows[-1] == "fit_metric's choice"
+    assert "Taken: " in run.stdout
+    assert run.stdout.count("validation queries among") == 1
     assert GSSFMetric.from_pretrained(tmp_path / "metric").penalty() > 0
-    for picture in ("retrieved.png", "learned.png"):
+    for picture in ("retrieved.png", "learned.png", "fit.png"):
         with Image.open(tmp_path / picture) as image:
             assert image.width > 600
     assert run.stdout.count("before:") == run.stdout.count("after:") == 5

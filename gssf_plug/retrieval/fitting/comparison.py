@@ -44,6 +44,7 @@ class Comparison:
         measure: a key of `document_ranking`.
         schedule: of every candidate.
         progress: show a bar.
+        closed_form: whether the closed form, a dense metric, may be taken.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class Comparison:
         measure: str,
         schedule: Schedule,
         progress: bool,
+        closed_form: bool,
     ) -> None:
         self.whole, self.splits, self.measure = whole, splits, measure
-        self.schedule, self.progress = schedule, progress
+        self.schedule, self.progress, self.closed_form = schedule, progress, closed_form
         self.rows: list[FitRow] = []
         self.metrics: dict[str, GSSFMetric] = {}
         self.noise: dict[str, float] = {}
@@ -79,7 +81,8 @@ class Comparison:
         queries, documents = sum(len(held.rows) for _, held in self.splits), len(self.splits[0][1].documents)
         order = [COSINE, WHITENED, CLOSED, *(candidate.name for candidate in candidates)]
         rows = tuple(sorted(self.rows, key=lambda row: order.index(row.name)))
-        told = FitResult(self._metric(name), rows, name, reason, self.measure, queries, documents)
+        kept = {row.name: self.metrics[row.name] for row in rows if row.name in self.metrics}
+        told = FitResult(self._metric(name), kept, rows, name, reason, self.measure, queries, documents)
         return told.with_test(scores, interrupted)
 
     def _baselines(self) -> None:
@@ -93,14 +96,16 @@ class Comparison:
         self._add(COSINE, 0, self.cosine, began)
         began = time.perf_counter()
         made = [PairCovariance(fold.train, seed) for fold in self.folds]
+        closed = {} if self.closed_form else {"metric": False, "note": "no structure that was asked for"}
         size = self.whole.queries.dim**2
         _, values = self._best_shrinkage(lambda fold, each: made[fold].whitening(each))
         self._add(WHITENED, size, values, began, metric=False, note="changes both sides")
         began = time.perf_counter()
         shrinkage, values = self._best_shrinkage(lambda fold, each: made[fold].metric(each, normalize=False))
         last = made[0] if len(made) == 1 else PairCovariance(self.whole, seed)
-        self.metrics[CLOSED] = last.metric(shrinkage, normalize=True)
-        self._add(CLOSED, size, values, began)
+        if self.closed_form:
+            self.metrics[CLOSED] = last.metric(shrinkage, normalize=True)
+        self._add(CLOSED, size, values, began, **closed)
 
     def _best_shrinkage(self, make: Callable[[int, float], Similarity]) -> tuple[float, Float[Tensor, " n"]]:
         """The best by looks, and its values on the rankings that count."""

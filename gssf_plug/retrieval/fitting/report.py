@@ -1,5 +1,6 @@
 """What came of a fit: the metric, a table that starts with cosine, and why this row was taken."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,7 @@ class FitResult:
 
     Args:
         metric: the metric that was taken; neutral, which is cosine, where nothing was beyond cosine.
+        metrics: every row of the table that is a metric, by name.
         table: cosine first, then whitening by pairs, the closed form and every candidate.
         taken: name of the row that was taken.
         reason: why, in a sentence.
@@ -75,6 +77,7 @@ class FitResult:
     """
 
     metric: GSSFMetric
+    metrics: Mapping[str, GSSFMetric]
     table: tuple[FitRow, ...]
     taken: str
     reason: str
