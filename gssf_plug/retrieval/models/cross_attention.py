@@ -39,12 +39,12 @@ class Block:
     """Some images with some captions. Fragments under a False mask are zero vectors, and so their scores are 0.
 
     Args:
-        similarity: g, (n, R, m, T).
-        logits: l, (n, R, m, T).
-        regions: normalised, (n, R, D).
-        words: normalised, (m, T, D).
-        region_mask: (n, R), True where there is a region.
-        word_mask: (m, T), True where there is a word.
+        similarity: g, the score of every region with every word, (n, R, m, T).
+        logits: l, what the attention weights are made of, (n, R, m, T).
+        regions: v̂, region vectors of length 1, (n, R, D).
+        words: ŵ, word vectors of length 1, (m, T, D).
+        region_mask: True where there is a region, (n, R).
+        word_mask: True where there is a word, (m, T).
     """
 
     similarity: Float[Tensor, "n r m t"]
@@ -85,6 +85,7 @@ class LogSumExp:
     def __call__(self, values: Float[Tensor, "*batch k"], mask: Bool[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """Over the values where the mask is True; 0 where it is nowhere."""
         anywhere = mask.any(-1)
+        # rows without any valid value are left unmasked, since log Σ of nothing is −∞ and its gradient NaN
         scaled = (self.sharpness * values).masked_fill(~mask & anywhere[..., None], float("-inf"))
         return (scaled.logsumexp(-1) / self.sharpness).masked_fill(~anywhere, 0.0)
 
@@ -111,6 +112,7 @@ class TextToImage:
         logits = _clipped(block.logits, dim=3) * self.temperature
         attention = _softmax(logits, block.region_mask[:, :, None, None], dim=1)
         gram = block.regions @ block.regions.mT
+        # ‖a_t‖² = αᵀ (V̂ V̂ᵀ) α for every image and word at once; a_t itself is never formed
         norms = (gram @ attention.flatten(2)).unflatten(2, attention.shape[2:]).mul(attention).sum(1)
         similarity = (attention * block.similarity).sum(1) / _root(norms)
         return self.aggregate(similarity, asking.expand(similarity.shape))
@@ -138,6 +140,7 @@ class ImageToText:
         logits = _clipped(block.logits, dim=1) * self.temperature
         attention = _softmax(logits, block.word_mask, dim=3)
         gram = block.words @ block.words.mT
+        # as above with words: (m, n·r, t) rows of β times the Gram matrix (m, t, t), then the product with β
         spread = (attention.permute(2, 0, 1, 3).flatten(1, 2) @ gram).unflatten(1, attention.shape[:2])
         norms = (spread.permute(1, 2, 0, 3) * attention).sum(3)
         similarity = ((attention * block.similarity).sum(3) / _root(norms)).mT
@@ -167,6 +170,7 @@ def align(
         logits: likewise for the attention; None (default) attends by `similarity`.
         pairs: images × captions of one block; default 2,048. A block holds about eight tensors of pairs·R·T numbers.
     """
+    # 64 captions wide, so that padding to the longest caption of a strip stays small, and as many images as fit
     captions = min(max(1, len(words)), 64)
     images = max(1, pairs // captions)
     folded = similarity(regions).split(images)

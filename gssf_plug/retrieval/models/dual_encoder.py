@@ -31,9 +31,10 @@ class DualEncoder(ImageTextModel):
     `Sigmoid()`. A loss with a margin would see scores of about ±100.
 
     Args:
-        encoder: CLIPModel, SiglipModel, VisionTextDualEncoderModel, or the like.
-        metric: GSSFMetric of the width of its embeddings; None (default) means cosine.
-        processors: saved with the model, such as {"processor": CLIPProcessor}; default none.
+        encoder: CLIPModel, SiglipModel, VisionTextDualEncoderModel, or another model with the same methods.
+        metric: GSSFMetric as wide as the encoder's embeddings; None (default) compares them by cosine.
+        processors: processors that are saved and loaded with the model, by name, such as {"processor": CLIPProcessor};
+            default none.
 
     Shape:
         A batch has "images" {"pixel_values"} and "texts" {"input_ids", "attention_mask"}, with "image_ids" (N,) and
@@ -81,6 +82,7 @@ class DualEncoder(ImageTextModel):
         """The model's logits of all pairs, under the metric."""
         scores = super().score(queries, gallery)
         bias = getattr(self.encoder, "logit_bias", None)
+        # the scale is kept as a logarithm; exp in float32 or better, since exp(ln 100) in bfloat16 is 99
         scores = scores * self.encoder.logit_scale.to(torch.promote_types(scores.dtype, torch.float32)).exp()
         return scores if bias is None else scores + bias.to(scores.dtype)
 

@@ -25,12 +25,14 @@ class WordGRU(nn.Module):
     """Word embeddings and a GRU; the states of two directions are averaged.
 
     Args:
-        vocabulary: number of word ids; `len(tokenizer)`.
-        dim: width of the states, and so of the output.
-        embedding: width of the word embeddings, drawn from ±0.1; default 300.
-        layers: of the GRU; default 1.
-        bidirectional: read both ways (default), or forwards alone as VSE++ does, with `last_pool`.
-        dropout: on the word embeddings while training, 0 ≤ p < 1; default 0 (SGRAF: 0.4).
+        vocabulary: number of word ids, which is `len(tokenizer)`.
+        dim: width of the GRU's states, which are the output.
+        embedding: width of the word embeddings, which start uniform in ±0.1; default 300.
+        layers: number of layers of the GRU; default 1.
+        bidirectional: whether the words are read both ways (default), or forwards alone as VSE++ does, with
+            `last_pool`.
+        dropout: probability that a number of a word embedding is dropped while training, 0 ≤ p < 1; default 0
+            (SGRAF: 0.4).
 
     Shape:
         input_ids (N, T), attention_mask (N, T), padding on the right -> (N, T, dim), zero where padded.
@@ -65,6 +67,7 @@ class WordGRU(nn.Module):
         """States of the words; a row without words is zero."""
         valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         lengths = valid.sum(dim=1)
+        # right-padded means: position t is valid exactly where t < length
         if bool((valid != (torch.arange(valid.shape[1], device=valid.device) < lengths[:, None])).any()):
             raise ArgumentError(
                 "attention_mask",
@@ -73,10 +76,11 @@ class WordGRU(nn.Module):
                 "Set tokenizer.padding_side = 'right'.",
             )
         words = nn.functional.dropout(self._embedded(input_ids), self.dropout, self.training)
+        # a row without words counts as one word, since a GRU refuses length 0; it is masked below
         packed = pack_padded_sequence(words, lengths.clamp_min(1).cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=input_ids.shape[1])
         if self.bidirectional:
-            states = states.unflatten(-1, (2, -1)).mean(dim=-2)
+            states = states.unflatten(-1, (2, -1)).mean(dim=-2)  # (n, t, 2·dim): the two directions stand side by side
         return states.masked_fill(~valid[..., None], 0.0)
 
     def _embedded(self, input_ids: Int[Tensor, "n t"]) -> Float[Tensor, "n t embedding"]:

@@ -28,11 +28,11 @@ class LocalAlignment(ImageTextModel):
     Args:
         image_encoder: a module or a `Tower` whose `fragments` are the regions (its pooling is not used), or None.
         text_encoder: likewise, for the words. Both of one width D.
-        metric: GSSFMetric of width D for the similarity of fragments; None (default) means cosine.
-        attention_metric: likewise for the attention logits; the same object as `metric` shares it. None (default)
-            attends by cosine.
+        metric: GSSFMetric of width D that compares fragments; None (default) compares them by cosine.
+        attention_metric: GSSFMetric of width D that the attention logits are made with; give the same object as
+            `metric` to share it. None (default) attends by cosine.
         alignments: `TextToImage(...)`, `ImageToText(...)`, or both, whose scores are averaged; default TextToImage().
-        processors: saved with the model; default none.
+        processors: tokenizers and image processors that are saved and loaded with the model, by name; default none.
 
     Shape:
         A batch has "images" and "texts", mappings with "attention_mask" (N, T) where there is padding, and "image_ids"
@@ -107,6 +107,7 @@ class LocalAlignment(ImageTextModel):
             images.mask,
             texts.mask,
             similarity=_fold(self.metric),
+            # a shared metric is folded once: the logits are then the similarities themselves
             logits=None if self.attention_metric is self.metric else _fold(self.attention_metric),
         )
 

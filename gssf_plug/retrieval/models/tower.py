@@ -26,14 +26,17 @@ class Tower(nn.Module):
     """Inputs to feature vectors, or by `fragments` to the vectors of their parts.
 
     Args:
-        encoder: any module. A tensor is passed as its only argument, a mapping (input_ids, attention_mask, …) as
-            keywords. None: the inputs are the features, (N, D) or tokens (N, T, D), or a mapping with "features".
-        token_projection: applied to every valid token as rows (V, D) -> (V, D'), such as `nn.Linear(2048, 1024)`;
-            default none.
-        pooling: tokens (N, T, D) and mask (N, T) to vectors; default `mean_pool`. Maps (N, C, H, W) are seen as H·W
-            tokens; vectors are not pooled. A module with parameters is trained.
-        projection: applied to the vectors, such as `nn.Linear(768, 512)`; default none.
-        output: entry of a ModelOutput to read, such as "pooler_output"; default see `feature_tensor`.
+        encoder: any module. It gets a tensor as its only argument, and a mapping (input_ids, attention_mask, …) as
+            keywords. None means that the inputs are the features: (N, D), tokens (N, T, D), or a mapping with
+            "features".
+        token_projection: module that is applied to every valid token, as rows (V, D) -> (V, D'), such as
+            `nn.Linear(2048, 1024)`; None (default) leaves the tokens as they are.
+        pooling: function or module that makes vectors (N, D) of tokens (N, T, D) and a mask (N, T); default
+            `mean_pool`. Maps (N, C, H, W) are seen as H·W tokens; vectors are not pooled. A module with parameters is
+            trained.
+        projection: module that is applied to the vectors, such as `nn.Linear(768, 512)`; None (default) leaves them.
+        output: name of the entry of a ModelOutput that is read, such as "pooler_output"; None (default) takes the
+            first one that `feature_tensor` finds.
 
     Shape:
         inputs' "attention_mask" (N, T), where there is one, masks projection and pooling -> features (N, D).
@@ -87,7 +90,9 @@ class Tower(nn.Module):
         if mask is None:
             return self._projected(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2]), None
         valid = mask.bool()
+        # as rows (V, D): padding must not enter the batch statistics of a projection with normalisation
         projected = self._projected(tokens[valid])
+        # the rows go back to where their tokens were, in the same order; what is masked stays zero
         empty = projected.new_zeros(*valid.shape, projected.shape[-1])
         return empty.masked_scatter(valid[..., None], projected), mask
 

@@ -95,10 +95,12 @@ class TwoTower(ImageTextModel):
     """Two encoders and a metric between their features.
 
     Args:
-        image_encoder: a module, a `Tower` with its own pooling and projection, or None for computed features.
-        text_encoder: likewise. The two sides must give features of one width.
-        metric: GSSFMetric of that width; None (default) means cosine.
-        processors: saved with the model, such as {"tokenizer": tokenizer}; default none.
+        image_encoder: module that encodes images, a `Tower` with its own pooling and projection, or None where the
+            batch holds computed features.
+        text_encoder: the same for texts. The two sides must give features of one width.
+        metric: GSSFMetric of that width; None (default) compares them by cosine.
+        processors: tokenizers and image processors that are saved and loaded with the model, by name, such as
+            {"tokenizer": tokenizer}; default none.
 
     Shape:
         A batch has "images" and "texts" (tensors, or mappings of an encoder's keywords) with "image_ids" (N,) and
@@ -148,12 +150,12 @@ class OneTower(RetrievalModel):
     """One encoder and a symmetric metric between its features: re-identification, fine-grained retrieval.
 
     Args:
-        encoder: a module, a `Tower`, or None for computed features.
+        encoder: module that encodes the inputs, a `Tower`, or None where the batch holds computed features.
         metric: GSSFMetric with `constraint` "symmetric" or "psd", or of the diagonal alone, so that
-            s(a, b) = s(b, a); None (default) means cosine.
+            s(a, b) = s(b, a); None (default) compares features by cosine.
         neck: batch normalisation after the features, such as `BNNeck(2048)`. In training mode the features before it
             come out, and `NeckLoss` applies it; in evaluation mode those after it. Default none.
-        processors: saved with the model; default none.
+        processors: tokenizers and image processors that are saved and loaded with the model, by name; default none.
 
     Shape:
         A batch has "inputs" (a tensor or a mapping) and "labels" (N,).
