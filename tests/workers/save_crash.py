@@ -179,11 +179,12 @@ def forked(work: Callable[[], object]) -> int:
 
 
 def saving(kind: Kind, folder: Path, first: int) -> Callable[[], object]:
-    """Saves one configuration after the other, for ever."""
+    """Saves one configuration after the other, as long as this process lives."""
+    parent = os.getpid()
 
     def work() -> None:
         number = first
-        while True:
+        while os.getppid() == parent:
             kind.save(folder, number % 2)
             number += 1
 
