@@ -57,7 +57,7 @@ def make_arguments_with_image(model: nn.Module) -> Iterator[dict[str, Any]]:
         return
     dummies, names = DummyTensors(model), list(inspect.signature(model.forward).parameters)
     token = dummies.number(*IMAGE_TOKENS)
-    get_features: Any = model.get_image_features
+    get_features: Any = _image_features(model)
     for pixels in dummies.pixels():
         try:
             with torch.no_grad():
@@ -74,7 +74,13 @@ def takes_images_between_words(model: nn.Module) -> bool:
     """Does the model put an image's features where certain words stand."""
     names = inspect.signature(model.forward).parameters.keys()
     token = DummyTensors(model).number(*IMAGE_TOKENS) if {"input_ids", "pixel_values"} <= names else None
-    return isinstance(token, int) and hasattr(model, "get_image_features")
+    return isinstance(token, int) and _image_features(model) is not None
+
+
+def _image_features(model: nn.Module) -> object:
+    """The method that makes an image's features; a task head does not always hand on that of its base model."""
+    own = getattr(model, "get_image_features", None)
+    return own or getattr(getattr(model, "base_model", None), "get_image_features", None)
 
 
 def make_layer_arguments(attention: AttentionModule) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,14 @@ import pytest
 import torch
 from attention.patching import perturb
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, PaliGemmaConfig, PaliGemmaForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertModel,
+    Gemma3Config,
+    Gemma3ForSequenceClassification,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+)
 
 from gssf_plug.attention import patch_attention
 from gssf_plug.attention.discovery.attention_module import attention_modules
@@ -310,3 +317,47 @@ def test_a_head_of_a_tower_that_the_whole_model_does_not_use_is_left_alone() -> 
     patch = patch_attention(PaliGemmaForConditionalGeneration(config), block_size=2)
     assert len(patch.layers) == 2
     assert "no gradient of the model's outputs reaches it" in patch.left_alone["model.vision_tower.head.attention"]
+
+
+class SharedProjection(nn.Module):
+    """Two layers with one projection of the query between them, as tied layers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(PlainAttention() for _ in range(2))
+        self.layers[1].q_proj = self.layers[0].q_proj
+
+    def forward(self, input: Tensor) -> Tensor:
+        for layer in self.layers:
+            input = input + layer(input)
+        return input
+
+
+def test_a_projection_that_another_layer_uses_is_not_changed_behind_its_back() -> None:
+    model = SharedProjection()
+    before, keys = model(**X), set(model.state_dict())
+    with pytest.raises(
+        ArgumentError, match="must name all attention modules that share a query projection.*'layers.0'"
+    ):
+        patch_attention(model, block_size=2, layers=[1], example_inputs=X)
+    assert set(model.state_dict()) == keys
+    patch = patch_attention(model, block_size=2, layers=[0, 1], example_inputs=X)
+    assert patch.left_alone == {"layers.1": "its projection belongs to 'layers.0', which is patched"}
+    assert torch.equal(model(**X), before)
+    perturb(patch)
+    assert not torch.allclose(model(**X), before, atol=1e-3)
+
+
+def test_a_task_head_shows_its_base_model_an_image() -> None:
+    """Gemma 3 throws away what the pooling head of its vision tower makes; text alone does not show that."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
+    vision = sizes | {"image_size": 16, "patch_size": 4}
+    text = sizes | {"vocab_size": 99, "num_key_value_heads": 4, "head_dim": 8}
+    config = Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_id=90, num_labels=2
+    )
+    patch = patch_attention(Gemma3ForSequenceClassification(config), block_size=2)
+    reason = "the model runs it, but no gradient of the model's outputs reaches it"
+    assert patch.left_alone == {"model.vision_tower.head.attention": reason}
+    assert len(patch.layers) == 2
