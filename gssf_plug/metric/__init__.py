@@ -6,13 +6,16 @@ from gssf_plug.metric.grouping import group_channels
 from gssf_plug.metric.metric import GSSFMetric, normalize_rows
 from gssf_plug.metric.options import Term
 from gssf_plug.metric.search import Neighbours, topk
+from gssf_plug.metric.stores import StoreReport, check_store
 
 __all__ = [
     "GSSFMetric",
     "Neighbours",
     "PreparedGallery",
+    "StoreReport",
     "Term",
     "block_contributions",
+    "check_store",
     "group_channels",
     "normalize_rows",
     "prepare_gallery",
