@@ -1,0 +1,63 @@
+"""The two sides of the metric for frameworks whose vectors are lists of floats."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gssf_plug.errors import ArgumentError
+from gssf_plug.metric import GSSFMetric
+
+__all__ = ["as_metric", "document_side", "query_side"]
+
+
+def as_metric(metric: object) -> GSSFMetric:
+    """The metric itself, or the one in a folder, in evaluation mode.
+
+    Raises:
+        ArgumentError: neither a metric nor a path.
+        CheckpointError: the folder holds no metric.
+    """
+    if isinstance(metric, GSSFMetric):
+        return metric.eval()
+    if isinstance(metric, str):
+        return GSSFMetric.from_pretrained(metric).eval()
+    remedy = "Pass GSSFMetric.from_pretrained(folder), or the folder."
+    raise ArgumentError("metric", "be a GSSFMetric, or the path of one", type(metric).__name__, remedy)
+
+
+@torch.no_grad()
+def query_side(metric: GSSFMetric, vector: Sequence[float]) -> list[float]:
+    """The folded query: its inner product with a document's vector is the score.
+
+    Args:
+        metric: D wide.
+        vector: D numbers.
+
+    Raises:
+        ArgumentError: another width than the metric's.
+    """
+    folded: Tensor = metric.fold(_rows(metric, [vector]))
+    return folded[0].tolist()
+
+
+@torch.no_grad()
+def document_side(metric: GSSFMetric, vectors: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The documents' vectors, of unit length unless the metric has `normalize=False`; free of the learned matrix.
+
+    Args:
+        metric: D wide.
+        vectors: M rows of D numbers.
+
+    Raises:
+        ArgumentError: another width than the metric's.
+    """
+    if not len(vectors):
+        return []
+    plain: Tensor = metric.gallery(_rows(metric, vectors))
+    return plain.tolist()
+
+
+def _rows(metric: GSSFMetric, vectors: Sequence[Sequence[float]]) -> Tensor:
+    device = next(metric.parameters()).device
+    return torch.tensor(vectors, dtype=torch.float32, device=device)
