@@ -119,7 +119,7 @@ class StoreReport:
         if item_lengths is not None:
             items = np.asarray(to_tensor("item_lengths", item_lengths), dtype=np.float64)
         elif self.item_length is not None or not form.needs_lengths:
-            items = np.float64(1.0 if self.item_length is None else self.item_length)
+            items = np.full(values.shape, 1.0 if self.item_length is None else self.item_length)
         else:
             remedy = "Pass the length of each item that was found."
             raise ArgumentError(
