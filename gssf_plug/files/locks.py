@@ -18,6 +18,7 @@ except ImportError:  # pragma: no cover - Windows
 __all__ = ["PATIENCE_S", "locked", "locked_if_free"]
 
 PATIENCE_S = 60.0  # what happens under a lock takes milliseconds; who holds it longer was stopped
+POLL_S = 0.001
 OLD_S = 24 * 3600.0  # without locks: older than any save takes
 
 
@@ -73,15 +74,12 @@ def _is_taken(handle: int) -> bool:
 
 
 def _take(handle: int, folder: Path, kind: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
+    for _ in range(int(PATIENCE_S / POLL_S)):  # counted, not timed: a process that was paused has not waited
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                message = f"another process has held '{folder}' for {PATIENCE_S:g} seconds"
-                raise TimeoutError(message) from None
-            time.sleep(0.001)
+            time.sleep(POLL_S)
         except OSError:  # pragma: no cover - no locks here
             return
+    raise TimeoutError(f"another process has held '{folder}' for {PATIENCE_S:g} seconds")

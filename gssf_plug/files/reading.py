@@ -87,8 +87,8 @@ def build_from(
                 else:
                     if not watch.changed():
                         return built
-        except TimeoutError:
-            break
+        except TimeoutError as error:
+            raise CheckpointError(folder, f"cannot be read ({error})", "Load it when that one is done.") from error
     raise CheckpointError(folder, "was being saved into at every try to read it", "Load it when the others are done.")
 
 
