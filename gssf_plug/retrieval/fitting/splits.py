@@ -20,7 +20,7 @@ from gssf_plug.retrieval.fitting.sides import Side, read_side
 __all__ = ["Part", "Triple", "read_part", "same_rows", "split_queries"]
 
 Triple = tuple[Any, Any, Any] | tuple[Any, Any, Any, Any]
-SCORES_OF_VALIDATION = 4_000_000_000  # queries × documents, at most: half a minute a candidate on two cores
+SCORES_OF_VALIDATION = 2_000_000_000  # queries × documents, at most: some half a minute a row on two cores
 LEAST_QUERIES = 1_000  # of validation, where the share has as many
 FEW_QUERIES = 100  # fewer than these are measured on fold by fold
 
