@@ -24,10 +24,10 @@ from gssf_plug.evaluation.options import (
     Rows,
     checked_features,
     checked_metric,
-    promoted,
 )
 from gssf_plug.evaluation.ranking import Matches, Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.evaluation.relevance import read_relevance
+from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["document_ranking", "ranked_measures"]
@@ -78,11 +78,12 @@ def document_ranking(
     places = checked_ranks("ks", ks)
     pairs = read_relevance("relevant", relevant, len(queries), len(documents))
     metric = checked_metric(metric, queries)
-    items, tally = metric.gallery(promoted(documents, queries)), Tally()
+    scores, tally = FeatureScores(metric, queries, documents), Tally()
     for chunk in share(query_chunks(len(queries), len(documents), query_chunk), distributed):
-        scores = metric.fold(promoted(queries[chunk], documents)) @ items.T
-        rows, columns, grades = (part.to(scores.device) for part in pairs.of(chunk))
-        found = rank_positives(scores, Matches(rows, columns, torch.ones_like(rows, dtype=torch.bool), grades))
+        rows, columns, grades = (part.to(queries.device) for part in pairs.of(chunk))
+        found = rank_positives(
+            scores.of(chunk), Matches(rows, columns, torch.ones_like(rows, dtype=torch.bool), grades)
+        )
         tally.add(ranked_measures(found, places), len(found.positives))
     nothing = "no document for any query"
     return tally.percentages(_names(places), distributed, queries.device, "relevant", nothing)

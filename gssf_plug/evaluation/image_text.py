@@ -3,42 +3,39 @@ r"""Image–text retrieval: recall at 1, 5, 10 in both directions, rSum and medi
     rank(image) = 1 + #{captions that score higher than the best of its own captions}
     rank(text)  = 1 + #{images that score higher than its own image}
 
-No row is sorted: the score matrix is walked in tiles, and each tile adds to the counts of its rows and its columns. An
-item is only ever compared with a score from the very same tile product: two products of one pair can differ in the last
-bit, the same tile scored twice cannot. A tie is won by the positive, as in a strict comparison; all captions of an
-image are positives, however many it has.
+No row is sorted: the score matrix is walked in tiles, and each tile adds to the counts of its rows and its columns;
+what its fast product leaves open is looked at closer (`gssf_plug.evaluation.scores`). All captions of an image are
+positives, however many it has. A tie is won by the positive, as in a strict comparison, and counted: "i2t_tied" and
+"t2i_tied" say for how many queries the positive that counts is level with another item.
 
 Source: protocol of VSE++ and its successors (Flickr30K 1K, COCO 5K; COCO 1K is the mean over five folds of 1,000
 images). Public code prints rSum, mean i2t and mean t2i of the folds under exchanged names; here every value is the mean
 of the same value over the folds.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes, share
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.options import (
-    Rows,
-    checked_features,
-    checked_labels,
-    checked_metric,
-    finite_scores,
-    promoted,
-)
+from gssf_plug.evaluation.options import Rows, checked_features, checked_labels, checked_metric, promoted
+from gssf_plug.evaluation.ranking import COUNTED_AT_ONCE, MOST_OPEN, OPEN_AT_ONCE, places
+from gssf_plug.evaluation.scores import FeatureScores, GivenScores, ScoredPart, ScoredQueries, Scores
+from gssf_plug.metric.exact.fast_scores import fast_dtype
 from gssf_plug.metric.metric import GSSFMetric
 
-__all__ = ["image_text_recall", "image_text_recall_of_scores"]
+__all__ = ["image_text_recall", "image_text_recall_of_scores", "tied_too_often"]
 
 KS = (1, 5, 10)
-IMAGES_AT_ONCE, TEXTS_AT_ONCE = 512, 2560
-KEPT_SCORES = 16_777_216  # of tiles with positives, which are needed twice: 64 MB in float32
-Tile = tuple[slice, slice]
+IMAGES_AT_ONCE, TEXTS_AT_ONCE = 512, 25_600
+TIED = ("i2t_tied", "t2i_tied")
+TIED_AT_MOST = 1.0  # % of the queries; copies among real captions stay below
 
 
 @torch.no_grad()
@@ -64,13 +61,14 @@ def image_text_recall(
         folds: None (default): all images in one gallery. F: the images are cut, in order, into F galleries of
             equal size (up to one), and every measure is averaged over them; `folds=5` of COCO's 5,000 is "COCO 1K".
         image_chunk: images in a tile, default 512.
-        text_chunk: captions in a tile, default 2,560. A tile takes image_chunk · text_chunk · 4 bytes, 5 MB;
-            up to 64 MB of them are held.
+        text_chunk: captions in a tile, default 25,600. A tile takes image_chunk · text_chunk scores of 2 or 4 bytes,
+            26 or 52 MB.
         distributed: share the tiles among the processes, all of which call with the same arguments.
 
     Returns:
         "i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10" and their sum "rsum", in %;
-        "i2t_median_rank", "t2i_median_rank", from 1.
+        "i2t_median_rank", "t2i_median_rank", from 1; "i2t_tied", "t2i_tied", the share of queries in % whose positive
+        is level with another item. Above 1 % the measures say little, and a warning gives the reason.
 
     Raises:
         ArgumentError: no images or captions, widths that differ, NaN in features or metric, an `image_of_text` of
@@ -83,10 +81,15 @@ def image_text_recall(
     """
     image_features = checked_features("image_features", image_features, metric)
     text_features = checked_features("text_features", text_features, metric, image_features.shape[1])
-    image_of_text = _checked_owners(image_of_text, text_features, image_features, ("text_features", "image_features"))
+    owners = _checked_owners(image_of_text, text_features, image_features, ("text_features", "image_features"))
     _check_sizes(len(image_features), folds, image_chunk, text_chunk)
-    sides = _FeaturePairs(checked_metric(metric, image_features), image_features, text_features)
-    return _recall(sides, image_of_text, folds, image_chunk, text_chunk, distributed)
+    metric, images, texts = checked_metric(metric, image_features), image_features, text_features
+    dtype = fast_dtype(images.device)
+
+    def scores(gallery: slice, captions: slice | Tensor) -> FeatureScores:
+        return FeatureScores(metric, images[gallery], texts[captions], dtype, text_chunk)
+
+    return _recall(_Sides(scores, len(images), image_chunk), owners, folds, distributed)
 
 
 @torch.no_grad()
@@ -111,140 +114,180 @@ def image_text_recall_of_scores(
         600.0
     """
     scores = checked_features("scores", scores, None)
-    image_of_text = _checked_owners(image_of_text, scores.T, scores, ("scores.T", "scores"))
+    owners = _checked_owners(image_of_text, scores.T, scores, ("scores.T", "scores"))
     _check_sizes(len(scores), folds, IMAGES_AT_ONCE, TEXTS_AT_ONCE)
-    return _recall(_ScoredPairs(scores), image_of_text, folds, IMAGES_AT_ONCE, TEXTS_AT_ONCE, False)
+    matrix = promoted(scores)
+    sides = _Sides(lambda images, texts: GivenScores(matrix[images][:, texts]), len(matrix), IMAGES_AT_ONCE)
+    return _recall(sides, owners, folds, False)
 
 
-def _recall(
-    sides: "_FeaturePairs | _ScoredPairs",
-    image_of_text: Int[Tensor, " m"],
-    folds: int | None,
-    image_chunk: int,
-    text_chunk: int,
-    distributed: bool,
-) -> dict[str, float]:
+def _recall(sides: "_Sides", owners: Int[Tensor, " m"], folds: int | None, distributed: bool) -> dict[str, float]:
     """The mean over the folds of their measures."""
-    order = image_of_text.argsort(stable=True)
-    owners = image_of_text[order]
     measured = []
     for number, images in enumerate(_fold_slices(sides.images, folds or 1)):
-        bounds = torch.searchsorted(owners, torch.tensor([images.start, images.stop], device=owners.device)).tolist()
-        own = slice(*bounds)
-        if bounds[0] == bounds[1]:
+        captions = ((owners >= images.start) & (owners < images.stop)).nonzero()[:, 0]
+        if not len(captions):
             raise ArgumentError(
                 "folds", "leave captions in every fold", f"none in fold {number}", "Use fewer folds, or None."
             )
-        pairs = _Pairs(sides, images, order[own], owners[own] - images.start)
-        measured.append(_measures(*_ranks(pairs, image_chunk, text_chunk, distributed)))
-    return {name: sum(fold[name] for fold in measured) / len(measured) for name in measured[0]}
+        scores = sides.scores(images, captions if folds else slice(None))
+        own = owners[captions] - images.start if folds else owners
+        counted = _Gallery(scores, own, images.stop - images.start, distributed).count(sides.images_at_once)
+        measured.append(_measures(*counted))
+    found = {name: sum(fold[name] for fold in measured) / len(measured) for name in measured[0]}
+    if tied_too_often(found):
+        shares = ", ".join(f"{found[name]:.1f} % ({name[:3]})" for name in TIED)
+        warnings.warn(
+            f"The positive is tied with another item for {shares} of the queries, and wins every tie: these measures "
+            "say little. Features that hardly differ (a collapsed encoder) or copies among the items make ties.",
+            stacklevel=3,
+        )
+    return found
 
 
-class _FeaturePairs:
-    """Scores of features under a metric."""
-
-    def __init__(self, metric: GSSFMetric, images: Tensor, texts: Tensor) -> None:
-        self.metric, self.features, self.texts = metric, images, texts
-        self.images = len(images)
-        self.dtype = promoted(images[:1], texts).dtype
-        self._prepared: tuple[Tensor, Tensor] | None = None  # the captions of the last tile, normalised
-
-    def scores(self, images: slice, captions: Int[Tensor, " tile"]) -> Float[Tensor, "n tile"]:
-        if self._prepared is None or self._prepared[0] is not captions:
-            self._prepared = captions, self.metric.gallery(promoted(self.texts[captions], self.features))
-        return finite_scores(self.metric.fold(promoted(self.features[images], self.texts)) @ self._prepared[1].T)
+def tied_too_often(measures: Mapping[str, float]) -> bool:
+    """Whether more than `TIED_AT_MOST` % of a direction's queries have a tied positive: no result to choose by."""
+    return any(measures.get(name, 0.0) > TIED_AT_MOST for name in TIED)
 
 
-class _ScoredPairs:
-    """Scores that are known."""
+class _Sides(NamedTuple):
+    """Where scores come from: `scores(images, captions)`, the number of images, and how many are scored at once."""
 
-    def __init__(self, scores: Tensor) -> None:
-        self.matrix, self.images = scores, len(scores)
-        self.dtype = torch.promote_types(scores.dtype, torch.float32)
-
-    def scores(self, images: slice, captions: Int[Tensor, " tile"]) -> Float[Tensor, "n tile"]:
-        return promoted(self.matrix[images][:, captions])
+    scores: Callable[[slice, slice | Tensor], Scores]
+    images: int
+    images_at_once: int
 
 
-class _Pairs:
-    """One gallery of images and its captions sorted by image; scores of a tile on demand, to the bit the same."""
+class _Gallery:
+    """One gallery of images and captions: scores of the positives, and what is counted above and level with them.
 
-    def __init__(self, sides: _FeaturePairs | _ScoredPairs, images: slice, order: Tensor, owners: Tensor) -> None:
-        self.sides, self.gallery = sides, images
-        self.images = images.stop - images.start
-        self.order, self.owners = order, owners
-        self._captions: tuple[slice, Tensor] | None = None  # of the last tile
-
-    def scores(self, tile: Tile) -> Float[Tensor, "n m"]:
-        images, captions = tile
-        if self._captions is None or self._captions[0] != captions:
-            self._captions = captions, self.order[captions]
-        first = self.gallery.start
-        return self.sides.scores(slice(first + images.start, first + images.stop), self._captions[1])
-
-    def tiles(self, image_chunk: int, text_chunk: int) -> list[Tile]:
-        return [
-            (images, captions)
-            for captions in _slices(len(self.owners), text_chunk)
-            for images in _slices(self.images, image_chunk)
-        ]
-
-    def holds_positives(self, tile: Tile) -> bool:
-        images, captions = tile
-        first, last = self.owners[captions.start], self.owners[captions.stop - 1]
-        return bool((first < images.stop) & (last >= images.start))
-
-
-def _ranks(
-    pairs: _Pairs, image_chunk: int, text_chunk: int, distributed: bool
-) -> tuple[Int[Tensor, " queries"], Int[Tensor, " m"]]:
-    """Ranks from 1 of every image that has captions, and of every caption."""
-    tiles = pairs.tiles(image_chunk, text_chunk)
-    positives = [number for number, tile in enumerate(tiles) if pairs.holds_positives(tile)]
-    own, known = _positive_scores(pairs, tiles, share(positives, distributed))
-    add_over_processes(own, distributed)
-    best = torch.full((pairs.images,), float("-inf"), dtype=own.dtype, device=own.device)
-    best.scatter_reduce_(0, pairs.owners, own, "amax")
-    above_image = torch.zeros(pairs.images, dtype=torch.long, device=own.device)
-    above_text = torch.zeros(len(own), dtype=torch.long, device=own.device)
-    for number in share(range(len(tiles)), distributed):
-        images, captions = tiles[number]
-        scores = known.pop(number) if number in known else pairs.scores(tiles[number])
-        above_image[images] += torch.count_nonzero(scores > best[images, None], dim=1)
-        above_text[captions] += torch.count_nonzero(scores > own[captions], dim=0)
-    add_over_processes(above_image, distributed)
-    add_over_processes(above_text, distributed)
-    return above_image[best > float("-inf")] + 1, above_text + 1
-
-
-def _positive_scores(
-    pairs: _Pairs, tiles: list[Tile], numbers: Sequence[int]
-) -> tuple[Float[Tensor, " m"], dict[int, Tensor]]:
-    """Score of every caption with its own image, from the tiles `numbers`, and some of these tiles' scores.
-
-    Captions of other tiles are left at zero. Tiles are kept up to `KEPT_SCORES` and scored again beyond it.
+    Args:
+        scores: images × captions.
+        owners: image of each caption.
+        images: how many.
+        distributed: share the work among the processes.
     """
-    own = torch.zeros(len(pairs.owners), dtype=pairs.sides.dtype, device=pairs.owners.device)
-    known: dict[int, Tensor] = {}
-    for number in numbers:
-        images, captions = tiles[number]
-        scores = pairs.scores(tiles[number])
-        rows = pairs.owners[captions] - images.start
-        here = ((rows >= 0) & (rows < images.stop - images.start)).nonzero()[:, 0]
-        own[captions.start + here] = scores[rows[here], here]
-        if sum(kept.numel() for kept in known.values()) + scores.numel() <= KEPT_SCORES:
-            known[number] = scores
-    return own, known
+
+    def __init__(self, scores: Scores, owners: Int[Tensor, " m"], images: int, distributed: bool) -> None:
+        self.scores, self.owners, self.distributed = scores, owners, distributed
+        self.order = owners.argsort(stable=True)
+        self.captions = torch.bincount(owners, minlength=images)
+        self.ends = self.captions.cumsum(0)  # of each image's captions in `order`
+        self.own = torch.zeros(len(owners), dtype=torch.float64, device=owners.device)
+        self.slack = torch.zeros(images, dtype=torch.float64, device=owners.device)
+        self.settled = torch.zeros(images, dtype=torch.bool, device=owners.device)
+        # counts of each image's best caption (row 0) and of each caption (row 1), and which were met by an equal score
+        self.above = [torch.zeros(count, dtype=torch.long, device=owners.device) for count in (images, len(owners))]
+        self.tied = [torch.zeros_like(count) for count in self.above]
+
+    def count(self, images_at_once: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Ranks from 1 of every image that has captions and of every caption; and of each whether it is tied."""
+        chunks = _slices(len(self.captions), images_at_once)
+        for rows in share(chunks, self.distributed):
+            queries, mine = self.scores.of(rows), self._captions_of(rows)
+            self.own[mine] = queries.close(self.owners[mine] - rows.start, mine)
+            self.slack[rows] = queries.slack
+        add_over_processes(self.own, self.distributed)
+        add_over_processes(self.slack, self.distributed)
+        self.best = torch.full_like(self.slack, float("-inf")).scatter_reduce_(0, self.owners, self.own, "amax")
+        tiles = [(rows, columns) for rows in chunks for columns in self.scores.parts]
+        last: tuple[slice, ScoredQueries] | None = None
+        for rows, columns in share(tiles, self.distributed):
+            if last is None or last[0] != rows:
+                last = rows, self.scores.of(rows)
+            self._add(rows, last[1], last[1].part(columns))
+        for counts in (*self.above, *self.tied):
+            add_over_processes(counts, self.distributed)
+        asked = self.captions > 0  # an image without a caption is no query
+        return self.above[0][asked] + 1, self.above[1] + 1, self.tied[0][asked] > 0, self.tied[1] > 0
+
+    def _captions_of(self, rows: slice) -> Int[Tensor, " some"]:
+        first = int(self.ends[rows.start - 1]) if rows.start else 0
+        return self.order[first : int(self.ends[rows.stop - 1])]
+
+    def _add(self, rows: slice, queries: ScoredQueries, part: ScoredPart) -> None:
+        """Add one tile."""
+        at_once = max(1, COUNTED_AT_ONCE // part.fast.shape[1])
+        for piece in _slices(len(part.fast), at_once):
+            images = slice(rows.start + piece.start, rows.start + piece.stop)
+            open_pairs = self._certain(images, part, piece)
+            if open_pairs is None:
+                finer = part.finer(piece)
+                assert finer is not None
+                open_pairs = self._certain(images, finer, slice(0, piece.stop - piece.start), True)
+                assert open_pairs is not None
+            for side, pairs in enumerate(open_pairs):
+                for image, caption in zip(*(one.split(OPEN_AT_ONCE) for one in pairs), strict=True):
+                    self._resolve(side, queries, rows.start, image, caption)
+
+    def _certain(
+        self, images: slice, part: ScoredPart, piece: slice, finest: bool = False
+    ) -> list[tuple[Tensor, Tensor]] | None:
+        """Count what is certainly above, and return per direction the (image, caption) that are open.
+
+        None, and nothing counted, where these are too many and there is a finer product.
+        """
+        fast, columns = part.fast[piece], part.columns
+        mine = self._captions_of(images)
+        mine = mine[(mine >= columns.start) & (mine < columns.stop)]
+        fast[self.owners[mine] - images.start, mine - columns.start] = float("-inf")  # no positive meets itself
+        best = torch.where(self.captions[images] > 0, self.best[images], float("inf"))
+        bounds = part.around_rows(piece, best - self.slack[images], best + self.slack[images])
+        own, slack = self.own[columns], self.slack[self.owners[columns]]
+        item_bounds = part.around_items(own - slack, own + slack)
+        at = places((fast >= bounds.low[:, None]) | (fast >= item_bounds.low))
+        values, image = fast.flatten().index_select(0, at), at.div(fast.shape[1], rounding_mode="floor")
+        caption = at - image * fast.shape[1]
+        sure, found = [], []
+        for number, (low, high) in ((image, bounds), (caption, item_bounds)):
+            above = values > high[number]
+            sure.append(torch.bincount(number[above], minlength=len(low)))
+            undecided = places((values >= low[number]) & ~above)
+            found.append((image[undecided] + images.start, caption[undecided] + columns.start))
+        if not finest and sum(len(one) for one, _ in found) * MOST_OPEN > fast.numel() and part.can_be_finer:
+            return None
+        self.above[0][images] += sure[0]
+        self.above[1][columns] += sure[1]
+        return found
+
+    def _resolve(self, side: int, queries: ScoredQueries, start: int, image: Tensor, caption: Tensor) -> None:
+        """Count open pairs of one direction by a closer look: against the image's best, or the caption's own."""
+        scores = queries.close(image - start, caption)
+        number, asks = (image, image) if side == 0 else (caption, self.owners[caption])
+        near = (scores - (self.best, self.own)[side][number]).abs() <= 2 * (self.slack[image] + self.slack[asks])
+        if bool(near.any()):
+            self._settle(asks[near].unique())
+            scores[near] = self.scores.canonical(image[near], caption[near])
+        against = (self.best, self.own)[side][number]
+        self.above[side] += torch.bincount(number[scores > against], minlength=len(self.above[side]))
+        self.tied[side] += torch.bincount(number[near & (scores == against)], minlength=len(self.above[side]))
+
+    def _settle(self, images: Int[Tensor, " some"]) -> None:
+        """Give the captions of some images their canonical scores."""
+        new = images[~self.settled[images]]
+        if not len(new):
+            return
+        self.settled[new] = True
+        mine = self.settled.new_zeros(len(self.settled)).index_fill(0, new, True)[self.owners].nonzero()[:, 0]
+        self.own[mine] = self.scores.canonical(self.owners[mine], mine)
+        self.best[new] = float("-inf")
+        self.best.scatter_reduce_(0, self.owners[mine], self.own[mine], "amax")
 
 
-def _measures(image_ranks: Int[Tensor, " n"], text_ranks: Int[Tensor, " m"]) -> dict[str, float]:
+def _measures(
+    image_ranks: Int[Tensor, " n"],
+    text_ranks: Int[Tensor, " m"],
+    image_tied: Bool[Tensor, " n"],
+    text_tied: Bool[Tensor, " m"],
+) -> dict[str, float]:
     recall = {
         f"{direction}_R@{k}": 100 * (ranks <= k).double().mean().item()
         for direction, ranks in (("i2t", image_ranks), ("t2i", text_ranks))
         for k in KS
     }
     medians = {"i2t_median_rank": _median(image_ranks), "t2i_median_rank": _median(text_ranks)}
-    return {**recall, "rsum": sum(recall.values()), **medians}
+    tied = {name: 100 * one.double().mean().item() for name, one in zip(TIED, (image_tied, text_tied), strict=True)}
+    return {**recall, "rsum": sum(recall.values()), **medians, **tied}
 
 
 def _median(ranks: Int[Tensor, " n"]) -> float:

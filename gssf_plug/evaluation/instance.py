@@ -27,9 +27,9 @@ from gssf_plug.evaluation.options import (
     checked_metric,
     checked_sides,
     numbered,
-    promoted,
 )
 from gssf_plug.evaluation.ranking import LabelGroups, Ranked, Tally, checked_ranks, query_chunks, rank_positives
+from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["instance_recall"]
@@ -84,13 +84,13 @@ def instance_recall(
         labels, gallery_labels = checked_sides(*columns, (features, gallery), ("features", "gallery"))
     places = checked_ranks("ks", ks)
     metric = checked_metric(metric, features)
-    items, groups, tally = metric.gallery(promoted(gallery, features)), LabelGroups(gallery_labels), Tally()
+    scores = FeatureScores(metric, features, gallery)
+    groups, tally = LabelGroups(gallery_labels), Tally()
     for rows in share(query_chunks(len(features), len(gallery), query_chunk), distributed):
-        scores = metric.fold(promoted(features[rows], gallery)) @ items.T
         matches = groups.matches(labels[rows])
         if itself:
             matches = matches._replace(counted=matches.columns != matches.rows + rows.start)
-        ranked = rank_positives(scores, matches)
+        ranked = rank_positives(scores.of(rows), matches)
         tally.add(_measures(ranked, places), len(ranked.positives))
     names = [*(f"R@{k}" for k in places), "MAP@R", "R-precision"]
     nothing = "only classes without a second member" if itself else "no class of `gallery_labels`"

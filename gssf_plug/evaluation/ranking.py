@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.options import finite_scores
+from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries
 
 __all__ = [
     "LabelGroups",
@@ -30,12 +30,15 @@ __all__ = [
     "Tally",
     "checked_ranks",
     "count_reaching",
+    "places",
     "query_chunks",
     "rank_positives",
 ]
 
 SCORES_AT_ONCE = 8_388_608  # of one chunk: 32 MB in float32; in smaller ones the product repacks the gallery too often
 COUNTED_AT_ONCE = 2_097_152  # of these: what counting makes of more would leave the cache
+OPEN_AT_ONCE = 1_048_576  # comparisons of open pairs with positives: 8 MB in float64
+MOST_OPEN = 64  # one in so many scores may be left open before a finer product costs less than single pairs
 
 
 class Matches(NamedTuple):
@@ -102,51 +105,147 @@ class Ranked:
         return (self.places.double() / self.ranks.clamp_min(1)).masked_fill(~self.valid, 0.0)
 
 
-def rank_positives(scores: Float[Tensor, "n m"], matches: Matches) -> Ranked:
+def rank_positives(queries: ScoredQueries, matches: Matches) -> Ranked:
     """Ranks of the positives among the items that no pair takes out.
 
     Args:
-        scores: one row per query; changed in place.
+        queries: some queries with the gallery.
         matches: the positives, and the pairs taken out of the ranking; no pair twice.
 
     Raises:
         ArgumentError: scores that are not finite.
     """
-    scores = finite_scores(scores)
-    rows, columns = matches.rows[matches.counted], matches.columns[matches.counted]
-    grades = torch.ones(len(rows), dtype=torch.float64) if matches.grades is None else matches.grades[matches.counted]
-    counts = torch.bincount(rows, minlength=len(scores))
-    most = max(1, int(counts.max()))
-    place = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    own, worth = scores.new_full((len(scores), most), float("inf")), scores.new_zeros(len(scores), most).double()
-    own[rows, place], worth[rows, place] = scores[rows, columns], grades.to(worth)
-    worth, order = worth.sort(dim=1, descending=True)  # so that among equal scores the lowest grade is placed first
-    own, by_score = own.gather(1, order).sort(dim=1, stable=True)  # ascending; the padding comes last
-    scores[matches.rows, matches.columns] = float("-inf")
-    rows_at_once = max(1, COUNTED_AT_ONCE // max(1, scores.shape[1]))
-    pieces = zip(own.split(rows_at_once), scores.split(rows_at_once), strict=True)
-    above = torch.cat([count_reaching(*piece) for piece in pieces])
-    index = (counts[:, None] - torch.arange(1, most + 1, device=rows.device)).clamp_min(0)  # best first
-    ranks = above.gather(1, index) + torch.arange(1, most + 1, device=rows.device)
+    positives = _Positives(queries, matches)
+    above = torch.zeros_like(positives.columns)
+    for columns in queries.parts:
+        part = queries.part(columns)
+        _take_out(part, matches, slice(0, len(above)))
+        above += _level_or_above(queries, part, positives, matches)
+    counts, most = positives.counts, above.shape[1]
+    index = (counts[:, None] - torch.arange(1, most + 1, device=above.device)).clamp_min(0)  # best first
+    ranks = above.gather(1, index) + torch.arange(1, most + 1, device=above.device)
     kept = counts > 0
-    return Ranked(ranks[kept], counts[kept], worth.gather(1, by_score).gather(1, index)[kept])
+    return Ranked(ranks[kept], counts[kept], positives.grades.gather(1, index)[kept])
+
+
+class _Positives:
+    """The positives of some queries, by rising score, of equal ones the higher grade first; padded with infinity.
+
+    Args:
+        queries: whose.
+        matches: all pairs.
+    """
+
+    def __init__(self, queries: ScoredQueries, matches: Matches) -> None:
+        rows, columns = matches.rows[matches.counted], matches.columns[matches.counted]
+        graded = matches.grades is not None
+        scores = (queries.canonical if graded else queries.close)(rows, columns)
+        self.counts = torch.bincount(rows, minlength=len(queries.slack))
+        most = max(1, int(self.counts.max()))
+        place = torch.arange(len(rows), device=rows.device) - (self.counts.cumsum(0) - self.counts)[rows]
+        self.scores = scores.new_full((len(self.counts), most), float("inf"))
+        self.columns, self.grades = torch.zeros_like(self.scores, dtype=torch.long), torch.ones_like(self.scores)
+        self.scores[rows, place], self.columns[rows, place] = scores, columns
+        if matches.grades is not None:
+            self.grades[rows, place] = matches.grades[matches.counted].to(self.grades)
+            self._reorder(self.grades.sort(dim=1, descending=True, stable=True).indices)
+        self._reorder(self.scores.sort(dim=1, stable=True).indices)
+
+    def _reorder(self, order: Int[Tensor, "n most"]) -> None:
+        self.scores, self.columns, self.grades = (
+            one.gather(1, order) for one in (self.scores, self.columns, self.grades)
+        )
+
+    def settle(self, queries: ScoredQueries, rows: Int[Tensor, " some"]) -> None:
+        """Replace the scores of some rows by the canonical ones, which differ from them by less than the slack."""
+        own, place = (self.scores[rows] < float("inf")).nonzero(as_tuple=True)
+        self.scores[rows[own], place] = queries.canonical(rows[own], self.columns[rows[own], place])
+        self.scores[rows] = self.scores[rows].sort(dim=1).values  # may swap neighbours, between which no item lies
+
+
+def _take_out(part: ScoredPart, matches: Matches, rows: slice) -> None:
+    """Give every matched pair of the part a score below all others."""
+    inside = (matches.columns >= part.columns.start) & (matches.columns < part.columns.stop)
+    inside &= (matches.rows >= rows.start) & (matches.rows < rows.stop)
+    part.fast[matches.rows[inside] - rows.start, matches.columns[inside] - part.columns.start] = float("-inf")
+
+
+def _level_or_above(
+    queries: ScoredQueries, part: ScoredPart, positives: _Positives, matches: Matches
+) -> Int[Tensor, "n most"]:
+    """For each of a row's ascending positives how many items of the part score at least as high."""
+    low, high = part.around(positives.scores - queries.slack[:, None], positives.scores + queries.slack[:, None])
+    size = max(1, COUNTED_AT_ONCE // max(1, part.fast.shape[1]))
+    counts = torch.empty_like(positives.columns)
+    for start in range(0, len(low), size):
+        rows = slice(start, min(start + size, len(low)))
+        bins, open_pairs = _certain(part.fast[rows], low[rows], high[rows])
+        if len(open_pairs) * MOST_OPEN > part.fast[rows].numel():
+            finer = part.finer(rows)
+            if finer is not None:
+                _take_out(finer, matches, rows)
+                own = positives.scores[rows], queries.slack[rows, None]
+                bins, open_pairs = _certain(finer.fast, *finer.around(own[0] - own[1], own[0] + own[1]))
+        counts[rows] = _from_the_right(bins, low.shape[1])
+        own_rows = open_pairs.div(part.fast.shape[1], rounding_mode="floor")
+        columns = open_pairs - own_rows * part.fast.shape[1] + part.columns.start
+        _resolve(queries, positives, counts, own_rows + start, columns)
+    return counts
 
 
 def count_reaching(own: Float[Tensor, "n most"], scores: Float[Tensor, "n m"]) -> Int[Tensor, "n most"]:
-    """For each of a row's ascending `own` how many of its scores are at least as high.
+    """For each of a row's ascending `own` how many of its scores are at least as high, as they are."""
+    return _from_the_right(_certain(scores, own, torch.full_like(own, float("-inf")))[0], own.shape[1])
 
-    Binary search of all high scores at once; a row's bins begin at row · width, and `bins` walks from there.
-    """
-    rows, most = own.shape
+
+def _from_the_right(bins: Int[Tensor, "n bins"], most: int) -> Int[Tensor, "n most"]:
+    """What lies in each bin of a row or above it, the bin below all positives left out."""
+    return bins.flip(1).cumsum(1).flip(1)[:, 1 : most + 1]
+
+
+def _certain(
+    fast: Float[Tensor, "n m"], low: Float[Tensor, "n most"], high: Float[Tensor, "n most"]
+) -> tuple[Int[Tensor, "n bins"], Int[Tensor, " open"]]:
+    """How many scores have certainly passed exactly 0, 1, … of the ascending positives, and where the others stand."""
+    rows, most = low.shape
     width = 1 << most.bit_length()
-    steps = torch.nn.functional.pad(own, (0, width - most), value=float("inf")).flatten()
-    high = (scores >= own[:, :1]).flatten().nonzero()[:, 0]
-    values = scores.flatten()[high]
-    bins = high.div_(scores.shape[1], rounding_mode="floor").mul_(width)
+    at = places(fast >= low[:, :1])
+    values = fast.flatten().index_select(0, at)
+    # binary search of all high scores at once: a row's bins begin at row · width, and `bins` walks from there
+    steps = torch.nn.functional.pad(low, (0, width - most), value=float("inf")).flatten()
+    bins = at.div(fast.shape[1], rounding_mode="floor").mul_(width)
     while (width := width // 2) > 0:
-        bins.add_(steps[bins + (width - 1)] <= values, alpha=width)
-    counts = torch.bincount(bins, minlength=len(steps)).reshape(rows, -1)
-    return counts.flip(1).cumsum(1).flip(1)[:, 1 : most + 1]
+        bins.add_(steps.index_select(0, bins + (width - 1)) <= values, alpha=width)
+    # certain is what lies above the upper bound, too, of the last positive whose lower bound it has passed
+    ceiling = torch.nn.functional.pad(high, (1, len(steps) // rows - most - 1), value=float("inf")).flatten()
+    still_open = places(values <= ceiling.index_select(0, bins))
+    counts = torch.bincount(bins, minlength=len(steps)) - torch.bincount(bins[still_open], minlength=len(steps))
+    return counts.reshape(rows, -1), at[still_open]
+
+
+def _resolve(
+    queries: ScoredQueries,
+    positives: _Positives,
+    counts: Int[Tensor, "n most"],
+    rows: Int[Tensor, " open"],
+    columns: Int[Tensor, " open"],
+) -> None:
+    """Add each open pair to the counts of the positives that it equals or beats, by a closer look."""
+    size = max(1, OPEN_AT_ONCE // counts.shape[1])
+    for own, other in zip(rows.split(size), columns.split(size), strict=True):
+        scores = queries.close(own, other)
+        near = ((scores[:, None] - positives.scores[own]).abs() <= 2 * queries.slack[own, None]).any(1)
+        if bool(near.any()):
+            positives.settle(queries, own[near].unique())
+            scores[near] = queries.canonical(own[near], other[near])
+        counts.index_add_(0, own, (scores[:, None] >= positives.scores[own]).long())
+
+
+def places(mask: Bool[Tensor, "..."]) -> Int[Tensor, " places"]:
+    """Where a mask is True, counted through all rows; numpy finds it several times as fast on a CPU."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero()[:, 0]
 
 
 @dataclass

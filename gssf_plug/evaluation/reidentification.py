@@ -25,9 +25,9 @@ from gssf_plug.evaluation.options import (
     checked_features,
     checked_metric,
     checked_sides,
-    promoted,
 )
 from gssf_plug.evaluation.ranking import LabelGroups, Ranked, Tally, checked_ranks, query_chunks, rank_positives
+from gssf_plug.evaluation.scores import FeatureScores, GivenScores
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["Rescorer", "reid_ranking"]
@@ -90,12 +90,12 @@ def reid_ranking(
     if not bool(ranked.all()):
         gallery, gallery_ids, gallery_cams = gallery[ranked], gallery_ids[ranked], gallery_cams[ranked]
         rescored = rescored[:, ranked] if rescored is not None else None
-    items, groups, tally = metric.gallery(promoted(gallery, query)), LabelGroups(gallery_ids), Tally()
+    scores = FeatureScores(metric, query, gallery) if rescored is None else GivenScores(rescored)
+    groups, tally = LabelGroups(gallery_ids), Tally()
     for rows in share(query_chunks(len(query), len(gallery), query_chunk), distributed):
-        scores = metric.fold(promoted(query[rows], gallery)) @ items.T if rescored is None else rescored[rows].clone()
         matches = groups.matches(query_ids[rows])
         other = query_cams[rows][matches.rows] != gallery_cams[matches.columns]
-        found = rank_positives(scores, matches._replace(counted=other))
+        found = rank_positives(scores.of(rows), matches._replace(counted=other))
         tally.add(_measures(found, places), len(found.positives))
     measures = ["mAP", *(f"R@{k}" for k in places), "mINP"]
     nothing = "no identity of `query_ids` seen by another camera (junk and same-camera images removed)"

@@ -6,7 +6,9 @@ import torch
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation import image_text_recall, image_text_recall_of_scores
+from gssf_plug.evaluation import image_text, image_text_recall, image_text_recall_of_scores
+from gssf_plug.evaluation.image_text import tied_too_often
+from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
 
 
 def reference(scores, owners):
@@ -26,6 +28,12 @@ def reference(scores, owners):
             measures[f"{name}_R@{k}"] = 100 * np.mean(ranks < k)
         measures[f"{name}_median_rank"] = math.floor(np.median(ranks)) + 1
     measures["rsum"] = sum(value for name, value in measures.items() if "R@" in name)
+    best = {image: scores[image][list(own)].max() for image, own in enumerate(captions) if own}
+    foreign = [[text for text in range(len(owners)) if text not in own] for own in captions]
+    tied = [bool((scores[image][foreign[image]] == top).any()) for image, top in best.items()]
+    measures["i2t_tied"] = 100 * np.mean(tied)
+    levels = [(scores[:, text] == scores[owner, text]).sum() > 1 for text, owner in enumerate(owners)]
+    measures["t2i_tied"] = 100 * np.mean(levels)
     return measures
 
 
@@ -49,9 +57,8 @@ def assert_same(got, right):
         assert got[name] == pytest.approx(right[name], abs=1e-9), name
 
 
-@pytest.mark.parametrize(("chunks", "held"), [((512, 2560), 10**6), ((7, 11), 200), ((7, 11), 0), ((3, 2), 10)])
-def test_equals_the_sorting_protocol(chunks, held, monkeypatch):
-    monkeypatch.setattr("gssf_plug.evaluation.image_text.KEPT_SCORES", held)
+@pytest.mark.parametrize("chunks", [(512, 25_600), (7, 31), (20, 5)])
+def test_equals_the_sorting_protocol(chunks):
     images, texts, owners = noisy_pairs(43, 5)
     metric = perturbed(8)
     got = image_text_recall(images, texts, owners, metric=metric, image_chunk=chunks[0], text_chunk=chunks[1])
@@ -79,10 +86,45 @@ def test_a_tie_is_won_by_the_positive():
     values = torch.tensor([1.0, -1.0])
     images, texts = values[torch.randint(2, (30, 4))], values[torch.randint(2, (90, 4))]  # norm 2: scores are exact
     owners = torch.arange(30).repeat_interleave(3)
-    got = image_text_recall(images, texts, owners, image_chunk=4, text_chunk=7)
+    with pytest.warns(UserWarning, match="tied with another item for .* % \\(i2t\\), .* % \\(t2i\\)"):
+        got = image_text_recall(images, texts, owners, image_chunk=4, text_chunk=7)
     assert_same(got, reference(images @ texts.T / 4, owners))
-    same = image_text_recall(torch.ones(6, 4), torch.ones(6, 4), torch.arange(6))
-    assert same["rsum"] == 600.0
+
+
+def test_a_collapsed_encoder_is_no_perfect_retriever():
+    with pytest.warns(UserWarning, match=r"tied .* for 100\.0 % \(i2t\), 100\.0 % \(t2i\) .*a collapsed encoder"):
+        same = image_text_recall(torch.ones(60, 4), torch.ones(60, 4), torch.arange(60))
+    assert (same["rsum"], same["i2t_tied"], same["t2i_tied"]) == (600.0, 100.0, 100.0)
+    assert tied_too_often(same)
+    with pytest.warns(UserWarning, match="collapsed"):
+        assert image_text_recall_of_scores(torch.ones(6, 6), torch.arange(6))["i2t_tied"] == 100.0
+    apart = image_text_recall(torch.eye(6), torch.eye(6), torch.arange(6))
+    assert (apart["i2t_tied"], apart["t2i_tied"], tied_too_often(apart)) == (0, 0, False)
+    assert not tied_too_often({"mAP": 50.0})
+
+
+@pytest.mark.filterwarnings("ignore:The positive is tied")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", ["whole numbers", "copies", "nearly equal", "subnormal"])
+def test_ties_are_counted_exactly_in_every_chunk(kind, dtype, monkeypatch):
+    monkeypatch.setattr(image_text, "fast_dtype", lambda device: dtype)
+    images, texts = torch.randint(-2, 3, (30, 5)).float(), torch.randint(-2, 3, (70, 5)).float()
+    if kind == "copies":
+        images, texts = torch.randn(6, 5)[torch.randint(6, (30,))], torch.randn(9, 5)[torch.randint(9, (70,))]
+    if kind == "nearly equal":
+        images, texts = (torch.nextafter(torch.ones_like(x), 1 + x) for x in (images, texts))
+    if kind == "subnormal":
+        images, texts = images * 2.0**-149, texts * 2.0**-149
+    owners = torch.randint(30, (70,))
+    queries = canonical_queries(None, images)
+    rows, columns = torch.meshgrid(torch.arange(30), torch.arange(70), indexing="ij")
+    scores = canonical_scores(queries, rows.flatten(), texts, columns.flatten()).reshape(30, 70)
+    right = reference(scores, owners)
+    for chunks in ((512, 25_600), (7, 23)):
+        for pieces in (2_097_152, 100):
+            monkeypatch.setattr(image_text, "COUNTED_AT_ONCE", pieces)
+            got = image_text_recall(images, texts, owners, image_chunk=chunks[0], text_chunk=chunks[1])
+            assert_same(got, right)
 
 
 def test_folds_average_every_measure_over_its_own_galleries():
@@ -132,11 +174,12 @@ def test_memory_stays_within_a_tile():
             return result
 
     with Watch():
-        image_text_recall(images, texts, owners, image_chunk=10, text_chunk=20)
+        image_text_recall(images, texts, owners, image_chunk=60, text_chunk=120)
     assert largest <= 900 * 16  # the finiteness check reads the inputs; no score matrix (270,000) is formed
 
 
 @pytest.mark.parametrize("folds", [None, 3])
+@pytest.mark.filterwarnings("ignore:The positive is tied")
 def test_a_score_matrix_ranks_as_the_features_that_made_it(folds):
     x, y, owners = noisy_pairs(15, 3)
     order = torch.randperm(len(y))
@@ -158,7 +201,7 @@ class TestBadInput:
             image_text_recall(images, texts, owners, **options)
 
     def test_scores_that_overflow(self):
-        metric, huge = GSSFMetric(8, block_size=4, normalize=False), 1e30 * torch.randn(4, 8)
+        metric, huge = GSSFMetric(8, block_size=4, normalize=False), 1e200 * torch.randn(4, 8).double()
         self.refuses(
             "`metric` must give finite scores, but got NaN or infinity", images=huge, texts=huge, metric=metric
         )

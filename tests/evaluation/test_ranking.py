@@ -4,6 +4,11 @@ import pytest
 import torch
 
 from gssf_plug.evaluation.ranking import LabelGroups, rank_positives
+from gssf_plug.evaluation.scores import GivenScores
+
+
+def rank(scores, matches):
+    return rank_positives(GivenScores(scores).of(slice(0, len(scores))), matches)
 
 
 def ranks_by_sorting(scores, positive, hidden):
@@ -24,7 +29,7 @@ def check(scores, query_labels, labels, taken_out):
     assert len(matches.rows) == int(same.sum())
     assert bool(same[matches.rows, matches.columns].all())
     right = ranks_by_sorting(scores, same & ~taken_out, same & taken_out)
-    got = rank_positives(scores.clone(), matches._replace(counted=counted))
+    got = rank(scores, matches._replace(counted=counted))
     assert [row[:count].tolist() for row, count in zip(got.ranks, got.positives, strict=True)] == right
 
 
@@ -51,7 +56,7 @@ def test_rows_without_a_positive_are_left_out():
     labels = torch.tensor([4, 7, 7])
     matches = LabelGroups(labels).matches(torch.tensor([5, 7, 3, 4]))
     taken_out = matches._replace(counted=matches.columns != 0)
-    got = rank_positives(torch.randn(4, 3), taken_out)
+    got = rank(torch.randn(4, 3), taken_out)
     assert got.positives.tolist() == [2]
-    nothing = rank_positives(torch.randn(2, 3), LabelGroups(labels).matches(torch.tensor([1, 2])))
+    nothing = rank(torch.randn(2, 3), LabelGroups(labels).matches(torch.tensor([1, 2])))
     assert len(nothing.positives) == 0

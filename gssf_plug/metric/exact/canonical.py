@@ -21,7 +21,7 @@ from gssf_plug.metric.exact.sums import correct_sums, exact_product, power_of_tw
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.structures import Structure
 
-__all__ = ["CanonicalQueries", "canonical_queries", "canonical_scores"]
+__all__ = ["CanonicalQueries", "canonical_queries", "canonical_scores", "fold_exactly"]
 
 PRODUCTS_AT_ONCE = 262_144  # 2 MB of float64: what is made of them stays in the cache
 
@@ -51,7 +51,7 @@ def canonical_queries(metric: GSSFMetric | None, queries: Float[Tensor, "n dim"]
     """
     rows, exponents = scale_rows(queries)
     squares = _squares(rows) if metric is None or metric.normalize else None
-    folded, folded_exponents = scale_rows(rows if metric is None else _fold(metric, rows))
+    folded, folded_exponents = scale_rows(rows if metric is None else fold_exactly(metric, rows))
     # x and ‖x‖ were scaled alike, so the power leaves a normalised score again
     return CanonicalQueries(folded, folded_exponents + (exponents if squares is None else 0), squares)
 
@@ -100,8 +100,8 @@ def _times_powers(values: Float[Tensor, " n"], *exponents: Int[Tensor, " n"]) ->
     return values
 
 
-def _fold(metric: GSSFMetric, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
-    """x (W ⊙ U) of float64 rows with the metric's weights in float64."""
+def fold_exactly(metric: GSSFMetric, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+    """x (W ⊙ U) of float64 rows with the metric's weights in float64, the same however many rows come at once."""
     precise = copy.deepcopy(metric).double()
     x = rows if precise.grouping is None else rows[:, precise.grouping]
     for factor in ("first", "second") if precise.constraint == "psd" else ("only",):  # Lᵀ, then L

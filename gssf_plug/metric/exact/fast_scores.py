@@ -5,8 +5,9 @@ With rows a, b and what a short dtype makes of them, ã and b̃,
     |fl(ã·b̃) − a·b|  ≤  ‖ã−a‖ ‖b‖ + ‖ã‖ ‖b̃−b‖ + γ ‖ã‖ ‖b̃‖ + ρ |fl(ã·b̃)|
 
 The first two are measured, row by row: rounding hardly ever does its worst to every entry, so what is left undecided is
-a third of what the worst case leaves. γ = (D + 8) 2⁻²² bounds sums in float32 in any order, (D + 8) 2⁻⁵² in float64;
-ρ is the rounding of the result to bfloat16.
+a third of what the worst case leaves. γ bounds sums in any order: (D + 8) 2⁻²⁴ in float32, (D + 8) 2⁻²² where a
+processor adds products of short floats in float32 in its own way, (D + 8) 2⁻⁵² in float64; ρ is the rounding of the
+result to bfloat16.
 """
 
 import math
@@ -23,7 +24,7 @@ from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 __all__ = ["FastQueries", "FastRows", "Open", "fast_dtype", "fast_queries", "fast_rows"]
 
 ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-SUMS = {torch.bfloat16: 2.0**-22, torch.float16: 2.0**-22, torch.float32: 2.0**-22, torch.float64: 2.0**-52}
+SUMS = {torch.bfloat16: 2.0**-22, torch.float16: 2.0**-22, torch.float32: 2.0**-24, torch.float64: 2.0**-52}
 TINY = {torch.bfloat16: 2.0**-120, torch.float16: 2.0**-24, torch.float32: 2.0**-120, torch.float64: 2.0**-1000}
 ROWS_AT_ONCE = 1_048_576  # entries of a gallery that are converted at once: 4 MB, so that they are read once
 FEW_QUERIES = 16
@@ -98,7 +99,7 @@ class FastQueries:
     def product(self, items: FastRows) -> Float[Tensor, "n m"]:
         """The fast scores, times 2^-(exponents of both sides)."""
         with torch.autocast(self.rows.device.type, enabled=False):
-            scores = self.rows @ items.rows.T
+            scores = _product(self.rows, items.rows)
         return scores if items.factors is None else scores.mul_(items.factors)
 
     def margins(self, items: FastRows) -> Float[Tensor, " n"]:
@@ -220,6 +221,15 @@ def _raw_rows(features: Tensor, dtype: torch.dtype) -> FastRows:
     rest = float(torch.linalg.vector_norm(exact - rows, dim=1).max()) if len(exact) else 0.0
     slack = norm * 2.0**-48 + features.shape[1] * TINY[dtype]
     return FastRows(rows, exponent, (norm + rest) * (1 + 2.0**-40) + slack, rest * (1 + 2.0**-40) + slack)
+
+
+def _product(rows: Float[Tensor, "n dim"], items: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
+    """rows @ items.T, in float32 on a CPU by oneDNN, as in compiled models: up to twice as fast as torch's BLAS."""
+    op = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if rows.dtype == torch.float32 else None
+    if op is None or rows.device.type != "cpu" or not rows.numel() or not items.numel():
+        return rows @ items.T
+    product: Tensor = op(rows, items, None, "none", [], "")
+    return product
 
 
 def _rounded(values: Tensor, dtype: torch.dtype, towards: float) -> Tensor:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.evaluation.ranking import Matches, Ranked, count_reaching, query_chunks, rank_positives
+from gssf_plug.evaluation.scores import GivenScores
 from gssf_plug.retrieval.fitting.measures import measured
 from gssf_plug.retrieval.fitting.splits import Part
 
@@ -68,7 +69,7 @@ class Ranking:
         items, folded = similarity.gallery(self._kept), similarity.fold(self._queries())
         ranked = []
         for rows in query_chunks(len(folded), self.count, None):
-            ranked.append(rank_positives(folded[rows] @ items.T, self._of(rows)))
+            ranked.append(rank_positives(GivenScores(folded[rows] @ items.T).of(slice(None)), self._of(rows)))
         return ranked
 
     def _in_chunks(self, similarity: Similarity) -> list[Ranked]:

@@ -1,0 +1,300 @@
+r"""What ranks are counted from: fast scores of all pairs, and a closer look at the few that the fast ones leave open.
+
+Three looks, each with a bound on how far it is from the canonical score (`gssf_plug.metric.exact.canonical`): a result
+depends on no chunk, thread, process or device.
+
+    fast        one product in a short dtype; open within about 10⁻⁵ (float32), 10⁻³ (bfloat16)
+    close       float64 products of single pairs; open within about 10⁻¹³, which is to say at ties
+    canonical   correctly rounded, one value for two rows; equal means tied
+
+Where a chunk leaves much open (features that hardly differ), its `finer` has a float64 product in place of the fast.
+"""
+
+from dataclasses import replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gssf_plug.evaluation.options import finite_scores
+from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores, fold_exactly
+from gssf_plug.metric.exact.fast_scores import FastQueries, FastRows, Open, fast_queries, fast_rows
+from gssf_plug.metric.exact.sums import power_of_two, scale_rows
+from gssf_plug.metric.metric import GSSFMetric
+
+__all__ = ["FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores"]
+
+PART_ENTRIES = 33_554_432  # of a gallery that is converted at once: 128 MB in float32
+MANY_PAIRS = 4096
+PAIRS_AT_ONCE = 131_072  # entries of rows that are gathered at once: 1 MB in float64, which stays in the cache
+
+
+class ScoredPart(Protocol):
+    """Some queries against a part of the gallery."""
+
+    fast: Float[Tensor, "n m"]
+    columns: slice
+    can_be_finer: bool
+
+    def around(self, low: Float[Tensor, "n k"], high: Float[Tensor, "n k"]) -> Open:
+        """Fast scores below `low` of the result are certainly below `low`, those above its `high` above `high`."""
+        ...
+
+    def around_rows(self, rows: slice, low: Float[Tensor, " n"], high: Float[Tensor, " n"]) -> Open:
+        """The same of some rows, one value each."""
+        ...
+
+    def around_items(self, low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Open:
+        """The same for one value per item, whichever query is compared with it."""
+        ...
+
+    def finer(self, rows: slice) -> "ScoredPart | None":
+        """Some rows with a float64 product; None where there is nothing finer."""
+        ...
+
+
+class ScoredQueries(Protocol):
+    """Some queries against the whole gallery."""
+
+    slack: Float[Tensor, " n"]
+    parts: list[slice]
+
+    def part(self, columns: slice) -> ScoredPart:
+        """Fast scores with a part of the gallery, which may be changed in place."""
+        ...
+
+    def close(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        """Scores in float64, within `slack` of their row from the canonical ones."""
+        ...
+
+    def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        """Canonical scores; equal means tied."""
+        ...
+
+
+class Scores(Protocol):
+    """All queries against the whole gallery."""
+
+    parts: list[slice]
+
+    def of(self, rows: slice) -> ScoredQueries:
+        """Some of the queries."""
+        ...
+
+    def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        """Canonical scores; equal means tied."""
+        ...
+
+
+class FeatureScores:
+    """Scores of features under a metric.
+
+    Args:
+        metric: the similarity; None means cosine.
+        queries: N×D finite features.
+        gallery: M×D finite features.
+        dtype: of the fast product.
+        columns_at_once: gallery items whose scores are held at once; None (default) leaves that to the queries.
+    """
+
+    def __init__(
+        self,
+        metric: GSSFMetric | None,
+        queries: Float[Tensor, "n dim"],
+        gallery: Float[Tensor, "m dim"],
+        dtype: torch.dtype = torch.float32,
+        columns_at_once: int | None = None,
+    ) -> None:
+        self.metric, self.queries, self.gallery, self.dtype = metric, queries, gallery, dtype
+        self.normalize = metric is None or metric.normalize
+        self.converted_at_once = max(1, PART_ENTRIES // max(1, gallery.shape[1]))
+        held = min(columns_at_once or self.converted_at_once, self.converted_at_once)
+        self.converted_at_once -= self.converted_at_once % held  # whole parts
+        self.parts = [slice(start, min(start + held, len(gallery))) for start in range(0, len(gallery), held)]
+        self._items: tuple[int, FastRows] | None = None  # what was converted last, and from where on
+
+    def of(self, rows: slice) -> "_FeatureQueries":
+        """Some of the queries."""
+        return _FeatureQueries(self, rows)
+
+    def items(self, columns: slice) -> FastRows:
+        """A part of the gallery, ready for the fast product; what was converted last is kept."""
+        start = columns.start - columns.start % self.converted_at_once
+        if self._items is None or self._items[0] != start:
+            self._items = None  # gives its memory back first
+            self._items = start, self.converted(slice(start, start + self.converted_at_once), self.dtype)
+        items = self._items[1]
+        return replace(items, rows=items.rows[columns.start - start : columns.stop - start])
+
+    def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        """Canonical scores; where there are many, each pair of different features is scored once."""
+        if len(rows) < MANY_PAIRS:
+            return self._canonical(rows, columns)
+        query, item = self.first_copies[0][rows], self.first_copies[1][columns]  # so many ties are most often copies
+        pairs, which = torch.unique(query * len(self.gallery) + item, return_inverse=True)
+        return self._canonical(pairs.div(len(self.gallery), rounding_mode="floor"), pairs % len(self.gallery))[which]
+
+    def _canonical(self, rows: Tensor, columns: Tensor) -> Tensor:
+        own, place = rows.unique(return_inverse=True)
+        queries = canonical_queries(self.metric, self.queries[own])
+        return canonical_scores(queries, place, self.gallery, columns)
+
+    @cached_property
+    def longest_item(self) -> float:
+        """The largest norm of what queries are multiplied with."""
+        if self.normalize:
+            return 1.0
+        return max(float(torch.linalg.vector_norm(part.double(), dim=1).max()) for part in self.gallery.split(65_536))
+
+    @cached_property
+    def first_copies(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
+        """For each query, and for each gallery item, the first that has the same features."""
+        return _first_copies(self.queries), _first_copies(self.gallery).to(self.queries.device)
+
+    def converted(self, columns: slice, dtype: torch.dtype) -> FastRows:
+        """A part of the gallery, ready for the product in another dtype."""
+        return fast_rows(self.gallery[columns].to(self.queries.device), self.normalize, dtype)
+
+
+class _FeatureQueries:
+    """Some queries of `FeatureScores`."""
+
+    def __init__(self, scores: FeatureScores, rows: slice) -> None:
+        self.scores, self.start, self.parts = scores, rows.start, scores.parts
+        given = scores.queries[rows]
+        values, exponents = scale_rows(given)
+        squares = values.square().sum(1) if scores.normalize else None
+        folded, folded_exponents = scale_rows(values if scores.metric is None else fold_exactly(scores.metric, values))
+        # near the canonical side, whose squares are correctly rounded and cost more than all else here
+        self.near = CanonicalQueries(folded, folded_exponents + (0 if scores.normalize else exponents), squares)
+        self.dim = given.shape[1]
+        self.unit = self._unit_queries()
+        norms = torch.linalg.vector_norm(self.unit, dim=1)
+        self.slack = norms * scores.longest_item * ((2 * self.dim + 64) * 2.0**-52)
+
+    def part(self, columns: slice) -> "_FeaturePart":
+        return _FeaturePart(self.fast(self.scores.dtype), self.scores.items(columns), columns, self, slice(None))
+
+    def fast(self, dtype: torch.dtype, rows: slice = slice(None)) -> FastQueries:
+        squares = None if self.near.squares is None else self.near.squares[rows]
+        queries = fast_queries(CanonicalQueries(self.near.folded[rows], self.near.exponents[rows], squares), dtype)
+        unsure = queries.norms * ((self.dim + 8) * 2.0**-52)  # the norm that `near` divides by is not rounded correctly
+        return FastQueries(queries.rows, queries.exponent, queries.norms, queries.rests + unsure)
+
+    def close(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        size = max(1, PAIRS_AT_ONCE // max(1, self.dim))
+        pieces = zip(rows.split(size), columns.split(size), strict=True)
+        return torch.cat([self._close(*piece) for piece in pieces])
+
+    def _close(self, rows: Tensor, columns: Tensor) -> Tensor:
+        gallery = self.scores.gallery
+        items = gallery.index_select(0, columns.to(gallery.device)).to(self.unit.device)
+        # squares of float64 overflow, those of shorter floats do not in float64
+        items = scale_rows(items)[0] if self.scores.normalize and items.dtype == torch.float64 else items.double()
+        products = torch.linalg.vecdot(self.unit.index_select(0, rows), items)
+        if not self.scores.normalize:
+            return finite_scores(products[None])[0]
+        norms = torch.linalg.vector_norm(items, dim=1)
+        return products / norms.masked_fill(norms == 0, 1.0)
+
+    def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        return self.scores.canonical(rows + self.start, columns)
+
+    def _unit_queries(self) -> Float[Tensor, "n dim"]:
+        """f / ‖x‖, or f where the metric does not normalise, in float64."""
+        factors = power_of_two(self.near.exponents)
+        if self.near.squares is not None:
+            factors = torch.where(self.near.squares > 0, factors / self.near.squares.sqrt(), 0.0)
+        return self.near.folded * factors[:, None]
+
+
+class _FeaturePart:
+    """Fast scores of some queries with a part of the gallery."""
+
+    def __init__(
+        self, fast: FastQueries, items: FastRows, columns: slice, queries: _FeatureQueries, rows: slice
+    ) -> None:
+        self._fast, self._items, self._queries = fast, items, queries
+        self.columns, self.rows = columns, rows
+        self.fast = fast.product(items)
+        self.can_be_finer = self.fast.dtype != torch.float64
+
+    def around(self, low: Float[Tensor, "n k"], high: Float[Tensor, "n k"]) -> Open:
+        return Open(self._fast.around(low, self._items).low, self._fast.around(high, self._items).high)
+
+    def around_rows(self, rows: slice, low: Float[Tensor, " n"], high: Float[Tensor, " n"]) -> Open:
+        own = self._fast.margins(self._items)[rows]
+        bounds = (self._fast.around(one, self._items, own) for one in (low, high))
+        return Open(next(bounds).low, next(bounds).high)
+
+    def around_items(self, low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Open:
+        widest = self._fast.margins(self._items).max()
+        bounds = (self._fast.around(one, self._items, widest) for one in (low, high))
+        return Open(next(bounds).low, next(bounds).high)
+
+    def finer(self, rows: slice) -> "_FeaturePart | None":
+        if not self.can_be_finer:
+            return None
+        items = self._queries.scores.converted(self.columns, torch.float64)
+        return _FeaturePart(self._queries.fast(torch.float64, rows), items, self.columns, self._queries, rows)
+
+
+def _first_copies(features: Float[Tensor, "n dim"]) -> Int[Tensor, " n"]:
+    """For each row the first row that equals it."""
+    groups = torch.unique(features, dim=0, return_inverse=True)[1]
+    first = torch.full((int(groups.max()) + 1,), len(groups), device=groups.device)
+    return first.scatter_reduce_(0, groups, torch.arange(len(groups), device=groups.device), "amin")[groups]
+
+
+class GivenScores:
+    """A matrix of scores that somebody else made: exact as it is.
+
+    Args:
+        matrix: N×M.
+    """
+
+    def __init__(self, matrix: Float[Tensor, "n m"]) -> None:
+        self.matrix, self.parts = matrix, [slice(0, matrix.shape[1])]
+
+    def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+        """The given scores."""
+        return self.matrix[rows, columns].double()
+
+    def of(self, rows: slice) -> "_GivenQueries":
+        """Some of the queries."""
+        return _GivenQueries(self.matrix[rows])
+
+
+class _GivenQueries:
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix, self.parts = matrix, [slice(0, matrix.shape[1])]
+        self.slack = matrix.new_zeros(len(matrix), dtype=torch.float64)
+
+    def part(self, columns: slice) -> "_GivenPart":
+        return _GivenPart(self.matrix[:, columns])
+
+    def close(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.matrix[rows, columns].double()
+
+    def canonical(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.close(rows, columns)
+
+
+class _GivenPart:
+    def __init__(self, matrix: Tensor) -> None:
+        self.columns, self.can_be_finer = slice(0, matrix.shape[1]), False
+        self.fast = finite_scores(matrix.clone())
+
+    def around(self, low: Tensor, high: Tensor) -> Open:
+        return Open(low.to(self.fast), high.to(self.fast))
+
+    def around_rows(self, rows: slice, low: Tensor, high: Tensor) -> Open:
+        return self.around(low, high)
+
+    def around_items(self, low: Tensor, high: Tensor) -> Open:
+        return self.around(low, high)
+
+    def finer(self, rows: slice) -> None:
+        return None
