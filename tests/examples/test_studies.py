@@ -102,3 +102,11 @@ def test_study_makes_its_table(study: str, cache: Path, tmp_path: Path, monkeypa
     module.main()  # nothing is run again
     torch.set_num_threads(threads)
     assert [log.read_text() for log in logs] == before
+
+
+def test_fit_metric_as_it_comes(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fit_auto", "--quick", "--cache", str(cache)])
+    importlib.import_module("studies.fit_auto").main()
+    assert "| text | " in capsys.readouterr().out

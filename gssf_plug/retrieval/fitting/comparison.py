@@ -67,13 +67,16 @@ class Comparison:
         scores, interrupted = None, False
         pairs = max(int(train.pairs.counts[train.rows].sum()) for train, _ in self.splits)
         steps = len(self.splits) * self.schedule.steps(pairs)
-        with tqdm(total=steps * len(candidates), desc="fitting", disable=not self.progress) as bar:
+        losses, ahead = {candidate.loss for candidate in candidates}, 0
+        total = steps * (len(candidates) + (len(NOISES) - 1) * len(losses))
+        with tqdm(total=total, desc="fitting", disable=not self.progress) as bar:
             try:
                 self._baselines()
-                for number, candidate in enumerate(_middle_first(candidates), start=1):
+                for candidate in _middle_first(candidates):
                     bar.set_postfix_str(candidate.name)
+                    ahead += steps * (1 if candidate.loss in self.noise else len(NOISES))
                     self._candidate(candidate, bar.update)
-                    bar.update(number * steps - bar.n)  # the steps that were not needed
+                    bar.update(ahead - bar.n)  # the steps that were not needed
                 scores = None if test is None else self._tested(test)
             except KeyboardInterrupt:
                 interrupted = True
