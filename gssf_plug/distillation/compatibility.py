@@ -54,6 +54,14 @@ def check_arguments(args: TrainingArguments, *, sharded: bool) -> None:
             "FSDP or DeepSpeed" if sharded else "nn.DataParallel (several GPUs in one process)",
             "Launch one process per GPU with accelerate or torchrun, or write an Accelerate loop.",
         )
+    checkpoints: Any = args.activation_checkpointing_kwargs or {}
+    if args.world_size > 1 and checkpoints.get("use_reentrant"):
+        raise ArgumentError(
+            "args.activation_checkpointing_kwargs",
+            "have use_reentrant=False in several processes, where DDP looks for layers without gradients",
+            "use_reentrant=True",
+            "Leave it out: transformers' default is False.",
+        )
     for name, (allowed, remedy) in REFUSED.items():
         given = getattr(args, name, allowed)
         if given != allowed:

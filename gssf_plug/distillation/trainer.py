@@ -88,6 +88,11 @@ class DistillationMixin(Above):
         check_student(self._student(), distiller, self.model_init)
         check_arguments(self.args, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
         distiller.student = self._student()
+        ddp = self.accelerator.ddp_handler
+        if ddp is not None and self.args.ddp_find_unused_parameters is None:
+            # Layers above the last tap get no gradient. With checkpointing Trainer would not look for them, and DDP
+            # would leave the gradients of whole buckets as each process has them.
+            ddp.find_unused_parameters = True
         self.can_return_loss = True  # evaluation needs no labels
         if not distiller.planned:
             distiller.plan(self._prepare_inputs(self._first_batch()))
@@ -297,6 +302,9 @@ class DistillationMixin(Above):
                 "an unplanned one",
                 "Call distiller.plan(batch).",
             )
+        reads: Any = super().get_train_dataloader
+        if reads.__func__ is not Trainer.get_train_dataloader:
+            return self.data_collator(rows)  # a Trainer that reads data in its own way drops no column first
         return self._get_collator_with_removed_columns(self.data_collator)(rows)
 
     def _student(self) -> nn.Module:

@@ -1,4 +1,7 @@
-"""Two real processes give the gradients of one with the whole batch: tokens by hand, and the Trainer (F8)."""
+"""Two real processes give the gradients of one with the whole batch: tokens by hand, and the Trainer (F8).
+
+The Trainer also with activation checkpointing, torch_compile and bf16.
+"""
 
 import os
 import subprocess
@@ -16,9 +19,11 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(Path(__file__).parents[2] / "examples" / "accelerate" / "cpu.yaml"),
+        "--num_processes=2",
+        "--main_process_port=0",
         str(WORKER),
         str(tmp_path),
     ]

@@ -67,8 +67,11 @@ def compare(name, distiller, alone):
         )
 
 
-def with_trainer(folder):
-    """One SGD step of DistillationTrainer, four rows on each process, is the step of the whole batch."""
+def with_trainer(folder, **options):
+    """One SGD step of DistillationTrainer, four rows on each process, is the step of the whole batch.
+
+    With `bf16` within its rounding: a tenth of each gradient's length.
+    """
     distiller = make(["gssf", "mse"])
     alone = copy.deepcopy(distiller)
     args = TrainingArguments(
@@ -85,6 +88,7 @@ def with_trainer(folder):
         save_strategy="no",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        **options,
     )
     data = Dataset.from_dict({name: value.tolist() for name, value in text(8).items()})
     trainer = DistillationTrainer(model=distiller.student, args=args, train_dataset=data, distiller=distiller)
@@ -96,7 +100,10 @@ def with_trainer(folder):
     for name, parameter in alone.named_parameters():
         if parameter.grad is not None:
             moved = (before[name] - dict(distiller.named_parameters())[name]) / 0.5
-            torch.testing.assert_close(moved, parameter.grad, atol=2e-6, rtol=2e-4)
+            if "bf16" in options:
+                assert (moved - parameter.grad).norm() <= 0.1 * parameter.grad.norm() + 1e-3, name
+            else:
+                torch.testing.assert_close(moved, parameter.grad, atol=2e-6, rtol=2e-4)
 
 
 def with_fsdp():
@@ -145,6 +152,9 @@ def main(folder):
     with_fsdp()
     with_fsdp1()
     with_trainer(folder)
+    with_trainer(folder, activation_checkpointing=True)
+    with_trainer(folder, torch_compile=True, torch_compile_backend="eager")
+    with_trainer(folder, bf16=True)
     dist.barrier()
     if rank == 0:
         print("2 processes agree")

@@ -1,0 +1,47 @@
+"""SIGKILL at random moments, resumed: the same bits as unbroken. The long form: tests/workers/distillation_crash.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from distillation.test_trainer import build
+
+from gssf_plug.distillation.checkpoint import find_checkpoint
+from gssf_plug.errors import CheckpointError
+
+WORKER = Path(__file__).parents[1] / "workers" / "distillation_crash.py"
+
+
+@pytest.mark.slow
+def test_five_kills(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "JAXTYPING_DISABLE": "1"}
+    command = [sys.executable, str(WORKER), str(tmp_path), "5"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["text"]["killed"] >= 3
+    assert report["image"]["killed"] >= 1
+
+
+def test_an_unfinished_checkpoint_is_none(tmp_path, caplog):
+    """Where a killed process left no trainer_state.json, or half of one; Trainer itself would resume from it."""
+    trainer = build(tmp_path, "mse", save_strategy="steps", save_steps=1, max_steps=3)
+    trainer.train()
+    state = tmp_path / "checkpoint-3" / "trainer_state.json"
+    whole = state.read_text()
+    for left in (None, whole[: len(whole) // 2], "[]"):
+        state.unlink() if left is None else state.write_text(left)
+        with pytest.raises(CheckpointError, match="is no finished checkpoint"):
+            find_checkpoint(tmp_path / "checkpoint-3", tmp_path)
+        assert find_checkpoint(True, tmp_path) == str(tmp_path / "checkpoint-2")
+    assert "checkpoint-3' was not finished; going on from" in caplog.text
+    again = build(tmp_path, "mse", save_strategy="steps", save_steps=1, max_steps=3)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
+    with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
+        find_checkpoint(True, tmp_path / "nothing")
+    (tmp_path / "checkpoint-best").mkdir()
+    assert find_checkpoint(True, tmp_path) == str(tmp_path / "checkpoint-3")
