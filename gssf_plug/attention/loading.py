@@ -184,8 +184,8 @@ def _check_fits(folder: Path, name: str, record: Mapping[str, Any], query: Layer
     pairs = (
         ("layout", record["layout"], query.layout),
         ("query_norm", record["query_norm"], query.norm),
-        ("number of heads", record["heads"], query.heads.query),
-        ("head size", record["head_size"], query.heads.size),
+        ("number of heads", record["heads"], query.heads.query_heads),
+        ("head size", record["head_size"], query.heads.head_dim),
     )
     for what, saved, here in pairs:
         if saved != here:

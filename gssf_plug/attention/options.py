@@ -51,9 +51,9 @@ class AdapterOptions:
 
     def metric(self, heads: Heads) -> GSSFMetric:
         """A neutral metric for one layer. Blocks divide a head, so one metric over all heads is one for each head."""
-        width = heads.query * heads.size if self.per_head else heads.size
+        width = heads.query_heads * heads.head_dim if self.per_head else heads.head_dim
         terms: tuple[Term, ...] = tuple("block_diagonal" if term == "dense" else term for term in self.terms)
-        block_size = heads.size if "dense" in self.terms else self.block_size
+        block_size = heads.head_dim if "dense" in self.terms else self.block_size
         return GSSFMetric(width, terms=terms, block_size=block_size, normalize=False)
 
     def check_fits(self, sizes: Mapping[str, int]) -> None:

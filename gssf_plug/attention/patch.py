@@ -80,7 +80,7 @@ def patch_attention(
     check_adapter_name(adapter_name)
     prober = Prober(model, after_norm=query_norm == "after", example_inputs=example_inputs)
     metric_layers, left_alone = _find(prober, layers, sites)
-    options.check_fits({path: layer.heads.size for path, layer in metric_layers.items()})
+    options.check_fits({path: layer.heads.head_dim for path, layer in metric_layers.items()})
     for layer in metric_layers.values():
         if adapter_name in layer.adapters:
             raise ArgumentError(

@@ -96,7 +96,7 @@ class LayerMetric(nn.Module):
         """Each head's query times its matrix."""
         if metric.dim == rows.shape[-1]:
             return metric.fold(rows)
-        return metric.fold(rows.unflatten(-1, (self.heads.query, self.heads.size))).flatten(-2)
+        return metric.fold(rows.unflatten(-1, (self.heads.query_heads, self.heads.head_dim))).flatten(-2)
 
     def attach(self, owner: nn.Module) -> None:
         """Become a child of the attention module `owner`, and act."""
@@ -132,7 +132,7 @@ class LayerMetric(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"{self.layout}, {self.heads.query} heads of {self.heads.size}, active={self.active!r}"
+        return f"{self.layout}, {self.heads.query_heads} heads of {self.heads.head_dim}, active={self.active!r}"
 
 
 OUTPUT = "output"
@@ -153,7 +153,7 @@ class QueryMetric(LayerMetric):
         self.bias = candidate.bias
         views = {OUTPUT: site.view} if isinstance(site, OutputSite) else dict(site.views)
         if self.bias is not None:
-            views[self.bias] = HeadView.whole(self.heads.query, self.heads.size)
+            views[self.bias] = HeadView.whole(self.heads.query_heads, self.heads.head_dim)
         self.views = nn.ModuleDict(views)
 
     def view(self, name: str = OUTPUT) -> HeadView:

@@ -96,8 +96,8 @@ def layer_record(query: LayerMetric, adapter_name: str) -> dict[str, Any]:
     return {
         "layout": query.layout,
         "query_norm": query.norm,
-        "heads": query.heads.query,
-        "head_size": query.heads.size,
+        "heads": query.heads.query_heads,
+        "head_size": query.heads.head_dim,
         "metric": metric.file_config(),
     }
 

@@ -91,7 +91,7 @@ class ScoreMetric(LayerMetric):
     ) -> Float[Tensor, "batch heads tokens size"]:
         """Each head of `query` times its matrix."""
         rows = self.fold(metric, query.transpose(1, 2).flatten(-2))
-        return rows.unflatten(-1, (self.heads.query, self.heads.size)).transpose(1, 2)
+        return rows.unflatten(-1, (self.heads.query_heads, self.heads.head_dim)).transpose(1, 2)
 
     def hook(self, owner: nn.Module) -> None:
         """Let `owner` see its configuration through a `ScoreConfig`."""

@@ -30,7 +30,9 @@ def table(
         site = f"after {query.norm}" if query.norm else query.layout
         count = sum(parameter.numel() for parameter in metric.parameters()) if metric else 0
         state = "merged" if layer.fold else "yes" if name in folds else refused.get(name, "not in this adapter")
-        rows.append(f"{name:<44} {site:<30} {query.heads.query:>4}×{query.heads.size:<4} {count:>11,}  {state}")
+        rows.append(
+            f"{name:<44} {site:<30} {query.heads.query_heads:>4}×{query.heads.head_dim:<4} {count:>11,}  {state}"
+        )
         total += count
     rows += [f"{name:<44} left alone: {reason}" for name, reason in left_alone.items()]
     rows.append(f"{len(layers)} layers, {total:,} parameters in adapter '{adapter_name}'")

@@ -47,7 +47,7 @@ class Candidate:
 
     def __str__(self) -> str:
         after = f" after {self.norm}" if self.norm else ""
-        return f"{self.layout.name}{after}, {self.heads.query} heads of {self.heads.size}"
+        return f"{self.layout.name}{after}, {self.heads.query_heads} heads of {self.heads.head_dim}"
 
 
 def candidates(owner: nn.Module, layouts: Iterable[Layout], shapes: Shapes, *, after_norm: bool) -> Iterator[Candidate]:
@@ -181,8 +181,8 @@ def _norm_sites(owner: nn.Module, path: str, part: str, heads: Heads, shapes: Sh
     if not isinstance(norm, nn.Module) or norm not in shapes:
         return
     shape = shapes[norm]
-    count = heads.query if part == "q" else heads.key
-    size = heads.size if part == "q" else heads.key_size
+    count = heads.query_heads if part == "q" else heads.key_heads
+    size = heads.head_dim if part == "q" else heads.key_dim
     if shape[-1] == count * size:
         yield OutputSite(path, norm, HeadView.whole(count, size))
     elif shape[-1] == size and len(shape) >= 3:

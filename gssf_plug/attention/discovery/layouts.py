@@ -36,16 +36,16 @@ class Heads:
     """How wide one attention module is.
 
     Args:
-        query: number of query heads H.
-        key: number of key heads G; H is a multiple of it.
-        size: channels d of a query head.
-        key_size: channels of a key head that meet the query; smaller than `size` where a rotary part is kept apart.
+        query_heads: number of query heads H.
+        key_heads: number of key heads G; H is a multiple of it.
+        head_dim: channels d of a query head.
+        key_dim: channels of a key head that meet the query; fewer than `head_dim` where a rotary part is kept apart.
     """
 
-    query: int
-    key: int
-    size: int
-    key_size: int
+    query_heads: int
+    key_heads: int
+    head_dim: int
+    key_dim: int
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,25 @@ class Packing:
 
     def channels(self, part: str, width: int, heads: Heads) -> Int[Tensor, "heads size"] | None:
         """Indices of the channels of `part` ("q" or "k"), head by head; None where this packing cannot have `width`."""
-        named = {"key_heads": heads.key, "query_heads": heads.query}
+        named = {"key_heads": heads.key_heads, "query_heads": heads.query_heads}
         groups = named[self.groups] if isinstance(self.groups, str) else self.groups
         sizes = self._sizes(width, heads)
         if sizes is None or any(size % groups or size <= 0 for size in sizes):
             return None
         shares = [size // groups for size in sizes]
         per_group = torch.arange(width).view(groups, width // groups).split(shares, dim=1)
-        count = heads.query if part == "q" else heads.key
+        count = heads.query_heads if part == "q" else heads.key_heads
         chosen = per_group[self.order.index(part)]
         return chosen.reshape(count, -1) if chosen.numel() % count == 0 else None
 
     def _sizes(self, width: int, heads: Heads) -> list[int] | None:
         """Width of each part; values are as wide as keys, except beside keys that are kept apart from a rotary part."""
-        fixed = {"q": heads.query * heads.size, "k": heads.key * heads.key_size}
+        fixed = {"q": heads.query_heads * heads.head_dim, "k": heads.key_heads * heads.key_dim}
         rest = width - sum(fixed[part] for part in self.order if part in fixed)
         if "g" in self.order or "V" in self.order:
             right = rest > 0
         elif "v" in self.order:
-            right = rest == fixed["k"] or (heads.key_size != heads.size and rest > 0)
+            right = rest == fixed["k"] or (heads.key_dim != heads.head_dim and rest > 0)
         else:
             right = rest == 0
         if right:

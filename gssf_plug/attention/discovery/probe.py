@@ -171,12 +171,12 @@ def _try_together(trials: Mapping[str, Trial], run: Run) -> None:
 
 
 def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: _Setting) -> None:
-    groups = candidate.heads.key
+    groups = candidate.heads.key_heads
     inside = torch.arange(groups) % 2 == 0
-    queries_per_group = candidate.heads.query // groups
+    queries_per_group = candidate.heads.query_heads // groups
 
     def query(rows: Tensor) -> Tensor:
-        fresh = _noise(rows, (7,)).unflatten(-1, (candidate.heads.query, -1))
+        fresh = _noise(rows, (7,)).unflatten(-1, (candidate.heads.query_heads, -1))
         off = inside.repeat_interleave(queries_per_group)[:, None].to(rows.device) & setting.zero_query
         return fresh.masked_fill(off, 0.0).flatten(-2)
 
@@ -228,7 +228,7 @@ def _failure(noted: Mapping[str, list[Tensor]], candidate: Candidate) -> str | N
     silent = _bend(noted, "silent") if shared else _difference(noted["silent"], noted["silent, keys moved"])
     if silent > 1e-3 * alive:
         return "with the query at zero the output still depends on the key"
-    if candidate.heads.key > 1:
+    if candidate.heads.key_heads > 1:
         others = _difference(noted["silent"], noted["silent, other keys moved"])
         if others <= floor:
             return "the heads do not lie where this layout says"

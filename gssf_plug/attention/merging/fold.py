@@ -210,9 +210,9 @@ def _shared_diagonal(query: QueryMetric, metric: GSSFMetric, norm: nn.Module) ->
         raise NotFoldable(f"the query norm '{query.path}' has no weight that could take it; use query_norm='before'")
     if weight.numel() == factors.numel():
         return factors
-    if factors.numel() == query.heads.size:
+    if factors.numel() == query.heads.head_dim:
         return factors.repeat(weight.numel() // factors.numel())
-    rows = factors.view(-1, query.heads.size)
+    rows = factors.view(-1, query.heads.head_dim)
     if not torch.equal(rows, rows[:1].expand_as(rows)):
         raise NotFoldable(
             f"all heads share the weight of the query norm '{query.path}', and each head has a diagonal of its own; "
@@ -282,7 +282,7 @@ def _projection_input(site: nn.Module) -> tuple[object, ...]:
 
 
 def _norm_input(norm: nn.Module, query: QueryMetric) -> Tensor:
-    heads, size = query.heads.query, query.heads.size
+    heads, size = query.heads.query_heads, query.heads.head_dim
     shapes = {None: (3, heads * size), -2: (1, 3, heads, size), -3: (1, heads, 3, size)}
     weight = norm._parameters.get("weight")
     return _noise(shapes[query.view().head_axis], torch.zeros(()) if weight is None else weight)

@@ -114,7 +114,7 @@ def plan_score_fold(
         raise NotFoldable(f"its score is changed, and {score.why_not_below or 'its query was not found'}")
     if call is None:
         raise NotFoldable("its score is changed, and no example shows what lies between its query and the score")
-    if (below.heads.query, below.heads.size) != (score.heads.query, score.heads.size):
+    if (below.heads.query_heads, below.heads.head_dim) != (score.heads.query_heads, score.heads.head_dim):
         raise NotFoldable("the heads in its score are not those of its query projection")
     fold = plan_fold(owner, below, metric, users)
     with torch.no_grad():
