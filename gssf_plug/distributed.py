@@ -26,7 +26,9 @@ invariant, and torch.distributed aborts on them.
 
 import atexit
 import gc
+import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -62,11 +64,12 @@ def hold_group() -> None:
     with the lock released, which waits for its threads. A thread that waits for a process that is gone holds nobody up
     for longer than `PATIENCE` seconds.
     """
-    if process_count() > 1 and dist.get_backend() == "gloo":
-        if not _held:
-            atexit.register(_leave_groups)  # what is registered last runs first: before torch and Accelerate clean up
-        if dist.group.WORLD not in _held:
-            _held.append(dist.group.WORLD)
+    if process_count() == 1 or dist.get_backend() != "gloo" or (world := dist.group.WORLD) is None:
+        return
+    if not _held:
+        atexit.register(_leave_groups)  # what is registered last runs first: before torch and Accelerate clean up
+    if world not in _held:
+        _held.append(world)
 
 
 PATIENCE = 10.0
@@ -77,6 +80,10 @@ def _leave_groups() -> None:
     """The last reference to every group is dropped here, by a thread of Python, which waits without its lock."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    ended_by = getattr(sys, "last_value", None)
+    while ended_by is not None:  # frames of an uncaught error hold what they held, such as the group of a collective
+        traceback.clear_frames(ended_by.__traceback__)
+        ended_by = ended_by.__cause__ or ended_by.__context__
     for owner in gc.get_objects():
         if issubclass(type(owner), DistributedDataParallel):  # `isinstance` would ask proxies, which may do anything
             for name in ("logger", "reducer", "process_group"):

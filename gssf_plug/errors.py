@@ -6,12 +6,24 @@ Every message says which argument or file, the rule, what came, and what to do. 
 from collections.abc import Iterable
 from difflib import get_close_matches
 from os import PathLike
+from typing import Any
 
 __all__ = ["ArgumentError", "CheckpointError", "DataError", "GSSFError", "near_matches"]
 
 
 class GSSFError(Exception):
-    """Anything that gssf_plug raises on purpose."""
+    """Anything that gssf_plug raises on purpose. It can be pickled, and so come out of a process that reads data."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self), self.args, vars(self))
+
+
+def _rebuilt(kind: type[GSSFError], args: tuple[Any, ...], state: dict[str, Any]) -> GSSFError:
+    """Without the constructor, which makes the text of other arguments than those that an exception keeps."""
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(state)
+    return error
 
 
 class ArgumentError(GSSFError, ValueError):

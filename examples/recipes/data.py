@@ -11,8 +11,8 @@ from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
 from gssf_plug.retrieval import (
     Embedding,
-    Numbered,
     RetrievalModel,
+    WithRowNumbers,
     alignment_measures,
     image_text_measures,
     instance_measures,
@@ -156,15 +156,15 @@ def _of_labels(options: DataOptions, split: str | None) -> Measured | None:
         asks = torch.arange(len(query) + len(gallery)) < len(query)
         labels = torch.tensor(sets.column(query, "label") + sets.column(gallery, "label"))
         count = f"{len(query):,} queries, {len(gallery):,} in the gallery"
-        rows = Numbered(ConcatDataset([query, gallery]))
+        rows = WithRowNumbers(ConcatDataset([query, gallery]))
         if options.dataset == "in_shop":
-            return Measured(rows, _whatever_model(instance_measures(labels, asks=asks, ks=KS["in_shop"])), count)
+            return Measured(rows, _whatever_model(instance_measures(labels, is_query=asks, ks=KS["in_shop"])), count)
         cameras = torch.tensor(sets.column(query, "camera") + sets.column(gallery, "camera"))
-        return Measured(rows, _whatever_model(reid_measures(labels, cameras, asks=asks)), count)
+        return Measured(rows, _whatever_model(reid_measures(labels, cameras, is_query=asks)), count)
     held = open_split(options, split)
     labels = torch.tensor(sets.column(held, "label"))
     ks = KS.get(options.dataset or "", (1, 2, 4, 8))
-    return Measured(Numbered(held), _whatever_model(instance_measures(labels, ks=ks)), f"{len(held):,} images")
+    return Measured(WithRowNumbers(held), _whatever_model(instance_measures(labels, ks=ks)), f"{len(held):,} images")
 
 
 def _whatever_model(evaluation: Evaluation) -> Callable[[RetrievalModel], Evaluation]:

@@ -5,7 +5,9 @@ from gssf_plug.retrieval.data.collators import LabelCollator, PairCollator, Proc
 from gssf_plug.retrieval.data.samplers import IdentityBatches, LengthBatches
 from gssf_plug.retrieval.evaluation import (
     Numbered,
+    WithRowNumbers,
     alignment_measures,
+    document_measures,
     image_text_measures,
     instance_measures,
     reid_measures,
@@ -55,10 +57,12 @@ __all__ = [
     "TextToImage",
     "Tower",
     "TwoTower",
+    "WithRowNumbers",
     "WordAugmentation",
     "WordGRU",
     "alignment_measures",
     "average",
+    "document_measures",
     "fit_metric",
     "image_text_measures",
     "instance_measures",

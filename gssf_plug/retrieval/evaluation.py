@@ -5,14 +5,16 @@ all rows in the order of the data set.
 
     image_text_measures, partial(image_text_measures, folds=5)     images and captions
     alignment_measures(model)                                      likewise, of a model that compares fragments
+    document_measures()                                            queries against a corpus, see `eval_gallery`
     reid_measures(ids, cameras), instance_measures(labels)         one tower; the embedding's ids are row numbers
 
 The last two look rows up by number, so that rows that could not be read do no harm: let the collate function give the
-row number as label (`Numbered` adds it to any data set).
+row number as label (`WithRowNumbers` adds it to any data set).
 
 A whole data set through a model: features and ids of all rows, in order, on every process.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +27,13 @@ from tqdm import tqdm
 
 from gssf_plug.distributed import gather_detached, process_count
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation import image_text_recall, image_text_recall_of_scores, instance_recall, reid_ranking
+from gssf_plug.evaluation import (
+    document_ranking,
+    image_text_recall,
+    image_text_recall_of_scores,
+    instance_recall,
+    reid_ranking,
+)
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.retrieval.data.batches import BatchReader, load_batches
 from gssf_plug.retrieval.data.images import Rows
@@ -36,7 +44,10 @@ from gssf_plug.retrieval.training.sharding import WholeWeights
 __all__ = [
     "Evaluation",
     "Numbered",
+    "WithRowNumbers",
     "alignment_measures",
+    "checked_measures",
+    "document_measures",
     "embed_rows",
     "first_of_each",
     "image_text_measures",
@@ -123,47 +134,56 @@ def reid_measures(
     ids: Int[Tensor, " rows"],
     cameras: Int[Tensor, " rows"],
     *,
-    asks: Bool[Tensor, " rows"] | None = None,
+    is_query: Bool[Tensor, " rows"] | None = None,
     ranks: Sequence[int] = (1, 5, 10),
+    asks: Bool[Tensor, " rows"] | None = None,
 ) -> Evaluation:
     """An evaluation by `reid_ranking`, whose embedding has row numbers as ids.
 
     Args:
         ids: identity of each row.
         cameras: camera of each row.
-        asks: rows that are queries, the others being the gallery; None (default): every row is both.
+        is_query: True for rows that are queries, the others being the gallery; None (default): every row is both.
         ranks: places k of R@k.
+        asks: the former name of `is_query`.
     """
+    is_query = _renamed(is_query, asks)
 
     def evaluation(embedding: Embedding, metric: GSSFMetric | None) -> dict[str, float]:
         features, rows = vectors("queries", embedding.queries), embedding.query_ids.cpu()
-        asking = slice(None) if asks is None else asks[rows]
-        found = slice(None) if asks is None else ~asks[rows]
+        asking = slice(None) if is_query is None else is_query[rows]
+        found = slice(None) if is_query is None else ~is_query[rows]
         columns = (features, ids[rows], cameras[rows])
-        sides = [column[side] for column in columns for side in (asking, found)]
+        sides = [column[side] for column in columns for side in (asking, found)]  # queries, gallery, column by column
         return reid_ranking(*sides, metric=metric, ranks=ranks, distributed=process_count() > 1)
 
     return evaluation
 
 
 def instance_measures(
-    labels: Int[Tensor, " rows"], *, asks: Bool[Tensor, " rows"] | None = None, ks: Sequence[int] = (1, 2, 4, 8)
+    labels: Int[Tensor, " rows"],
+    *,
+    is_query: Bool[Tensor, " rows"] | None = None,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    asks: Bool[Tensor, " rows"] | None = None,
 ) -> Evaluation:
     """An evaluation by `instance_recall`, whose embedding has row numbers as ids.
 
     Args:
         labels: class of each row.
-        asks: rows that are queries, the others being the gallery, as in In-Shop; None (default): every row asks all
-            others.
+        is_query: True for rows that are queries, the others being the gallery, as in In-Shop; None (default): every
+            row asks all others.
         ks: places k of R@k.
+        asks: the former name of `is_query`.
     """
+    is_query = _renamed(is_query, asks)
 
     def evaluation(embedding: Embedding, metric: GSSFMetric | None) -> dict[str, float]:
         features, rows = vectors("queries", embedding.queries), embedding.query_ids.cpu()
         own, shared = labels[rows], process_count() > 1
-        if asks is None:
+        if is_query is None:
             return instance_recall(features, own, metric=metric, ks=ks, distributed=shared)
-        asking = asks[rows]
+        asking = is_query[rows]
         queries, gallery = (features[asking], own[asking]), (features[~asking], own[~asking])
         return instance_recall(
             *queries, metric=metric, ks=ks, gallery=gallery[0], gallery_labels=gallery[1], distributed=shared
@@ -172,7 +192,68 @@ def instance_measures(
     return evaluation
 
 
-class Numbered:
+def document_measures(relevant: Int[Tensor, "pairs 2"] | None = None, *, ks: Sequence[int] = (1, 10)) -> Evaluation:
+    """An evaluation by `document_ranking`: every query against the whole gallery.
+
+    Args:
+        relevant: (P, 2) pairs (id of a query, id of a document); pairs of ids that are not in the data are passed over.
+            None (default): a document is relevant where its id is the query's.
+        ks: places k of accuracy@k, precision@k and recall@k.
+    """
+
+    def evaluation(embedding: Embedding, metric: GSSFMetric | None) -> dict[str, float]:
+        queries, documents = vectors("queries", embedding.queries), vectors("gallery", embedding.gallery)
+        asked, held = embedding.query_ids, embedding.gallery_ids
+        if relevant is None:
+            pairs = _equal_ids(asked, held)
+        else:
+            first, second = relevant.to(asked.device).unbind(1)
+            # a pair of ids becomes pairs of rows by way of its own number, shared by the rows of either id
+            left, right = _equal_ids(asked, first), _equal_ids(second, held)
+            via = _equal_ids(left[:, 1], right[:, 0])
+            pairs = torch.stack([left[via[:, 0], 0], right[via[:, 1], 1]], dim=1)
+        return document_ranking(queries, documents, pairs, metric, ks, distributed=process_count() > 1)
+
+    return evaluation
+
+
+def _equal_ids(ones: Int[Tensor, " n"], others: Int[Tensor, " m"]) -> Int[Tensor, "pairs 2"]:
+    """Rows (i, j) with ones[i] == others[j], without an N×M comparison."""
+    ordered, place = others.sort(stable=True)
+    start, stop = torch.searchsorted(ordered, ones), torch.searchsorted(ordered, ones, right=True)
+    counts = stop - start
+    row = torch.repeat_interleave(torch.arange(len(ones), device=ones.device), counts)
+    within = torch.arange(len(row), device=ones.device) - (counts.cumsum(0) - counts)[row]
+    return torch.stack([row, place[start[row] + within]], dim=1)
+
+
+def checked_measures(given: Any) -> dict[str, float]:
+    """What an evaluation gave, as numbers; tensors and arrays of one number are taken.
+
+    Raises:
+        ArgumentError: no mapping, or a value that is no number.
+    """
+    remedy = 'Return a dict such as {"mAP": 41.2}; of a tensor of one number take .item().'
+    if not isinstance(given, Mapping):
+        raise ArgumentError("evaluation", "give a mapping from names to numbers", type(given).__name__, remedy)
+    measures: dict[str, float] = {}
+    for name, value in given.items():
+        try:
+            measures[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            got = f"{type(value).__name__} of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
+            raise ArgumentError("evaluation", f"give a number as '{name}'", got, remedy) from error
+    return measures
+
+
+def _renamed(is_query: Tensor | None, asks: Tensor | None) -> Tensor | None:
+    if asks is None:
+        return is_query
+    warnings.warn("`asks` is now called `is_query`", DeprecationWarning, stacklevel=3)
+    return asks
+
+
+class WithRowNumbers:
     """Rows of a data set with their number in the column "row".
 
     Args:
@@ -187,6 +268,9 @@ class Numbered:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self.rows[index], "row": index}
+
+
+Numbered = WithRowNumbers  # its name before
 
 
 def first_of_each(ids: Int[Tensor, " n"]) -> Int[Tensor, " k"]:

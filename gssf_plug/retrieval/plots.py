@@ -6,6 +6,8 @@ figures bring their own white ground, so they can be read on light and dark page
 """
 
 import copy
+import importlib.util
+import logging
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -18,13 +20,16 @@ from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.figures import make_figure
+from gssf_plug.files import write_atomically
 from gssf_plug.metric.metric import GSSFMetric
-from gssf_plug.retrieval.training.run_log import Journal
+from gssf_plug.retrieval.training.run_log import RunLog
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["plot_curves", "plot_metric", "plot_retrieved", "plot_structures", "plot_training"]
+
+logger = logging.getLogger(__name__)
 
 Item = str | Tensor  # a text, or an image (3, H, W): bytes, or floats in 0 … 1
 RIGHT, WRONG = "#1f9d3a", "#dcdcdc"
@@ -190,7 +195,7 @@ def plot_training(runs: Mapping[str, str | os.PathLike[str]], *, measure: str = 
     """
     if not runs:
         raise ArgumentError("runs", "hold at least one run", "none", "Give output folders by name.")
-    logs = {name: Journal(Path(folder) / "log.jsonl").records() for name, folder in runs.items()}
+    logs = {name: RunLog(Path(folder) / "log.jsonl").records() for name, folder in runs.items()}
     figure = make_figure(10, 3.8)
     losses, measures = figure.subplots(1, 2)
     for name, log in logs.items():
@@ -202,6 +207,27 @@ def plot_training(runs: Mapping[str, str | os.PathLike[str]], *, measure: str = 
         axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def draw_run(folder: Path, *, measure: str) -> None:
+    """Draw a run into the training.png of its folder, where matplotlib is installed; a failure is a warning."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    log = RunLog(folder / "log.jsonl").records()
+    found = [one for one in ("loss", measure) if any(line.get(one) is not None for line in log)]
+    if not found:
+        return
+    try:
+        figure = make_figure(5 * len(found), 3.8)
+        axes = figure.subplots(1, len(found), squeeze=False)[0]
+        for axis, one in zip(axes, found, strict=True):
+            axis.plot(*_points(log, "train" if one == "loss" else "eval", one, folder.name), marker="o", markersize=3)
+            axis.set(title="training loss" if one == "loss" else f"{one} of the evaluation", xlabel="step")
+            axis.grid(alpha=0.3)
+        figure.suptitle(folder.name, fontsize=10)
+        write_atomically(folder / "training.png", lambda path: figure.savefig(path, format="png", dpi=110))
+    except Exception as error:  # a picture is no reason to lose a run that is done
+        logger.warning("the curves of '%s' could not be drawn: %s", folder, error)
 
 
 def _points(log: Sequence[Mapping[str, Any]], kind: str, value: str, run: str) -> tuple[list[int], list[float]]:

@@ -11,13 +11,12 @@ Refuses to start over a folder that holds checkpoints of another run.
 """
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -25,25 +24,27 @@ from torch import nn
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.files import CardFacts
-from gssf_plug.retrieval.data.batches import (
-    BatchReader,
-    BatchSampler,
-    RandomBatches,
-    ReadBatch,
-    check_batches,
-    load_batches,
-    ordered_batches,
-)
+from gssf_plug.retrieval.data.batches import BatchReader, BatchSampler, ReadBatch, ordered_batches
+from gssf_plug.retrieval.data.digest import describe_rows
+from gssf_plug.retrieval.data.feeds import PlannedFeed, check_map_style, make_feed
 from gssf_plug.retrieval.data.images import Rows
-from gssf_plug.retrieval.evaluation import Evaluation, embed_rows, image_text_measures
+from gssf_plug.retrieval.evaluation import (
+    Evaluation,
+    checked_measures,
+    document_measures,
+    embed_rows,
+    image_text_measures,
+)
 from gssf_plug.retrieval.models.two_tower import Embedding, RetrievalModel
+from gssf_plug.retrieval.plots import draw_run
 from gssf_plug.retrieval.training.accelerator import check_accelerator, make_accelerator, prepare
 from gssf_plug.retrieval.training.best_weights import BestWeights
-from gssf_plug.retrieval.training.checkpoints import Checkpoints, check_recipe
+from gssf_plug.retrieval.training.checkpoints import Checkpoints, check_folder, make_folder
 from gssf_plug.retrieval.training.config import RetrievalConfig
 from gssf_plug.retrieval.training.gradcache import check_chunks
 from gssf_plug.retrieval.training.optimizer import rate_factor, set_rates, take_step
 from gssf_plug.retrieval.training.progress import EXIT_CODE, Interruption, NotFiniteError, Progress
+from gssf_plug.retrieval.training.recipe import check_recipe, describe_module
 from gssf_plug.retrieval.training.run_log import Reports
 
 __all__ = ["RetrievalTrainer"]
@@ -60,13 +61,19 @@ class RetrievalTrainer:
         model: TwoTower, OneTower, or any `RetrievalModel`.
         loss: `loss(scores, relevance, forbidden=...)`, see `gssf_plug.losses`; its parameters are trained too.
         config: the recipe.
-        train_data: map-style data set: a `datasets.Dataset`, a list of dicts, a torch Dataset, `ImageRows`, …
+        train_data: map-style data set: a `datasets.Dataset`, a list of dicts, a torch Dataset, `ImageRows`, …; or a
+            stream, such as a `datasets.IterableDataset`, with `config.max_steps`. Every process reads a stream whole
+            and keeps its part of each batch.
         collate: list of rows to a batch with the keys that `model` reads.
-        eval_data: likewise, for evaluation; None (default) trains without.
-        eval_collate: default `collate`.
+        eval_data: map-style data set for evaluation; None (default) trains without.
+        eval_gallery: map-style data set of documents: every row of `eval_data` is a query that ranks all of them, and
+            relevant are those of its id. `eval_collate` makes batches of them with the item side alone ("items" and
+            "item_ids"). None (default): the rows of `eval_data` are ranked among themselves.
+        eval_collate: collate function of the evaluation; default `collate`.
         batches: batch sampler with `set_epoch`, giving row numbers of whole batches; default `RandomBatches`. The same
             on every process.
-        evaluation: `(embedding, metric) -> measures`; default `image_text_measures`.
+        evaluation: `(embedding, metric) -> measures`; default `image_text_measures`, or `document_measures()` where
+            there is an `eval_gallery`.
         accelerator: default one made from `config`.
 
     Raises:
@@ -102,63 +109,96 @@ class RetrievalTrainer:
         train_data: Rows,
         collate: Collate,
         eval_data: Rows | None = None,
+        eval_gallery: Rows | None = None,
         eval_collate: Collate | None = None,
         batches: BatchSampler | None = None,
-        evaluation: Evaluation = image_text_measures,
+        evaluation: Evaluation | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         self.config = config
         self.model = model
         self.train_data, self.collate = train_data, collate
-        self.eval_data, self.eval_collate = eval_data, eval_collate or collate
-        self.evaluation = evaluation
+        self.eval_data, self.eval_gallery, self.eval_collate = eval_data, eval_gallery, eval_collate or collate
+        self.evaluation = evaluation or (image_text_measures if eval_gallery is None else document_measures())
+        self.folder = Path(config.output_dir)
+        check_folder(self.folder)
+        for name, rows in (("eval_data", eval_data), ("eval_gallery", eval_gallery)):
+            check_map_style(name, rows)
         self.accelerator = accelerator or make_accelerator(config)
         check_accelerator(self.accelerator, config)
         check_chunks(model, self.accelerator, config.chunk_size)
-        self.batches = batches or RandomBatches(len(train_data), config.batch_size, seed=config.seed)
-        check_batches(self.batches)
-        self.steps = config.epochs * math.ceil(len(self.batches) / config.accumulation)
+        self.feed = make_feed(
+            train_data,
+            collate,
+            batches,
+            batch_size=config.batch_size,
+            max_steps=config.max_steps,
+            workers=config.num_workers,
+            skip_unreadable=config.on_unreadable == "skip",
+            seed=config.seed,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+        self.steps = config.max_steps or config.epochs * -(-self.feed.length // config.accumulation)
+        self._made_of = {"model": describe_module(model), "loss": describe_module(loss)}  # FSDP2 changes classes
         self.objective, self.optimizer, self.weights = prepare(model, loss, config, self.accelerator)
-        self.folder = Path(config.output_dir)
         self.checkpoints = Checkpoints(self.folder / "checkpoints", config.keep_checkpoints)
         self.reports = Reports(self.folder, self.accelerator, config)
         self.best = BestWeights(self.folder / "best.safetensors", config.best)
         self.progress = Progress()
 
-    def train(self, *, resume: bool = False) -> Progress:
-        """Train to the end of the last epoch; weights, optimizer and generators are then those of the last step.
+    def train(self, *, resume: bool | Literal["anyway"] = False) -> Progress:
+        """Train to the last step; weights, optimizer and generators are then those of it.
 
         Args:
-            resume: go on from the last checkpoint in `output_dir`, or start where there is none.
+            resume: True goes on from the last checkpoint in `output_dir`, or starts where there is none. "anyway" does
+                so with another recipe, model setting, loss setting or other data too, and warns of each difference.
 
         Returns:
             Where the run is: steps, best score, what was skipped. The best weights are in `best.safetensors`; see
             `load_best`.
 
         Raises:
-            ArgumentError: `resume=False` over a folder with checkpoints, or `resume=True` with another recipe.
-            CheckpointError: a checkpoint is damaged or cannot be written.
+            ArgumentError: `resume=False` over a folder with checkpoints; `resume=True` with another recipe, model, loss
+                or other data, naming every difference; a batch sampler that gives more or fewer batches than it says.
+            CheckpointError: a checkpoint is damaged, of another model or loss, or cannot be written.
+            DataError: a row whose data set raises, naming it.
             NotFiniteError: a NaN loss or gradient, with `on_nan="stop"`.
             UnreadableError: a row that cannot be read, with `on_unreadable="raise"`.
             SystemExit: after SIGTERM, with code 143.
         """
         self._begin(resume)
-        with Interruption() as interruption, self.reports.bar(self.steps, self.progress) as bar:
-            while self.progress.epoch < self.config.epochs:
+        with Interruption() as interruption, self.reports.bar(self.steps, self.progress):
+            while not self._done():
                 self.objective.train()
+                before = self.progress.step
                 for group in self._groups_of_epoch():
-                    self._optimize(group)
-                    bar.update()
+                    loss = self._optimize(group)
                     self._record()
+                    self.reports.step(loss, self.progress)
                     self._save_if_due(interruption.requested(self.accelerator.device))
+                    if self._done():
+                        break
+                assert self.progress.step > before, "an epoch without a step would be repeated for ever"
         self.reports.finish()
+        if self.config.plot and self.accelerator.is_main_process:
+            draw_run(self.folder, measure=self.config.best)
         return self.progress
 
     def embed(self, data: Rows) -> Embedding:
         """Features and ids of all rows, in order, on every process; what cannot be read is missing, if skipped."""
+        check_map_style("data", data)
         accelerator, config = self.accelerator, self.config
         plan = ordered_batches(len(data), config.eval_batch_size, accelerator.num_processes)
-        reader = self._reader(data, self.eval_collate, plan)
+        reader = BatchReader(
+            data,
+            self.eval_collate,
+            plan,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            seed=config.seed,
+            skip_unreadable=config.on_unreadable == "skip",
+        )
         embedding, unreadable = embed_rows(
             self.weights, reader, accelerator, workers=config.num_workers, progress=self.reports.shows
         )
@@ -173,14 +213,17 @@ class RetrievalTrainer:
             evaluation: default the trainer's.
 
         Raises:
-            ArgumentError: nothing to evaluate on.
+            ArgumentError: nothing to evaluate on; an evaluation that does not give numbers by name.
         """
         data = data if data is not None else self.eval_data
         if data is None:
             raise ArgumentError("data", "be given where the trainer has no eval_data", None, "Pass a data set.")
         embedding, metric = self.embed(data), self.model.metric
+        if self.eval_gallery is not None:
+            documents = self.embed(self.eval_gallery)
+            embedding = embedding._replace(gallery=documents.gallery, gallery_ids=documents.gallery_ids)
         with self.weights.at_hand():
-            measures = [dict((evaluation or self.evaluation)(embedding, metric))]
+            measures = [checked_measures((evaluation or self.evaluation)(embedding, metric))]
         broadcast_object_list(measures)  # processes that compared other measures would part at the best weights
         return measures[0]
 
@@ -207,59 +250,56 @@ class RetrievalTrainer:
             plain.save_pretrained(folder, model_card_kwargs=model_card_kwargs)
         self.accelerator.wait_for_everyone()
 
-    def _begin(self, resume: bool) -> None:
+    def _begin(self, resume: bool | Literal["anyway"]) -> None:
         """Restore the last checkpoint, or seed everything."""
+        if resume not in (True, False, "anyway"):
+            raise ArgumentError("resume", "be True, False or 'anyway'", repr(resume), "See RetrievalTrainer.train.")
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self.checkpoints.clean()
-            for leftover in self.folder.glob(".*.tmp"):  # of a write that a crash cut
-                leftover.unlink()
+            for kept in (self.best.path, self.reports.log.path):  # leftovers of a write that a crash cut
+                for leftover in self.folder.glob(f".{kept.name}*.tmp"):
+                    leftover.unlink()
         self.accelerator.wait_for_everyone()
         latest = self.checkpoints.latest()
         if latest is not None and not resume:
             raise ArgumentError(
                 "resume", f"be True, since '{latest}' exists", False, "Resume, delete it, or choose another output_dir."
             )
+        self._made_of["data"] = describe_rows(self.train_data)
         if latest is None:
             self.progress = Progress()
             set_seed(self.config.seed, device_specific=True)
         else:
-            self._restore(latest)
+            self._restore(latest, anyway=resume == "anyway")
         self.reports.begin(self.progress)
 
-    def _restore(self, latest: Path) -> None:
+    def _restore(self, latest: Path, *, anyway: bool) -> None:
         saved = self.checkpoints.describe(latest)
-        check_recipe(saved["recipe"], self._recipe(), self.folder)
+        check_recipe(saved["recipe"], self._recipe(), self.folder, anyway=anyway)
         self.checkpoints.load(self.accelerator, latest)
         self.progress = Progress(**saved["progress"])
+        if isinstance(self.feed, PlannedFeed) and self.progress.batch >= self.feed.length:  # its epoch was longer
+            self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
         logger.info("resumed '%s' at step %d of %d", self.folder, self.progress.step, self.steps)
 
     def _recipe(self) -> dict[str, Any]:
-        return {**self.config.changes_results(), "rows": len(self.train_data), "batches": len(self.batches)}
+        return {**self.config.changes_results(), **self.feed.describe(), **self._made_of}
+
+    def _done(self) -> bool:
+        """Whether the last step is taken, or patience is at its end."""
+        patience = self.config.patience
+        waited = patience is not None and self.progress.evaluations_since_best >= patience
+        return waited or self.progress.step >= self.steps
 
     def _groups_of_epoch(self) -> Iterator[list[ReadBatch]]:
         """The batches of each optimizer step, from where the run is to the end of its epoch."""
-        epoch = self.progress.epoch
-        self.batches.set_epoch(epoch)
-        reader = self._reader(self.train_data, self.collate, list(self.batches), epoch=epoch)
-        loaded = load_batches(reader, start=self.progress.batch, workers=self.config.num_workers)
+        loaded = self.feed.epoch(self.progress.epoch, start=self.progress.batch)
         while group := list(islice(loaded, self.config.accumulation)):
             yield group
 
-    def _reader(self, data: Rows, collate: Collate, plan: list[list[int]], *, epoch: int = 0) -> BatchReader:
-        return BatchReader(
-            data,
-            collate,
-            plan,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-            seed=self.config.seed,
-            epoch=epoch,
-            skip_unreadable=self.config.on_unreadable == "skip",
-        )
-
-    def _optimize(self, group: list[ReadBatch]) -> None:
-        """One optimizer step, on the mean loss of the batches of `group`."""
+    def _optimize(self, group: list[ReadBatch]) -> float | None:
+        """One optimizer step, on the mean loss of the batches of `group`, which is returned; None if it is skipped."""
         progress, config = self.progress, self.config
         for read in group:
             _warn_of(read.unreadable)
@@ -273,7 +313,8 @@ class RetrievalTrainer:
         else:
             progress.loss_sum += sum(outcome.losses)
             progress.loss_count += len(outcome.losses)
-        progress.advance(len(group), len(self.batches))
+        progress.advance(len(group), epoch_ended=group[-1].last)
+        return None if outcome.failure else sum(outcome.losses) / len(outcome.losses)
 
     def _pass_over(self, failure: str) -> None:
         """Stop or go on, as the recipe says."""
@@ -285,7 +326,7 @@ class RetrievalTrainer:
     def _record(self) -> None:
         """Log and evaluate where they are due."""
         progress = self.progress
-        done = progress.step == self.steps
+        done = self._done()
         if done or progress.step % self.config.log_every == 0:
             self.reports.train(progress, self.optimizer)
         if self.eval_data is not None and (done or self._due(self.config.eval_every)):
@@ -293,9 +334,10 @@ class RetrievalTrainer:
             self.reports.write("eval", measures, progress)
             if self.best.improved(measures, progress):
                 self.best.write(self.weights.plain_model())
+            self.reports.evaluation(measures, progress)
 
     def _save_if_due(self, stop: bool) -> None:
-        done = self.progress.step == self.steps
+        done = self._done()
         if done or stop or self._due(self.config.checkpoint_every):
             self.reports.tick(self.progress)
             state = {"progress": asdict(self.progress), "recipe": self._recipe()}

@@ -1,4 +1,4 @@
-"""Killed at random moments, inside writes, and asked to end: a resumed run ends in the bits of an unbroken one."""
+"""Killed at random moments or inside writes, disk full, asked to end: a resumed run ends in an unbroken one's bits."""
 
 import json
 import os
@@ -18,7 +18,6 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert len(report["kills"]) >= 4, report
-    assert max(report["kills"]) > 0, "no run was killed after its first checkpoint"
+    assert len(report["kills"]) >= 5, report
     assert report["exit"] == 143, report
     assert 0 < report["stopped"] < report["steps"], report

@@ -8,7 +8,7 @@ import torch
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation import image_text_recall, instance_recall, reid_ranking
-from gssf_plug.retrieval import Embedding, Numbered, image_text_measures, instance_measures, reid_measures
+from gssf_plug.retrieval import Embedding, WithRowNumbers, image_text_measures, instance_measures, reid_measures
 from gssf_plug.retrieval.evaluation import first_of_each
 
 
@@ -53,7 +53,7 @@ def test_rows_are_looked_up_by_number_whatever_is_missing():
     x = torch.randn(5, 6)[ids[rows]] + torch.randn(16, 6)
     asks, own = cameras == 0, cameras[rows] == 0
     metric = GSSFMetric(6, block_size=3, constraint="symmetric")
-    got = reid_measures(ids, cameras, asks=asks)(one_sided(x, rows), metric)
+    got = reid_measures(ids, cameras, is_query=asks)(one_sided(x, rows), metric)
     sides = [column[side] for column in (x, ids[rows], cameras[rows]) for side in (own, ~own)]
     assert got == reid_ranking(*sides, metric=metric)
     everyone = reid_measures(ids, cameras, ranks=(2,))(one_sided(x, rows), None)
@@ -61,7 +61,7 @@ def test_rows_are_looked_up_by_number_whatever_is_missing():
     assert everyone == reid_ranking(*both, ranks=(2,))
     assert "R@2" in everyone
     assert instance_measures(ids)(one_sided(x, rows), metric) == instance_recall(x, ids[rows], metric=metric)
-    shop = instance_measures(ids, asks=asks, ks=(1, 3))(one_sided(x, rows), None)
+    shop = instance_measures(ids, is_query=asks, ks=(1, 3))(one_sided(x, rows), None)
     gallery = {"gallery": x[~own], "gallery_labels": ids[rows][~own]}
     assert shop == instance_recall(x[own], ids[rows][own], ks=(1, 3), **gallery)
 
@@ -73,4 +73,4 @@ def test_folds_and_numbers():
     got = partial(image_text_measures, folds=3)(embedding, None)
     assert got == image_text_recall(x, y, owners, folds=3)
     assert got != image_text_measures(embedding, None)
-    assert list(Numbered([{"a": 1}, {"a": 2}])) == [{"a": 1, "row": 0}, {"a": 2, "row": 1}]
+    assert list(WithRowNumbers([{"a": 1}, {"a": 2}])) == [{"a": 1, "row": 0}, {"a": 2, "row": 1}]

@@ -18,10 +18,10 @@ from gssf_plug.retrieval import (
     IdentityBatches,
     LabelCollator,
     NeckLoss,
-    Numbered,
     OneTower,
     PairCollator,
     RetrievalTrainer,
+    WithRowNumbers,
     WordAugmentation,
     alignment_measures,
     image_text_measures,
@@ -140,7 +140,7 @@ def one_tower_trainer(folder, model, loss, evaluation, best, **changes):
         config=toy.recipe(folder, eval_every=12, checkpoint_every=24, best=best, **settings),
         train_data=data,
         collate=LabelCollator(transform=frameworks.transform),
-        eval_data=Numbered(data),
+        eval_data=WithRowNumbers(data),
         eval_collate=LabelCollator(transform=frameworks.transform, ids="row"),
         batches=IdentityBatches([row["label"] for row in data], identities=4, images=4),
         evaluation=evaluation(data),
@@ -149,7 +149,7 @@ def one_tower_trainer(folder, model, loss, evaluation, best, **changes):
 
 def by_camera(data):
     ids, cameras = (torch.tensor([row[name] for row in data]) for name in ("label", "camera"))
-    return reid_measures(ids, cameras, asks=cameras == 0)
+    return reid_measures(ids, cameras, is_query=cameras == 0)
 
 
 def by_class(data):

@@ -58,6 +58,7 @@ def recipe(folder: Any, **changes: Any) -> RetrievalConfig:
         "checkpoint_every": 3,
         "log_every": 5,
         "progress": False,
+        "plot": False,
     }
     return RetrievalConfig(**{**values, **changes})
 

@@ -1,5 +1,7 @@
 """Run by test_crash.py: train, die in many ways, resume, and compare with a run that was never disturbed.
 
+    python -m workers.retrieval_crash FOLDER SEED [KILLS]       in tests/; 5 kills in the suite, 200 by hand
+
 Every attempt is a process of its own, killed by a real signal. It is forked from one that has trained before, since
 imports cost more than the training. Prints one line of JSON.
 """
@@ -8,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -19,8 +22,10 @@ from accelerate import Accelerator
 from retrieval import toy
 
 import gssf_plug.retrieval.training.best_weights as weights
+from gssf_plug.errors import CheckpointError
 
 FORK = multiprocessing.get_context("fork")
+REFUSED = 3  # exit code of an attempt that the disk refused, by name
 TRAIN_STEPS = 27  # nine epochs of three; a checkpoint every five is mostly in the middle of one
 
 
@@ -70,11 +75,21 @@ def die_after_publishing(call: int) -> None:
     Checkpoints._prune = prune
 
 
+def fill_disk(size: int) -> None:
+    """No file may grow beyond `size` bytes: write() fails in the middle of one, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
 def attempt(folder: Path, sabotage, argument: int, workers: int) -> None:
     warnings.simplefilter("error")
     if sabotage is not None:
         sabotage(argument)
-    toy.trainer(folder, changes={"num_workers": workers, "checkpoint_every": 5}).train(resume=True)
+    trainer = toy.trainer(folder, changes={"num_workers": workers, "checkpoint_every": 5})
+    try:
+        trainer.train(resume=True)
+    except CheckpointError:
+        sys.exit(REFUSED)
 
 
 def start(folder: Path, sabotage=None, argument: int = 0, workers: int = 0):
@@ -123,7 +138,28 @@ def compare(name: str, folder: Path, expected: dict) -> None:
         assert got[key] == value, f"{name}: {key} differs"
 
 
-def main(root: Path, seed: int) -> None:
+def kill_at_random(root: Path, chance: random.Random, seconds: float, wanted: int, expected: dict) -> list[int]:
+    """Runs that are killed again and again until they are through; how many checkpoints there were at each kill."""
+    kills: list[int] = []
+    for number in range(wanted):
+        folder = root / f"random{number}"
+        while True:
+            process = start(folder, workers=chance.choice([0, 0, 0, 1]))
+            process.join(chance.uniform(0.1, 0.7) * seconds if len(kills) < wanted else 60)
+            if process.is_alive():
+                process.kill()
+            process.join()
+            if process.exitcode == 0:
+                break
+            assert process.exitcode == -signal.SIGKILL, process.exitcode
+            kills.append(len(list(folder.glob("checkpoints/step-*"))))
+        compare(f"random kills, run {number}", folder, expected)
+        if len(kills) >= wanted:
+            break
+    return kills
+
+
+def main(root: Path, seed: int, wanted: int) -> None:
     torch.set_num_threads(1)
     chance = random.Random(seed)
     toy.trainer(root / "warm", changes={"epochs": 2}).train()
@@ -138,19 +174,14 @@ def main(root: Path, seed: int) -> None:
     finish(again)
     compare("an undisturbed second run", again, expected)
 
-    kills = []
-    folder = root / "random"
-    while True:
-        process = start(folder, workers=chance.choice([0, 0, 0, 1]))
-        process.join(chance.uniform(0.1, 0.7) * seconds if len(kills) < 12 else 60)
-        if process.is_alive():
-            process.kill()
-        process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL, process.exitcode
-        kills.append(len(list(folder.glob("checkpoints/step-*"))))
-    compare("random kills", folder, expected)
+    kills = kill_at_random(root, chance, seconds, wanted, expected)
+    for size in (300, 1_200, 2_500, 6_000):  # in the log or the progress, the weights, the best weights, the optimizer
+        folder = root / f"full-{size}"
+        process = start(folder, fill_disk, size)
+        process.join(60)
+        assert process.exitcode == REFUSED, f"{folder.name}: {process.exitcode}"
+        finish(folder)
+        compare(folder.name, folder, expected)
 
     for sabotage, calls in (
         (die_inside_checkpoint, (1, 4)),
@@ -179,4 +210,4 @@ def main(root: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 5)

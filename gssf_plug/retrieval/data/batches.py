@@ -8,15 +8,17 @@ and the generators of the training process are left as they were.
 """
 
 import random
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from gssf_plug.errors import ArgumentError
+from gssf_plug.errors import ArgumentError, DataError, GSSFError
 from gssf_plug.retrieval.data.images import UNREADABLE, Rows, UnreadableError
 
 __all__ = [
@@ -25,8 +27,14 @@ __all__ = [
     "RandomBatches",
     "ReadBatch",
     "check_batches",
+    "collated",
     "load_batches",
     "ordered_batches",
+    "own_part",
+    "plan_epoch",
+    "read_row",
+    "seed_of",
+    "seeded",
 ]
 
 
@@ -74,7 +82,8 @@ class RandomBatches:
         return self.rows // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(_mix(self.seed, self.epoch))).tolist()
+        random_order = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        order = torch.randperm(self.rows, generator=random_order).tolist()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield order[start : start + self.batch_size]
 
@@ -92,6 +101,23 @@ def check_batches(batches: BatchSampler) -> None:
         raise ArgumentError("batches", "hold at least one batch", 0, "Make the batches smaller.")
 
 
+def plan_epoch(batches: BatchSampler, epoch: int) -> list[list[int]]:
+    """The batches of one epoch.
+
+    Raises:
+        ArgumentError: the sampler gives more or fewer batches than its length says, on which the schedule, the end of
+            an epoch and the place where a run is resumed depend.
+    """
+    batches.set_epoch(epoch)
+    said = len(batches)
+    plan = [list(batch) for batch in islice(batches, said + 1)]  # an endless sampler is no reason to wait for ever
+    if len(plan) != said:
+        got = f"{len(plan)}" if len(plan) < said else "more"
+        remedy = "Let __len__ give the number of batches that __iter__ gives in every epoch."
+        raise ArgumentError("batches", f"give as many batches as its length, {said}", f"{got} in epoch {epoch}", remedy)
+    return plan
+
+
 def ordered_batches(rows: int, batch_size: int, processes: int) -> list[list[int]]:
     """All rows in order, for evaluation; no batch has fewer rows than there are processes.
 
@@ -106,10 +132,11 @@ def ordered_batches(rows: int, batch_size: int, processes: int) -> list[list[int
 
 
 class ReadBatch(NamedTuple):
-    """A collated batch and what could not be read for it, one text per row."""
+    """A collated batch, what could not be read for it (one text per row), and whether its epoch ends with it."""
 
     batch: Any
     unreadable: list[str]
+    last: bool = False
 
 
 class BatchReader(Dataset[ReadBatch]):
@@ -127,6 +154,7 @@ class BatchReader(Dataset[ReadBatch]):
 
     Raises:
         UnreadableError: naming the row, or when no row of the part is left.
+        DataError: naming the row, where the data set raises anything else.
     """
 
     def __init__(
@@ -154,29 +182,63 @@ class BatchReader(Dataset[ReadBatch]):
         return len(self.plan)
 
     def __getitem__(self, number: int) -> ReadBatch:
-        part = self.plan[number][_part(len(self.plan[number]), self.process, self.processes)]
-        with _seeded(_mix(self.seed, self.epoch, number, self.process)):
+        part = self.plan[number][own_part(len(self.plan[number]), self.process, self.processes)]
+        with seeded(seed_of(self.seed, self.epoch, number, self.process)):
             read, unreadable = self._read(part)
             if not read:
                 raise UnreadableError(f"each of the {len(part)} rows of batch {number}", unreadable[0])
-            return ReadBatch(self.collate(read), unreadable)
+            return ReadBatch(collated(self.collate, read, number), unreadable, number == len(self.plan) - 1)
 
     def _read(self, numbers: list[int]) -> tuple[list[Any], list[str]]:
         if hasattr(self.rows, "__getitems__"):
             try:
                 return list(self.rows.__getitems__(numbers)), []
-            except UNREADABLE:
-                pass  # row by row, to learn which
+            except Exception:  # noqa: S110  # row by row, to learn which
+                pass
         read, unreadable = [], []
         for number in numbers:
             try:
-                read.append(self.rows[number])
-            except UNREADABLE as error:
-                failure = UnreadableError(f"row {number} of the data", error)
+                read.append(read_row(self.rows, number))
+            except UnreadableError as failure:
                 if not self.skip_unreadable:
-                    raise failure from error
+                    raise
                 unreadable.append(str(failure))
         return read, unreadable
+
+
+def read_row(rows: Rows, number: int) -> Any:
+    """Row `number`; whatever its data set raises names it.
+
+    Raises:
+        UnreadableError: a file that is missing or damaged, which a recipe may skip.
+        DataError: anything else. `StopIteration` would otherwise end the loader as if there were no more rows.
+    """
+    try:
+        return rows[number]
+    except UNREADABLE as error:
+        raise UnreadableError(f"row {number} of the data", error) from error
+    except Exception as error:
+        raise DataError(
+            f"row {number} of the data", f"raised {_said(error)}", f"Try it alone: data[{number}]."
+        ) from error
+
+
+def collated(collate: Callable[[list[Any]], Any], rows: list[Any], number: int) -> Any:
+    """The batch of `rows`.
+
+    Raises:
+        DataError: the collate function raises `StopIteration`, which would pass for the end of the data.
+    """
+    try:
+        return collate(rows)
+    except StopIteration as error:
+        remedy = "Give next() a default in the collate function, or look why its iterator is empty."
+        raise DataError(f"batch {number} of the data", f"raised {_said(error)} in collate", remedy) from error
+
+
+def _said(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def load_batches(reader: BatchReader, *, start: int = 0, workers: int = 0) -> Iterator[ReadBatch]:
@@ -186,34 +248,51 @@ def load_batches(reader: BatchReader, *, start: int = 0, workers: int = 0) -> It
     resumed run, which starts once more, would not be the unbroken one.
     """
     loader = DataLoader(
-        reader,
+        _Told(reader),
         batch_size=None,
         sampler=range(start, len(reader)),
         num_workers=workers,
         collate_fn=_as_it_is,
         generator=torch.Generator().manual_seed(0),
     )
-    yield from loader
+    for read in loader:
+        if isinstance(read, GSSFError):
+            raise read
+        yield read
+
+
+class _Told(Dataset[ReadBatch | GSSFError]):
+    """Errors of ours as items: torch raises what comes out of a worker as RuntimeError, if it cannot make it anew."""
+
+    def __init__(self, reader: BatchReader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, number: int) -> ReadBatch | GSSFError:
+        try:
+            return self.reader[number]
+        except GSSFError as error:
+            error.add_note("".join(traceback.format_exception(error)))  # a traceback does not leave its process
+            return error
 
 
 def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _part(rows: int, process: int, processes: int) -> slice:
+def own_part(rows: int, process: int, processes: int) -> slice:
     """The contiguous part of one process; the first ones have a row more where it does not come out even."""
     size, more = divmod(rows, processes)
     start = process * size + min(process, more)
     return slice(start, start + size + (process < more))
 
 
-def _mix(*numbers: int) -> int:
+def seed_of(*numbers: int) -> int:
     """One seed from several numbers, such that near numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed the three global generators, and put them back afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

@@ -164,7 +164,7 @@ class LabelCollator:
     Args:
         transform: as in `PairCollator`.
         ids: column that becomes the labels; default "label". For the evaluations by row number take "row", with
-            `Numbered`.
+            `WithRowNumbers`.
 
     Shape:
         rows {"image" or "features", ids} -> {"inputs", "labels" (N,)}.

@@ -23,6 +23,7 @@ from gssf_plug.retrieval.models.tower import Inputs, Tower, as_tower
 __all__ = ["Embedding", "ImageTextModel", "OneTower", "RetrievalModel", "Tower", "TwoTower"]
 
 Batch = Mapping[str, Any]
+NEUTRAL = {"queries": "images", "query_ids": "image_ids", "items": "texts", "item_ids": "text_ids"}
 
 
 class RetrievalModel(PublishedModel):
@@ -66,11 +67,22 @@ class ImageTextModel(RetrievalModel):
 
     Shape:
         A batch has "images" and "texts" (tensors, or mappings of an encoder's keywords) with "image_ids" (N,) and
-        "text_ids" (M,): a text belongs to the images of the same id; N and M may differ.
+        "text_ids" (M,): a text belongs to the images of the same id; N and M may differ. Where neither is an image or a
+        text, "queries", "query_ids", "items" and "item_ids" say the same. In evaluation a batch may have one side
+        alone; the other is then empty.
     """
 
     def forward(self, batch: Batch) -> Embedding:
         """Images as queries, texts as gallery."""
+        batch = {NEUTRAL.get(key, key): entry for key, entry in batch.items()}
+        if not self.training and "images" not in batch and "texts" in batch:
+            texts, text_ids = _take(batch, "texts", "text_ids")
+            features = self.encode_text(texts)
+            return Embedding(features[:0], text_ids[:0], features, text_ids)
+        if not self.training and "texts" not in batch and "images" in batch:
+            images, image_ids = _take(batch, "images", "image_ids")
+            features = self.encode_image(images)
+            return Embedding(features, image_ids, features[:0], image_ids[:0])
         images, image_ids, texts, text_ids = _take(batch, "images", "image_ids", "texts", "text_ids")
         return Embedding(self.encode_image(images), image_ids, self.encode_text(texts), text_ids)
 

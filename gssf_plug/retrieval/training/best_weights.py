@@ -4,6 +4,8 @@ To publish them, or to load them without the trainer, write a folder: `trainer.l
 `trainer.save_model(folder)`.
 """
 
+import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +17,11 @@ from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import write_atomically
 from gssf_plug.retrieval.training.progress import Progress
 
-__all__ = ["BestWeights", "read_weights", "write_weights"]
+__all__ = ["MOST_TIED", "BestWeights", "read_weights", "write_weights"]
+
+logger = logging.getLogger(__name__)
+
+MOST_TIED = 1.0  # % of the queries
 
 
 class BestWeights:
@@ -33,6 +39,10 @@ class BestWeights:
     def improved(self, measures: Mapping[str, float], progress: Progress) -> bool:
         """Whether `measures` are the best yet; notes them in `progress`.
 
+        Never the best are a measure that is not finite, and an evaluation in which more than `MOST_TIED` % of the
+        queries score their positive and a negative alike ("tied"): a collapsed encoder ranks perfectly where ties are
+        won.
+
         Raises:
             ArgumentError: the evaluation does not give the measure.
         """
@@ -41,9 +51,13 @@ class BestWeights:
                 "best", f"be a measure of the evaluation, {sorted(measures)}", self.measure, "Name one."
             )
         score = measures[self.measure]
+        progress.evaluations_since_best += 1
+        if (reason := _unfit(score, measures)) is not None:
+            logger.warning("the evaluation after step %d is not taken as best: %s", progress.step, reason)
+            return False
         if progress.best_score is not None and score <= progress.best_score:
             return False
-        progress.best_score, progress.best_step = score, progress.step
+        progress.best_score, progress.best_step, progress.evaluations_since_best = score, progress.step, 0
         return True
 
     def write(self, model: nn.Module | None) -> None:
@@ -62,6 +76,17 @@ class BestWeights:
             CheckpointError: there are none, or they are damaged.
         """
         read_weights(model, self.path)
+
+
+def _unfit(score: float, measures: Mapping[str, float]) -> str | None:
+    """Why an evaluation cannot be the best one, or None."""
+    if not math.isfinite(score):
+        return f"its measure is {score}"
+    tied = [(name, value) for name, value in measures.items() if name.rpartition("_")[2] == "tied"]
+    for name, value in tied:
+        if value > MOST_TIED:
+            return f"'{name}' is {value:.1f} %, and above {MOST_TIED} % ranks say nothing"
+    return None
 
 
 def write_weights(model: nn.Module, path: Path) -> None:

@@ -15,7 +15,9 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from gssf_plug.distributed import gather_detached
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import discard
 
-__all__ = ["FORMAT_VERSION", "Checkpoints", "check_recipe"]
+__all__ = ["FORMAT_VERSION", "Checkpoints", "check_folder", "make_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,32 @@ PROGRESS = "progress.json"
 # torch.save reports a full disk as RuntimeError, safetensors as its own; damaged files come as any of these too.
 _FAILURES = (OSError, RuntimeError, SafetensorError, EOFError, KeyError, ValueError, CheckpointException)
 WHOLE = "whole"
+_NAME = re.compile(r"step-\d{8,}")
+_LEFTOVER = re.compile(r"\.step-\d{8,}\.(tmp|old)")
+# What torch says of a whole file that holds other parameters than it is to be put into.
+_FOREIGN = re.compile(r"in loading state_dict|different number of parameter groups|match the size of optimizer's group")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `ArgumentError` where the folder of a run is a file, or would lie inside one."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            remedy = "Name another folder, or move the file away."
+            raise ArgumentError("output_dir", "be a folder, or the name of a new one", f"the file '{path}'", remedy)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        CheckpointError: the system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            folder, f"cannot be made ({error})", "Choose an output_dir that may be written."
+        ) from error
 
 
 class Checkpoints:
@@ -61,7 +89,8 @@ class Checkpoints:
         """Remove what a crash left half written or half deleted. One process calls it."""
         if not self.folder.is_symlink():
             for leftover in self.folder.glob(".step-*"):
-                discard(leftover)
+                if _LEFTOVER.fullmatch(leftover.name):
+                    discard(leftover)
 
     def write(self, accelerator: Accelerator, step: int, progress: Mapping[str, Any]) -> None:
         """Save the state of `accelerator` and `progress` as checkpoint `step`. Every process must call it.
@@ -81,7 +110,7 @@ class Checkpoints:
         main, gathers = accelerator.is_main_process, accelerator.distributed_type == DistributedType.FSDP
         phases = [
             (main, False, partial(_open, temporary, {**header, **progress})),
-            (True, gathers, partial(accelerator.save_state, str(temporary))),
+            (True, gathers, partial(_save_state, accelerator, temporary)),
             (main, False, partial(_publish, temporary, final)),
         ]
         for concerned, together, phase in phases:
@@ -116,7 +145,8 @@ class Checkpoints:
         """Load checkpoint `path` into what `accelerator` prepared, the generators last.
 
         Raises:
-            CheckpointError: it is damaged, or its weights are laid out in another way than those of this run.
+            CheckpointError: it is damaged, of another model or loss, or its weights are laid out in another way than
+                those of this run.
         """
         described, now = self.describe(path), accelerator.num_processes
         written = described["processes"]
@@ -149,19 +179,9 @@ class Checkpoints:
             discard(doomed)
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
-
-
-def check_recipe(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raise `ArgumentError` where a run would be resumed with another recipe than it began with, naming the first."""
-    for name, value in now.items():
-        if saved.get(name) != value:
-            raise ArgumentError(
-                name,
-                f"be what the run in '{folder}' began with, {saved.get(name)!r}",
-                repr(value),
-                "Resume with the same recipe, or choose another output_dir.",
-            )
+        """The oldest first; another file or folder whose name begins alike is none of ours."""
+        found = [path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _layout(accelerator: Accelerator) -> str:
@@ -184,6 +204,12 @@ def _check_layout(path: Path, written: str, now: str, same_processes: bool) -> N
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:
     reason = str(error).partition("\n")[0]  # torch.load adds a page of advice
+    if _FOREIGN.search(str(error)):
+        return CheckpointError(
+            path,
+            f"is of another model or loss than this run's ({reason})",
+            "Keep it: it may be whole. Resume with the parts that it was written with, or choose another output_dir.",
+        )
     return CheckpointError(
         path,
         f"is damaged ({type(error).__name__}: {reason})",
@@ -207,6 +233,27 @@ def _open(temporary: Path, progress: Mapping[str, Any]) -> None:
     discard(temporary)
     temporary.mkdir(parents=True)
     (temporary / PROGRESS).write_text(json.dumps(progress, indent=2), encoding="utf-8")
+
+
+def _save_state(accelerator: Accelerator, temporary: Path) -> None:
+    """Accelerate's state. Tensors that share memory are written once and found again, so its warning says nothing."""
+    with _unheard("accelerate.utils.other", "Removed shared tensor"):
+        accelerator.save_state(str(temporary))
+
+
+@contextmanager
+def _unheard(name: str, part: str) -> Iterator[None]:
+    """Without the lines of one logger that hold this part."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return part not in record.getMessage()
+
+    said = logging.getLogger(name)
+    said.addFilter(others)
+    try:
+        yield
+    finally:
+        said.removeFilter(others)
 
 
 def _publish(temporary: Path, final: Path) -> None:

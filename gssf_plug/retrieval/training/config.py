@@ -12,43 +12,51 @@ __all__ = ["RetrievalConfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig:
-    """A recipe.
+    """How a run goes: what may be said of it in a file.
 
     Args:
-        output_dir: folder of the run: checkpoints, best weights, log.
-        epochs: passes over the training data.
+        output_dir: folder of the run: checkpoints, best weights, log, and the picture of its curves.
+        epochs: passes over the training data, where `max_steps` is None.
+        max_steps: optimizer steps of the whole run, over as many passes as they take; None (default) means `epochs`.
+            A stream of training rows, whose length nobody knows, needs it.
         batch_size: rows of one batch, of all processes together: a run on eight GPUs sees the batches of one.
         eval_batch_size: rows encoded at once in evaluation, of all processes together.
         accumulation: batches per optimizer step; their losses are averaged (negatives come from one batch each).
         chunk_size: rows that each process encodes at once in training; None (default) encodes its part whole. A batch
             of any size then takes the memory of a chunk, with the gradient of the whole, for a second forward pass.
-        learning_rate: of everything that has no rate of its own.
-        metric_learning_rate: of the metric's parameters. They start neutral and need a higher rate; 2e-2 ruins them.
-        encoder_learning_rate: of the encoders, where they are pretrained; None means `learning_rate`.
-        image_encoder_learning_rate: of the encoder of images alone, as in VSE∞; None means `encoder_learning_rate`.
-        text_encoder_learning_rate: of the encoder of texts alone; likewise.
+        learning_rate: learning rate of every parameter that no other rate is named for.
+        metric_learning_rate: learning rate of the metric's parameters. They start neutral and need a higher rate than
+            encoders; 2e-2 ruins them.
+        encoder_learning_rate: learning rate of the encoders, where they are pretrained; None takes `learning_rate`.
+        image_encoder_learning_rate: learning rate of the encoder of images alone, as in VSE∞; None takes
+            `encoder_learning_rate`.
+        text_encoder_learning_rate: learning rate of the encoder of texts alone; None takes `encoder_learning_rate`.
         frozen_encoder_epochs: first epochs in which the rate of encoders is 0. Their gradients are still computed, and
             count where they are clipped.
-        loss_learning_rate: of the loss's parameters, such as proxies or a classifier; None means `learning_rate`.
-        weight_decay: AdamW's; never on metric, loss, biases, normalisation layers or other vectors and scalars.
+        loss_learning_rate: learning rate of the loss's parameters, such as proxies or a classifier; None takes
+            `learning_rate`.
+        weight_decay: AdamW's decay of weights; never on metric, loss, biases, normalisation layers or other vectors and
+            scalars.
         warmup: share of the steps in which the rates rise linearly from 0, 0 … 1.
         schedule: how the rates go on: "cosine" or "linear" to 0, "step" down at `decay_at`, "constant".
         decay_at: shares of the steps at which "step" multiplies the rates by `decay_factor`; default 0.6, VSE∞'s 15 of
             25 epochs.
-        decay_factor: of each such step, above 0.
+        decay_factor: what the rates are multiplied by at each such step, above 0.
         max_gradient_norm: clip the norm of all gradients to this; None does not clip.
         mixed_precision: "no", "bf16" or "fp16", Accelerate's.
-        seed: of initial shuffling, augmentation and dropout.
+        seed: seed of shuffling, augmentation and dropout.
         eval_every: optimizer steps between evaluations; None means every epoch.
         checkpoint_every: optimizer steps between checkpoints; None means every epoch.
         keep_checkpoints: how many of the last checkpoints stay on disk.
         best: measure by which the best weights are kept; larger is better.
+        patience: evaluations in a row without a better `best` after which the run ends early; None (default) goes on.
         on_nan: a loss or gradient that is not finite "stop"s the run or lets it "skip" the step.
         on_unreadable: a row that cannot be read "raise"s, or is "skip"ped and counted.
         num_workers: processes that read data; 0 reads in this one. Results do not depend on it.
         log_every: optimizer steps between lines of the log.
         trackers: names of Accelerate trackers, such as ("tensorboard",).
-        progress: show a progress bar.
+        progress: show a progress bar with the loss and the best measure, and a line after every evaluation.
+        plot: draw the curves of the run into training.png at its end, where matplotlib is installed.
 
     Raises:
         ArgumentError: a value of another type or outside its range.
@@ -56,6 +64,7 @@ class RetrievalConfig:
 
     output_dir: str | os.PathLike[str]
     epochs: int = 10
+    max_steps: int | None = None
     batch_size: int = 128
     eval_batch_size: int = 256
     accumulation: int = 1
@@ -79,12 +88,14 @@ class RetrievalConfig:
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
     best: str = "rsum"
+    patience: int | None = None
     on_nan: Literal["stop", "skip"] = "stop"
     on_unreadable: Literal["raise", "skip"] = "raise"
     num_workers: int = 0
     log_every: int = 10
     trackers: tuple[str, ...] = ()
     progress: bool = True
+    plot: bool = True
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -115,8 +126,8 @@ class RetrievalConfig:
 
 
 _AT_LEAST_ONE = (
-    "epochs", "batch_size", "eval_batch_size", "accumulation", "chunk_size", "eval_every", "checkpoint_every",
-    "keep_checkpoints", "log_every",
+    "epochs", "max_steps", "batch_size", "eval_batch_size", "accumulation", "chunk_size", "eval_every",
+    "checkpoint_every", "keep_checkpoints", "log_every", "patience",
 )  # fmt: skip
 _AT_LEAST_ZERO = (
     "learning_rate", "metric_learning_rate", "encoder_learning_rate", "image_encoder_learning_rate",
@@ -125,7 +136,7 @@ _AT_LEAST_ZERO = (
 )  # fmt: skip
 _FREE_ON_RESUME = {
     "output_dir", "eval_batch_size", "checkpoint_every", "keep_checkpoints", "on_nan", "num_workers", "trackers",
-    "progress",
+    "progress", "patience", "plot",
 }  # fmt: skip
 
 

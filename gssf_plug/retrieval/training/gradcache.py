@@ -70,25 +70,25 @@ def cached_backward(
     """
     bare = _without_ddp(objective)
     chunks = split_batch(batch, chunk_size)
-    played = [_play(bare, chunk, watch=number == 0) for number, chunk in enumerate(chunks)]
-    kept = join_embeddings([one.kept for one in played])
+    encoded = [_forward_no_grad(bare, chunk, watch=number == 0) for number, chunk in enumerate(chunks)]
+    kept = join_embeddings([one.kept for one in encoded])
     loss = bare(None, lambda _: bare.loss_of(kept))  # not as an argument: FSDP2 would take its sides for two tensors
     value = loss.item()
     if not math.isfinite(value):
         return value
     accelerator.backward(weight * loss)
     del loss
-    if not played[0].trained:
+    if not encoded[0].trained:
         return value
-    for number, (chunk, one) in enumerate(zip(chunks, played, strict=True), start=1):
+    for number, (chunk, one) in enumerate(zip(chunks, encoded, strict=True), start=1):
         last = synchronise and number == len(chunks)
         with one.generators.replayed():
-            (objective if last else bare)(chunk, partial(_pull, one.kept)).backward()
+            (objective if last else bare)(chunk, partial(_surrogate, one.kept)).backward()
     return value
 
 
 @dataclass(frozen=True)
-class _Played:
+class _Encoded:
     """A chunk after its first encoding. No tuple: FSDP2 would look for tensors in it.
 
     Args:
@@ -102,18 +102,18 @@ class _Played:
     trained: bool
 
 
-def _play(objective: Objective, chunk: Mapping[str, Any], *, watch: bool) -> _Played:
+def _forward_no_grad(objective: Objective, chunk: Mapping[str, Any], *, watch: bool) -> _Encoded:
     """Encode without a graph, or to `watch` with one that is dropped at once."""
     generators = _Generators(chunk)
     with torch.set_grad_enabled(watch):
-        played: _Played = objective(chunk, partial(_cut, generators))
-    return played
+        encoded: _Encoded = objective(chunk, partial(_cached, generators))
+    return encoded
 
 
-def _cut(generators: "_Generators", own: Embedding) -> _Played:
+def _cached(generators: "_Generators", own: Embedding) -> _Encoded:
     queries = _leaf(own.queries)
     kept = own._replace(queries=queries, gallery=queries if own.one_sided else _leaf(own.gallery))
-    return _Played(kept, generators, trained=any(features.requires_grad for features in _tensors_of(own)))
+    return _Encoded(kept, generators, trained=any(features.requires_grad for features in _tensors_of(own)))
 
 
 def _leaf(side: Side) -> Side:
@@ -126,11 +126,11 @@ def _leaf_tensor(features: Tensor) -> Tensor:
     return features.detach().to(torch.promote_types(features.dtype, torch.float32)).requires_grad_()
 
 
-def _pull(kept: Embedding, own: Embedding) -> Tensor:
+def _surrogate(kept: Embedding, own: Embedding) -> Tensor:
     """Σ ⟨f, g⟩ of a chunk: its gradient in the encoders is that of the loss."""
     pairs = zip(_tensors_of(own), _tensors_of(kept), strict=True)
-    pulls = [(features.to(leaf.dtype) * leaf.grad).sum() for features, leaf in pairs if leaf.grad is not None]
-    return torch.stack(pulls).sum()
+    products = [(features.to(leaf.dtype) * leaf.grad).sum() for features, leaf in pairs if leaf.grad is not None]
+    return torch.stack(products).sum()
 
 
 def _tensors_of(embedding: Embedding) -> list[Tensor]:

@@ -20,7 +20,10 @@ EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports for a process ended by 
 
 
 class Interruption:
-    """While entered, SIGTERM is remembered instead of ending the process. Only the main thread can listen."""
+    """While entered, SIGTERM is remembered instead of ending the process; a second one ends it at once.
+
+    Only the main thread can listen.
+    """
 
     def __init__(self) -> None:
         self._received = False
@@ -40,6 +43,9 @@ class Interruption:
         return bool(gather_detached(torch.tensor([self._received], device=device)).any())
 
     def _remember(self, signum: int, frame: FrameType | None) -> None:
+        if self._received:  # the step in progress does not end
+            signal.signal(signal.SIGTERM, self._before)
+            signal.raise_signal(signal.SIGTERM)
         self._received = True
 
 
@@ -67,6 +73,7 @@ class Progress:
         batch: the next batch of that epoch.
         best_score: best value of the measure that the recipe names, None before the first evaluation.
         best_step: when that was.
+        evaluations_since_best: evaluations since then, or since the start.
         skipped_steps: steps not taken because loss or gradient were not finite.
         unreadable_rows: training rows that could not be read, by the main process.
         loss_sum: sum of the losses since the last line of the log.
@@ -79,6 +86,7 @@ class Progress:
     batch: int = 0
     best_score: float | None = None
     best_step: int | None = None
+    evaluations_since_best: int = 0
     skipped_steps: int = 0
     unreadable_rows: int = 0
     loss_sum: float = 0.0
@@ -89,9 +97,9 @@ class Progress:
         """The step to come, counted from 1 as people do."""
         return f"step {self.step + 1} (epoch {self.epoch + 1}, batch {self.batch + 1})"
 
-    def advance(self, batches: int, batches_of_epoch: int) -> None:
+    def advance(self, batches: int, *, epoch_ended: bool) -> None:
         """One step of `batches` batches is done."""
         self.step += 1
         self.batch += batches
-        if self.batch == batches_of_epoch:
+        if epoch_ended:
             self.epoch, self.batch = self.epoch + 1, 0

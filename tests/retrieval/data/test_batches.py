@@ -91,7 +91,7 @@ def test_unreadable_rows_raise_or_are_skipped_and_told(rows):
     with pytest.raises(UnreadableError, match=message):
         BatchReader(rows, list, plan)[0]
     reader = BatchReader(rows, list, plan, skip_unreadable=True)
-    batch, unreadable = reader[0]
+    batch, unreadable, _ = reader[0]
     assert batch == [0, 3]
     assert len(unreadable) == 2
     assert "photo-4.png" in unreadable[1]

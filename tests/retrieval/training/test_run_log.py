@@ -1,10 +1,10 @@
 """The log: appended, read, taken back."""
 
-from gssf_plug.retrieval.training.run_log import Journal
+from gssf_plug.retrieval.training.run_log import RunLog
 
 
 def test_it_forgets_what_comes_after_a_step(tmp_path):
-    journal = Journal(tmp_path / "log.jsonl")
+    journal = RunLog(tmp_path / "log.jsonl")
     for step in (1, 2, 2, 3):
         journal.write({"step": step, "loss": 0.1 * step})
     with (tmp_path / "log.jsonl").open("a") as file:
@@ -17,7 +17,7 @@ def test_it_forgets_what_comes_after_a_step(tmp_path):
 
 
 def test_other_processes_do_not_write(tmp_path):
-    journal = Journal(tmp_path / "log.jsonl", writes=False)
+    journal = RunLog(tmp_path / "log.jsonl", writes=False)
     journal.write({"step": 1})
     journal.rewind(0)
     assert journal.records() == []
