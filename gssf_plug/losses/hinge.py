@@ -68,8 +68,8 @@ class Hinge(RowLoss):
         super().__init__()
         if not 0 < margin < math.inf:
             raise ArgumentError("margin", "be a positive number", margin, "The usual margin for cosines is 0.2.")
-        if warmup_steps < 0:
-            raise ArgumentError("warmup_steps", "be at least 0", warmup_steps, "Use 0 for hardest negatives at once.")
+        if not 0 <= warmup_steps < math.inf or warmup_steps % 1:
+            raise ArgumentError("warmup_steps", "be at least 0 and whole", warmup_steps, "Use 0 for hardest negatives.")
         self.margin = margin
         self.warmup_steps = warmup_steps
         self.scale = LearnedScale(1.0, *scale_range) if learned_scale else None

@@ -219,6 +219,7 @@ def document_measures(relevant: Int[Tensor, "pairs 2"] | None = None, *, ks: Seq
 
 def _equal_ids(ones: Int[Tensor, " n"], others: Int[Tensor, " m"]) -> Int[Tensor, "pairs 2"]:
     """Rows (i, j) with ones[i] == others[j], without an N×M comparison."""
+    ones = ones.contiguous()
     ordered, place = others.sort(stable=True)
     start, stop = torch.searchsorted(ordered, ones), torch.searchsorted(ordered, ones, right=True)
     counts = stop - start

@@ -12,7 +12,7 @@ Refuses to start over a folder that holds checkpoints of another run.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from gssf_plug.errors import ArgumentError
 from gssf_plug.files import CardFacts
 from gssf_plug.retrieval.data.batches import BatchReader, BatchSampler, ReadBatch, ordered_batches
 from gssf_plug.retrieval.data.digest import describe_rows
-from gssf_plug.retrieval.data.feeds import PlannedFeed, check_map_style, make_feed
+from gssf_plug.retrieval.data.feeds import Collate, PlannedFeed, check_map_style, make_feed
 from gssf_plug.retrieval.data.images import Rows
 from gssf_plug.retrieval.evaluation import (
     Evaluation,
@@ -50,8 +50,6 @@ from gssf_plug.retrieval.training.run_log import Reports
 __all__ = ["RetrievalTrainer"]
 
 logger = logging.getLogger(__name__)
-
-Collate = Callable[[list[Any]], Mapping[str, Any]]
 
 
 class RetrievalTrainer:
@@ -134,10 +132,7 @@ class RetrievalTrainer:
             batch_size=config.batch_size,
             max_steps=config.max_steps,
             workers=config.num_workers,
-            skip_unreadable=config.on_unreadable == "skip",
-            seed=config.seed,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
+            **self._reading(),
         )
         self.steps = config.max_steps or config.epochs * -(-self.feed.length // config.accumulation)
         self._made_of = {"model": describe_module(model), "loss": describe_module(loss)}  # FSDP2 changes classes
@@ -190,15 +185,7 @@ class RetrievalTrainer:
         check_map_style("data", data)
         accelerator, config = self.accelerator, self.config
         plan = ordered_batches(len(data), config.eval_batch_size, accelerator.num_processes)
-        reader = BatchReader(
-            data,
-            self.eval_collate,
-            plan,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-            seed=config.seed,
-            skip_unreadable=config.on_unreadable == "skip",
-        )
+        reader = BatchReader(data, self.eval_collate, plan, **self._reading())
         embedding, unreadable = embed_rows(
             self.weights, reader, accelerator, workers=config.num_workers, progress=self.reports.shows
         )
@@ -257,9 +244,6 @@ class RetrievalTrainer:
         if self.accelerator.is_main_process:
             make_folder(self.folder)
             self.checkpoints.clean()
-            for kept in (self.best.path, self.reports.log.path):  # leftovers of a write that a crash cut
-                for leftover in self.folder.glob(f".{kept.name}*.tmp"):
-                    leftover.unlink()
         self.accelerator.wait_for_everyone()
         latest = self.checkpoints.latest()
         if latest is not None and not resume:
@@ -282,6 +266,15 @@ class RetrievalTrainer:
         if isinstance(self.feed, PlannedFeed) and self.progress.batch >= self.feed.length:  # its epoch was longer
             self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
         logger.info("resumed '%s' at step %d of %d", self.folder, self.progress.step, self.steps)
+
+    def _reading(self) -> dict[str, Any]:
+        """How every data set of the run is read."""
+        return {
+            "process": self.accelerator.process_index,
+            "processes": self.accelerator.num_processes,
+            "seed": self.config.seed,
+            "skip_unreadable": self.config.on_unreadable == "skip",
+        }
 
     def _recipe(self) -> dict[str, Any]:
         return {**self.config.changes_results(), **self.feed.describe(), **self._made_of}

@@ -93,5 +93,6 @@ def test_scale_gets_a_gradient():
 def test_bad_arguments_are_named():
     with pytest.raises(ArgumentError, match="`margin` must be a positive number, but got 0"):
         Hinge(margin=0)
-    with pytest.raises(ArgumentError, match="`warmup_steps` must be at least 0, but got -1"):
-        Hinge(warmup_steps=-1)
+    for wrong in (-1, float("nan"), 2.5, float("inf")):
+        with pytest.raises(ArgumentError, match=f"`warmup_steps` must be at least 0 and whole, but got {wrong}"):
+            Hinge(warmup_steps=wrong)

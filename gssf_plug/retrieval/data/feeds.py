@@ -26,7 +26,7 @@ from gssf_plug.retrieval.data.batches import (
 )
 from gssf_plug.retrieval.data.images import Rows
 
-__all__ = ["PlannedFeed", "StreamFeed", "check_map_style", "is_stream", "make_feed"]
+__all__ = ["Collate", "PlannedFeed", "StreamFeed", "check_map_style", "is_stream", "make_feed"]
 
 Collate = Callable[[list[Any]], Mapping[str, Any]]
 
