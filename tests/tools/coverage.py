@@ -31,9 +31,11 @@ def page(records: Iterable[Record], every: int) -> str:
         "",
         f"transformers {transformers.__version__}, {len(by_type)} of its {every} model types run. Of {len(tried)} that "
         f"have attention and that a tiny configuration builds, **{len(held)} hold "
-        f"({len(held) / max(1, len(tried)):.1%})**: neutral at start, alive once perturbed, a gradient for every "
-        "parameter, merged equals patched (or the merge is refused because a query norm stands between), unmerge and "
-        "remove exact. Made by `python tests/tools/sweep.py` and `python tests/tools/coverage.py`.",
+        f"({len(held) / max(1, len(tried)):.1%})**: patched before they ever ran, neutral at start, alive once "
+        "perturbed, a gradient for every parameter; at both sites all outputs, recorded hidden states and attentions "
+        "among them, are those of a twin that was never patched, to the bit; merged equals patched (or the merge is "
+        "refused because a query norm stands between), unmerge and remove exact. Made by "
+        "`python tests/tools/sweep.py` and `python tests/tools/coverage.py`.",
         "",
         f"{counts['no attention']} types have no attention; {counts['not built']} were not built, and the last table "
         "says why: parts of other models, missing packages, configurations that do not shrink. A refused type is "

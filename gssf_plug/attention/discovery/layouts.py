@@ -74,6 +74,7 @@ class Packing:
         if sizes is None or any(size % groups or size <= 0 for size in sizes):
             return None
         shares = [size // groups for size in sizes]
+        # channel numbers as (groups, width of a group), then each group cut into its share of every part
         per_group = torch.arange(width).view(groups, width // groups).split(shares, dim=1)
         count = heads.query_heads if part == "q" else heads.key_heads
         chosen = per_group[self.order.index(part)]
@@ -81,6 +82,7 @@ class Packing:
 
     def _sizes(self, width: int, heads: Heads) -> list[int] | None:
         """Width of each part; values are as wide as keys, except beside keys that are kept apart from a rotary part."""
+        # query and key have the widths of their heads; what is left over must be the value or the gate
         fixed = {"q": heads.query_heads * heads.head_dim, "k": heads.key_heads * heads.key_dim}
         rest = width - sum(fixed[part] for part in self.order if part in fixed)
         if "g" in self.order or "V" in self.order:

@@ -172,11 +172,12 @@ def _try_together(trials: Mapping[str, Trial], run: Run) -> None:
 
 def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: _Setting) -> None:
     groups = candidate.heads.key_heads
-    inside = torch.arange(groups) % 2 == 0
+    inside = torch.arange(groups) % 2 == 0  # S: every other group of heads
     queries_per_group = candidate.heads.query_heads // groups
 
     def query(rows: Tensor) -> Tensor:
         fresh = _noise(rows, (7,)).unflatten(-1, (candidate.heads.query_heads, -1))
+        # a key group serves several query heads: all of them are silenced with it
         off = inside.repeat_interleave(queries_per_group)[:, None].to(rows.device) & setting.zero_query
         return fresh.masked_fill(off, 0.0).flatten(-2)
 

@@ -54,6 +54,7 @@ class HeadView(nn.Module):
         self.start = int(flat[0])
         self.contiguous = torch.equal(flat, torch.arange(self.start, self.start + len(flat)))
         self.everything = self.contiguous and len(flat) == width and axis == -1 and head_axis is None
+        # `put` looks channels up in [rows | all of x]: a head's channel in the rows, any other behind them
         order = torch.arange(width) + len(flat)
         order[flat] = torch.arange(len(flat))
         self.index, self.order = flat, order  # no buffers: averages of models (EMA) round whole numbers down
