@@ -6,6 +6,7 @@ pair about doubles there, which an encoder hides. Value and gradient are the sam
 losses see all pairs at once, as they must.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -36,7 +37,7 @@ def loss_of_pairs(
     """`loss` of the scores of all queries with all gallery items.
 
     Args:
-        loss: `loss(scores, relevance, forbidden=...)`.
+        loss: `loss(scores, relevance, exclude=...)`, or with the older name `forbidden` for the mask.
         score: features of both sides to their scores.
         queries: features.
         query_ids: ids of the queries; equal ids belong together.
@@ -51,7 +52,9 @@ def loss_of_pairs(
         lengths = [(len(queries), len(gallery)), (len(gallery), len(queries))]
         return loss.combined([_summed(terms, strip, *size) for strip, size in zip(strips, lengths, strict=False)])
     whole = slice(0, len(queries))
-    value: Tensor = loss(batch.scores(whole), batch.relevance(whole), forbidden=batch.forbidden(whole))
+    names = inspect.signature(loss.forward).parameters
+    name = "exclude" if "exclude" in names or "forbidden" not in names else "forbidden"
+    value: Tensor = loss(batch.scores(whole), batch.relevance(whole), **{name: batch.excluded(whole)})
     return value
 
 
@@ -70,20 +73,20 @@ class _Batch:
     def relevance(self, rows: slice) -> Tensor:
         return relevance_by_id(self.query_ids[rows], self.gallery_ids)
 
-    def forbidden(self, rows: slice) -> Tensor | None:
+    def excluded(self, rows: slice) -> Tensor | None:
         if not self.itself:
             return None
         items = torch.arange(len(self.queries), device=self.queries.device)
         return items[rows, None] == items
 
     def rows(self, rows: slice) -> Pairs:
-        return sort_pairs(self.scores(rows), self.relevance(rows), self.forbidden(rows))
+        return sort_pairs(self.scores(rows), self.relevance(rows), self.excluded(rows))
 
     def columns(self, columns: slice) -> Pairs:
         """The strip of these gallery items asking all queries."""
         scores = self.score(self.queries, self.gallery[columns]).T
-        forbidden = self.forbidden(columns)  # symmetric
-        return sort_pairs(scores, relevance_by_id(self.gallery_ids[columns], self.query_ids), forbidden)
+        excluded = self.excluded(columns)  # symmetric
+        return sort_pairs(scores, relevance_by_id(self.gallery_ids[columns], self.query_ids), excluded)
 
 
 def _summed(terms: Callable[[Pairs], RowSum], strip: Callable[[slice], Pairs], rows: int, columns: int) -> RowSum:

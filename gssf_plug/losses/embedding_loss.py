@@ -2,8 +2,8 @@ r"""Losses that read features and labels of one tower, not scores alone: classif
 
     loss(features, labels, score) -> scalar          score(features, features) -> (N, N), the model's similarity
 
-Other losses of this room see a score matrix. A `FeatureLoss` is told apart by its class, and RetrievalTrainer hands it
-the features of the whole batch of all processes.
+Other losses of this room see a score matrix. An `EmbeddingLoss` is told apart by its class, and RetrievalTrainer hands
+it the features of the whole batch of all processes.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses.chunked import Score, loss_of_pairs
+from gssf_plug.metric.options import checked_count
 
-__all__ = ["FeatureLoss", "IdentityLoss", "Score", "WeightedSum", "loss_of_features"]
+__all__ = ["EmbeddingLoss", "FeatureLoss", "IdentityLoss", "Score", "WeightedSum", "loss_of_features"]
 
 
-class FeatureLoss(nn.Module):
+class EmbeddingLoss(nn.Module):
     """A loss on features. Subclasses write `forward(features, labels, score)`."""
 
     def forward(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], score: Score) -> Float[Tensor, ""]:
@@ -32,7 +33,10 @@ class FeatureLoss(nn.Module):
         raise NotImplementedError
 
 
-class IdentityLoss(FeatureLoss):
+FeatureLoss = EmbeddingLoss  # its older name
+
+
+class IdentityLoss(EmbeddingLoss):
     r"""Classify the identities of the training set, with label smoothing: the ID loss of re-identification.
 
     L = mean_i −Σ_c q_c log softmax(V f_i)_c,    q = (1 − ε) one-hot + ε / C
@@ -53,8 +57,10 @@ class IdentityLoss(FeatureLoss):
 
     def __init__(self, dim: int, identities: int, *, smoothing: float = 0.1) -> None:
         super().__init__()
-        if not 0 <= smoothing < 1:
-            raise ArgumentError("smoothing", "be at least 0 and below 1", smoothing, "The usual value is 0.1.")
+        dim = checked_count("dim", dim, "Give the width of the features.")
+        identities = checked_count("identities", identities, "Give how many identities the training set has.")
+        if not isinstance(smoothing, int | float) or not 0 <= smoothing < 1:
+            raise ArgumentError("smoothing", "be at least 0 and below 1", repr(smoothing), "The usual value is 0.1.")
         self.identities = identities
         self.smoothing = smoothing
         self.classifier = nn.Linear(dim, identities, bias=False)
@@ -62,6 +68,11 @@ class IdentityLoss(FeatureLoss):
 
     def forward(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], score: Score) -> Float[Tensor, ""]:
         """Cross-entropy over identities; `score` is not used."""
+        if labels.is_floating_point() or labels.shape != features.shape[:1]:
+            got = f"{labels.dtype} of shape {tuple(labels.shape)}"
+            raise ArgumentError(
+                "labels", f"hold one whole number per row of `features` ({len(features)})", got, "Number them."
+            )
         outside = (labels < 0) | (labels >= self.identities)
         if bool(outside.any()):
             got, rule = int(labels[outside][0]), f"lie in 0 … {self.identities - 1}, one number per training identity"
@@ -74,11 +85,11 @@ class IdentityLoss(FeatureLoss):
         return f"identities={self.identities}, smoothing={self.smoothing}"
 
 
-class WeightedSum(FeatureLoss):
+class WeightedSum(EmbeddingLoss):
     """Several losses at once, on features or on scores: Σ weight · loss.
 
     Args:
-        losses: each a `FeatureLoss` or a loss on scores.
+        losses: each a `EmbeddingLoss` or a loss on scores.
         weights: one per loss; default all 1.
 
     Raises:
@@ -95,6 +106,11 @@ class WeightedSum(FeatureLoss):
 
     def __init__(self, *losses: nn.Module, weights: Sequence[float] | None = None) -> None:
         super().__init__()
+        odd = next((loss for loss in losses if not isinstance(loss, nn.Module)), None)
+        if odd is not None:
+            raise ArgumentError(
+                "losses", "be modules of torch.nn", type(odd).__name__, "Give the loss objects themselves."
+            )
         if not losses or (weights is not None and len(weights) != len(losses)):
             got = f"{len(losses)} losses and {'no' if weights is None else len(weights)} weights"
             raise ArgumentError(
@@ -113,6 +129,6 @@ def loss_of_features(
     loss: nn.Module, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], score: Score
 ) -> Float[Tensor, ""]:
     """`loss` of one tower's features, whether it reads features or scores; an item is not compared with itself."""
-    if isinstance(loss, FeatureLoss):
+    if isinstance(loss, EmbeddingLoss):
         return loss(features, labels, score)
     return loss_of_pairs(loss, score, features, labels, features, labels, itself=True)

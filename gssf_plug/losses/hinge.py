@@ -38,7 +38,7 @@ class Hinge(RowLoss):
         scale_range: bounds of that factor, default (0.01, 100).
 
     Shape:
-        scores (N, M), relevance (N, M), forbidden (N, M) -> scalar, float32 or better.
+        scores (N, M), relevance (N, M), exclude (N, M) -> scalar, float32 or better.
 
     Raises:
         ArgumentError: a margin or warm-up outside its range; masks of another shape or dtype.
@@ -66,8 +66,8 @@ class Hinge(RowLoss):
         scale_range: tuple[float, float] = (0.01, 100.0),
     ) -> None:
         super().__init__()
-        if not 0 < margin < math.inf:
-            raise ArgumentError("margin", "be a positive number", margin, "The usual margin for cosines is 0.2.")
+        if not isinstance(margin, int | float) or not 0 < margin < math.inf:
+            raise ArgumentError("margin", "be a positive number", repr(margin), "The usual margin for cosines is 0.2.")
         if not 0 <= warmup_steps < math.inf or warmup_steps % 1:
             raise ArgumentError("warmup_steps", "be at least 0 and whole", warmup_steps, "Use 0 for hardest negatives.")
         self.margin = margin

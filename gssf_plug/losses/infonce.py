@@ -29,7 +29,7 @@ class InfoNCE(RowLoss):
         learned_scale: train α (default) or keep it.
 
     Shape:
-        scores (N, M), relevance (N, M), forbidden (N, M) -> scalar, float32 or better.
+        scores (N, M), relevance (N, M), exclude (N, M) -> scalar, float32 or better.
 
     Raises:
         ArgumentError: a scale outside its range; masks of another shape or dtype.

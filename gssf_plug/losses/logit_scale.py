@@ -31,7 +31,8 @@ class LearnedScale(nn.Module):
 
     def __init__(self, initial: float, lowest: float, highest: float) -> None:
         super().__init__()
-        if not 0 < lowest <= initial <= highest < math.inf:
+        numbers = all(isinstance(value, int | float) for value in (initial, lowest, highest))
+        if not numbers or not 0 < lowest <= initial <= highest < math.inf:
             raise ArgumentError(
                 "scale",
                 "lie in a range of positive numbers, 0 < lowest <= initial <= highest",

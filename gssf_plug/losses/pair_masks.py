@@ -1,4 +1,4 @@
-"""Which pairs of a score matrix are positives, which negatives: by id, checked, with forbidden pairs left out."""
+"""Which pairs of a score matrix are positives, which negatives: by id, checked, with excluded pairs left out."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.arrays import to_tensor
 
 __all__ = ["Pairs", "relevance_by_id", "sort_pairs"]
 
@@ -24,27 +25,64 @@ class Pairs(NamedTuple):
 
 
 def relevance_by_id(query_ids: Int[Tensor, " n"], gallery_ids: Int[Tensor, " m"]) -> Bool[Tensor, "n m"]:
-    """True where the ids agree, so that several captions of an image, or equal items of a batch, are all positives."""
-    return query_ids[:, None] == gallery_ids[None, :]
+    """True where the ids agree, so that several captions of an image, or equal items of a batch, are all positives.
+
+    Args:
+        query_ids: one whole number per query; a tensor, a numpy array or a list.
+        gallery_ids: likewise, one per gallery item.
+
+    Raises:
+        ArgumentError: ids that are no list of whole numbers.
+    """
+    sides = {"query_ids": to_tensor("query_ids", query_ids), "gallery_ids": to_tensor("gallery_ids", gallery_ids)}
+    for name, ids in sides.items():
+        if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex():
+            got = f"{ids.dtype} of shape {tuple(ids.shape)}"
+            raise ArgumentError(name, "hold one whole number per item", got, "Number the items that belong together.")
+    return sides["query_ids"][:, None] == sides["gallery_ids"].to(sides["query_ids"].device)[None, :]
 
 
 def sort_pairs(
-    scores: Float[Tensor, "n m"], relevance: Bool[Tensor, "n m"], forbidden: Bool[Tensor, "n m"] | None
+    scores: Float[Tensor, "n m"],
+    relevance: Bool[Tensor, "n m"],
+    exclude: Bool[Tensor, "n m"] | None,
+    name: str = "exclude",
 ) -> Pairs:
     """Check the three matrices against each other and split the pairs.
 
+    Args:
+        scores: similarities, larger is better.
+        relevance: True where a pair belongs together.
+        exclude: True where a pair counts neither way.
+        name: of `exclude`, as the caller writes it.
+
     Raises:
-        ArgumentError: `relevance` or `forbidden` is not boolean or not of the shape of `scores`.
+        ArgumentError: `scores` is no matrix of floating-point numbers, or a mask is not boolean or not of its shape.
     """
-    for name, mask in (("relevance", relevance), ("forbidden", forbidden)):
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != scores.shape):
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or not scores.is_floating_point() or scores.is_meta:
+        rule, remedy = "be a matrix of floating-point scores (N, M)", "Give one row per query; losses take one batch."
+        raise ArgumentError("scores", rule, _described(scores), remedy)
+    for mask_name, mask in (("relevance", relevance), (name, exclude)):
+        if mask_name == name and mask is None:
+            continue
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != scores.shape:
             raise ArgumentError(
-                name,
+                mask_name,
                 f"be a boolean matrix of shape {tuple(scores.shape)}, one value per score",
-                f"{mask.dtype} of shape {tuple(mask.shape)}",
+                _described(mask),
                 "Build it from ids with relevance_by_id(query_ids, gallery_ids).",
             )
+        if mask.device != scores.device:
+            remedy = "Move it with .to(scores.device)."
+            raise ArgumentError(mask_name, f"be on the device of `scores`, {scores.device}", mask.device, remedy)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if forbidden is None:
+    if exclude is None:
         return Pairs(scores, relevance, ~relevance)
-    return Pairs(scores, relevance & ~forbidden, ~(relevance | forbidden))
+    return Pairs(scores, relevance & ~exclude, ~(relevance | exclude))
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    place = " on the meta device" if value.is_meta else ""
+    return f"{value.dtype} of shape {tuple(value.shape)}{place}"

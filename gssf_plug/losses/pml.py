@@ -21,7 +21,7 @@ from typing import Any, cast
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gssf_plug.losses.embedding_loss import FeatureLoss, Score
+from gssf_plug.losses.embedding_loss import EmbeddingLoss, Score
 
 try:
     from pytorch_metric_learning.distances import BaseDistance
@@ -38,7 +38,7 @@ class GSSFDistance(BaseDistance):
 
     Args:
         metric: a submodule from then on; its normalisation is used, the distance adds none. Any module that scores all
-            pairs when called, and pairs with `aligned`, will do.
+            pairs when called, and single pairs with `pairwise` (or `aligned`), will do.
 
     Raises:
         ArgumentError: embeddings of another width than the metric's.
@@ -56,10 +56,12 @@ class GSSFDistance(BaseDistance):
         self, query_emb: Float[Tensor, "n dim"], ref_emb: Float[Tensor, "n dim"]
     ) -> Float[Tensor, " n"]:
         """Row by row."""
-        return cast(Any, self.metric).aligned(query_emb, ref_emb)
+        metric: Any = self.metric
+        score = metric.pairwise if hasattr(metric, "pairwise") else metric.aligned
+        return cast(Tensor, score(query_emb, ref_emb))
 
 
-class MetricLearningLoss(FeatureLoss):
+class MetricLearningLoss(EmbeddingLoss):
     """A pytorch-metric-learning loss, and a miner where wanted, as a loss of RetrievalTrainer.
 
     Args:

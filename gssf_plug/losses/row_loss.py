@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gssf_plug.errors import ArgumentError
 from gssf_plug.losses.pair_masks import Pairs, sort_pairs
 
 __all__ = ["RowLoss", "RowSum"]
@@ -41,11 +42,26 @@ class RowLoss(nn.Module):
         scores: Float[Tensor, "n m"],
         relevance: Bool[Tensor, "n m"],
         *,
+        exclude: Bool[Tensor, "n m"] | None = None,
         forbidden: Bool[Tensor, "n m"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of one batch; see the class."""
-        pairs = sort_pairs(scores, relevance, forbidden)
+        """The loss of one batch.
+
+        Args:
+            scores: similarities of N queries with M gallery items, larger is better.
+            relevance: True where a pair belongs together.
+            exclude: True where a pair counts neither way, such as an item with itself; default: all pairs count.
+            forbidden: the older name of `exclude`.
+        """
+        if exclude is not None and forbidden is not None:
+            raise ArgumentError(
+                "forbidden", "be left out beside `exclude`", "both", "It is the older name of `exclude`."
+            )
+        name, mask = ("exclude", exclude) if exclude is not None else ("forbidden", forbidden)
+        pairs = sort_pairs(scores, relevance, mask, name)
         terms = self.begin()
+        if scores.numel() == 0:  # nothing can be learned; there is no hardest item of none
+            return pairs.scores.sum()
         sides = [pairs, pairs.swapped()] if self.both_sides else [pairs]
         return self.combined([terms(side) for side in sides])
 

@@ -27,7 +27,7 @@ class Sigmoid(RowLoss):
         scale_range: bounds of α, default (0.1, 1000).
 
     Shape:
-        scores (N, M), relevance (N, M), forbidden (N, M) -> scalar, float32 or better.
+        scores (N, M), relevance (N, M), exclude (N, M) -> scalar, float32 or better.
 
     Raises:
         ArgumentError: masks of another shape or dtype.

@@ -30,9 +30,9 @@ class _Triplet(RowLoss):
 
     def __init__(self, *, margin: float | None = 0.3, learned_scale: bool = False) -> None:
         super().__init__()
-        if margin is not None and not 0 < margin < math.inf:
+        if margin is not None and not (isinstance(margin, int | float) and 0 < margin < math.inf):
             remedy = "The usual margin is 0.3; None uses the soft margin log(1 + exp(x))."
-            raise ArgumentError("margin", "be None or a positive number", margin, remedy)
+            raise ArgumentError("margin", "be None or a positive number", repr(margin), remedy)
         self.margin = margin
         self.scale = LearnedScale(1.0, 0.01, 100.0) if learned_scale else None
 
@@ -70,7 +70,7 @@ class BatchHardTriplet(_Triplet):
         learned_scale: multiply the scores by a learned factor, 1 at the start; default False.
 
     Shape:
-        scores (N, M), relevance (N, M), forbidden (N, M) -> scalar, float32 or better.
+        scores (N, M), relevance (N, M), exclude (N, M) -> scalar, float32 or better.
 
     Raises:
         ArgumentError: a margin that is not positive; masks of another shape or dtype.
@@ -81,7 +81,7 @@ class BatchHardTriplet(_Triplet):
     Example:
         >>> scores = torch.tensor([[1.0, 0.6, 0.5], [0.6, 1.0, 0.2], [0.5, 0.2, 1.0]])
         >>> labels = torch.tensor([0, 0, 1])
-        >>> loss = BatchHardTriplet()(scores, labels[:, None] == labels, forbidden=torch.eye(3).bool())
+        >>> loss = BatchHardTriplet()(scores, labels[:, None] == labels, exclude=torch.eye(3).bool())
         >>> round(loss.item(), 4)  # mean of 0.3 - 0.6 + 0.5 and 0; the third item has no positive
         0.1
     """
@@ -106,7 +106,7 @@ class SemiHardTriplet(_Triplet):
         learned_scale: likewise.
 
     Shape:
-        scores (N, M), relevance (N, M), forbidden (N, M) -> scalar, float32 or better.
+        scores (N, M), relevance (N, M), exclude (N, M) -> scalar, float32 or better.
 
     Raises:
         ArgumentError: a margin that is not positive; masks of another shape or dtype.

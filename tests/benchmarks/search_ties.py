@@ -1,0 +1,97 @@
+"""Claims: exact `topk` at the speed of half precision; every ratio is a median of runs interleaved in one process.
+
+python tests/benchmarks/search_ties.py            # about two minutes, 2 GB
+python tests/benchmarks/search_ties.py --part one # many, one or small; --rounds for other than 7
+
+| work | ÷ | claimed |
+|---|---|---:|
+| many: 1,000 queries × 200,000 × 512, k = 100 | faiss `IndexFlatIP`, index built beforehand | 0.5 |
+| one: one query × 200,000 × 512, k = 10, on a prepared gallery | the same | 1.0 |
+| one: the same, on plain features | the same | 1.5 |
+| small: 1,000 × 3,000 × 512, k = 10, 100, 1,000, 3,000 | float32 product of unit rows and stable sort | 1.1 |
+
+Results are compared, too: with faiss by items in common, with the stable sort by canonical scores in the tests.
+"""
+
+import argparse
+from statistics import median
+
+import faiss
+import torch
+from measure import interleave, machine, ratio
+
+from gssf_plug import GSSFMetric
+from gssf_plug.metric import normalize_rows, prepare_gallery, topk
+
+DIM = 512
+
+
+def trained_metric() -> GSSFMetric:
+    torch.manual_seed(1)
+    metric = GSSFMetric(DIM, block_size=16)
+    with torch.no_grad():
+        for parameter in metric.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return metric
+
+
+def against_faiss(parts: tuple[str, ...], rounds: int) -> None:
+    metric, gallery, queries = trained_metric(), torch.randn(200_000, DIM), torch.randn(1000, DIM)
+    index = faiss.IndexFlatIP(DIM)
+    index.add(metric.gallery(gallery).numpy())
+    if "many" in parts:
+        k = 100
+        found = index.search(metric.fold(queries).numpy(), k)[1]
+        ours = topk(metric, queries, gallery, k).indices
+        shared = sum(len(set(a.tolist()) & set(b.tolist())) for a, b in zip(ours, found, strict=True))
+        low = queries.bfloat16(), metric.gallery(gallery).bfloat16()
+        candidates = {
+            "ours": lambda: topk(metric, queries, gallery, k),
+            "faiss": lambda: index.search(metric.fold(queries).numpy(), k),
+            "bfloat16 product alone": lambda: [low[0] @ part.T for part in low[1].split(8192)],
+        }
+        show("many", interleave(candidates, rounds, warmup=1), "faiss", f"{shared / found.size:.5%} items in common")
+    if "one" in parts:
+        prepared, query = prepare_gallery(gallery), queries[:1]
+        candidates = {
+            "ours, prepared": lambda: topk(metric, query, prepared, 10),
+            "ours": lambda: topk(metric, query, gallery, 10),
+            "faiss": lambda: index.search(metric.fold(query).numpy(), 10),
+        }
+        show("one", interleave(candidates, 4 * rounds), "faiss")
+
+
+def against_sort(rounds: int) -> None:
+    metric, gallery, queries = trained_metric(), torch.randn(3000, DIM), torch.randn(1000, DIM)
+
+    def plain() -> object:
+        return (metric.fold(queries) @ normalize_rows(gallery).T).sort(dim=1, descending=True, stable=True)
+
+    candidates = {f"k = {k:,}": lambda k=k: topk(metric, queries, gallery, k) for k in (10, 100, 1000, 3000)}
+    show("small", interleave({**candidates, "product and stable sort": plain}, rounds), "product and stable sort")
+
+
+def show(part: str, seconds: dict[str, list[float]], peer: str, note: str = "") -> None:
+    print(f"| {part} | ms | ÷ {peer}, median [95 %] |\n|---|---:|---:|")
+    for name, times in seconds.items():
+        print(f"| {name} | {1000 * median(times):.1f} | {ratio(times, seconds[peer])} |")
+    print(f"\n{note}\n" if note else "")
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["many", "one", "small"])
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    parts = ("many", "one", "small") if options.part is None else (options.part,)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    print(machine(), "\n")
+    if {"many", "one"} & set(parts):
+        against_faiss(parts, options.rounds)
+    if "small" in parts:
+        against_sort(options.rounds)
+
+
+if __name__ == "__main__":
+    main()
