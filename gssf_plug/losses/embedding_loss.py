@@ -75,8 +75,8 @@ class IdentityLoss(EmbeddingLoss):
             )
         outside = (labels < 0) | (labels >= self.identities)
         if bool(outside.any()):
-            got, rule = int(labels[outside][0]), f"lie in 0 … {self.identities - 1}, one number per training identity"
-            raise ArgumentError("labels", rule, got, "Renumber the training identities from 0.")
+            rule = f"lie in 0 … {self.identities - 1}, one number per training identity"
+            raise ArgumentError("labels", rule, int(labels[outside][0]), "Renumber the training identities from 0.")
         logits = self.classifier(features)
         return nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
