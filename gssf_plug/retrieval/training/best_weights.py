@@ -14,14 +14,13 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from gssf_plug.errors import ArgumentError, CheckpointError
+from gssf_plug.evaluation.image_text import TIED_AT_MOST, tied_too_often
 from gssf_plug.files import write_atomically
 from gssf_plug.retrieval.training.progress import Progress
 
-__all__ = ["MOST_TIED", "BestWeights", "read_weights", "write_weights"]
+__all__ = ["BestWeights", "read_weights", "write_weights"]
 
 logger = logging.getLogger(__name__)
-
-MOST_TIED = 1.0  # % of the queries
 
 
 class BestWeights:
@@ -39,9 +38,8 @@ class BestWeights:
     def improved(self, measures: Mapping[str, float], progress: Progress) -> bool:
         """Whether `measures` are the best yet; notes them in `progress`.
 
-        Never the best are a measure that is not finite, and an evaluation in which more than `MOST_TIED` % of the
-        queries score their positive and a negative alike ("tied"): a collapsed encoder ranks perfectly where ties are
-        won.
+        Never the best are a measure that is not finite, and an evaluation of images and texts in which more than 1 % of
+        the queries score their positive and another item alike: a collapsed encoder ranks perfectly where ties are won.
 
         Raises:
             ArgumentError: the evaluation does not give the measure.
@@ -82,10 +80,9 @@ def _unfit(score: float, measures: Mapping[str, float]) -> str | None:
     """Why an evaluation cannot be the best one, or None."""
     if not math.isfinite(score):
         return f"its measure is {score}"
-    tied = [(name, value) for name, value in measures.items() if name.rpartition("_")[2] == "tied"]
-    for name, value in tied:
-        if value > MOST_TIED:
-            return f"'{name}' is {value:.1f} %, and above {MOST_TIED} % ranks say nothing"
+    if tied_too_often(measures):
+        shares = ", ".join(f"'{name}' is {value:.1f} %" for name, value in measures.items() if name.endswith("_tied"))
+        return f"{shares}, and above {TIED_AT_MOST} % ranks say nothing"
     return None
 
 
