@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -21,13 +22,12 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gssf_plug.attention.query_layer import CHILD, LayerMetric
-from gssf_plug.attention.saving import refill_adapter
+from gssf_plug.attention.saving import BESIDE, refill_adapter, save_with_adapters
 from gssf_plug.errors import ArgumentError
 from gssf_plug.wrappers import plain_path
 
-__all__ = ["BESIDE", "AdapterCallback", "refuse_loss"]
+__all__ = ["AdapterCallback", "forget_files", "refuse_loss", "watch_files"]
 
-BESIDE = "gssf"  # the folder in a checkpoint that holds a folder for each adapter, as PEFT's own lie a floor higher
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 RESUMING = ("_load_from_checkpoint", "_load_best_model")  # the methods of Trainer that read a checkpoint
 
@@ -56,7 +56,7 @@ class AdapterCallback(TrainerCallback):
     def __init__(self, patch: Patch, *, save_base: bool, fold_evaluation: bool) -> None:
         self.patch, self.save_base, self.fold_evaluation = patch, save_base, fold_evaluation
         self._evaluation = ExitStack()
-        self._bringing = False
+        self._before: dict[str, Any] = {}  # what stood in the place of the model's own method already
 
     def on_init_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
         """Before anything is resumed."""
@@ -91,8 +91,9 @@ class AdapterCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
         """The best is loaded by now: the model saves and loads as before."""
         if model is not None:
-            for name in ("save_pretrained", "load_adapter"):
-                model.__dict__.pop(name, None)
+            model.__dict__.pop("load_adapter", None)
+            model.__dict__.pop("save_pretrained", None)
+            model.__dict__.update(self._before)
 
     def _watch(self, model: nn.Module | None) -> None:
         """Let the model that Trainer holds save and load by this callback until the end of the training."""
@@ -101,7 +102,8 @@ class AdapterCallback(TrainerCallback):
             raise ArgumentError("callbacks", "belong to the patch of the Trainer's model", got, "Use its own patch.")
         self.model = model
         # on the instance: Trainer calls these two methods with the folder, which no event of a callback is told
-        if hasattr(model, "save_pretrained"):
+        if hasattr(model, "save_pretrained") and vars(model).get("save_pretrained") != self.save_pretrained:
+            self._before = {n: method for n, method in vars(model).items() if n == "save_pretrained"}
             model.__dict__["save_pretrained"] = self.save_pretrained
         if hasattr(model, "peft_config") and hasattr(model, "load_adapter"):
             model.__dict__["load_adapter"] = self.load_adapter
@@ -113,7 +115,8 @@ class AdapterCallback(TrainerCallback):
         """Stands before the model's own method: another file for a folder that Trainer names, else that method."""
         folder, kind = Path(save_directory), cast(Any, type(self.model))
         if CHECKPOINT.fullmatch(folder.name) is None:
-            kind.save_pretrained(self.model, save_directory, *args, **options)
+            usual = self._before.get("save_pretrained") or partial(kind.save_pretrained, self.model)
+            usual(save_directory, *args, **options)
             return
         if not isinstance(self.model, PreTrainedModel):  # PEFT's own checkpoints hold what they should
             kind.save_pretrained(self.model, save_directory, *args, **options)
@@ -139,6 +142,26 @@ class AdapterCallback(TrainerCallback):
         for folder in sorted(beside.glob("*")):
             refill_adapter(folder, metrics, folder.name)
         return loaded
+
+
+def watch_files(model: nn.Module) -> None:
+    """From now on `model.load_state_dict` loses no metric, and `model.save_pretrained` writes the adapters, too."""
+    if not _refusals(model):
+        model.register_load_state_dict_pre_hook(refuse_loss)
+    if isinstance(model, PreTrainedModel) and "save_pretrained" not in vars(model):
+        model.__dict__["save_pretrained"] = partial(save_with_adapters, model)
+
+
+def forget_files(model: nn.Module) -> None:
+    """Undo `watch_files`, once no metric is left in the model."""
+    if not any(isinstance(module, LayerMetric) for module in model.modules()):
+        for key in _refusals(model):
+            del model._load_state_dict_pre_hooks[key]
+        model.__dict__.pop("save_pretrained", None)
+
+
+def _refusals(model: nn.Module) -> list[int]:
+    return [key for key, hook in model._load_state_dict_pre_hooks.items() if getattr(hook, "hook", None) is refuse_loss]
 
 
 def refuse_loss(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *rest: Any) -> None:

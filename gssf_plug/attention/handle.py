@@ -10,10 +10,10 @@ from os import PathLike
 
 from torch import nn
 
-from gssf_plug.attention.callback import AdapterCallback, refuse_loss
+from gssf_plug.attention.callback import AdapterCallback, forget_files, watch_files
 from gssf_plug.attention.merging.fold import MergeReport
 from gssf_plug.attention.merging.merge import fold_for_a_while, merge, switch, unfold, unmerge
-from gssf_plug.attention.merging.plan import PatchedLayer, plan_folds
+from gssf_plug.attention.merging.plan import PatchedLayer, lost_layers, plan_folds
 from gssf_plug.attention.query_layer import CHILD, LayerMetric, notice_hooks
 from gssf_plug.attention.saving import push_adapter, save_adapter
 from gssf_plug.attention.summary import table
@@ -46,8 +46,7 @@ class AttentionPatch:
         if not self.layers:
             raise ArgumentError("model", "be patched", f"a plain {type(model).__name__}", "Call patch_attention first.")
         notice_hooks()  # a patched model may come out of a pickle
-        if not self._loss_refused():
-            model.register_load_state_dict_pre_hook(refuse_loss)
+        watch_files(model)
         self._trainable_before: dict[nn.Parameter, bool] = {}
 
     @property
@@ -218,17 +217,16 @@ class AttentionPatch:
         for layer in self.layers.values():
             if getattr(layer.owner, CHILD, None) is layer.query:  # another handle may have removed it
                 layer.query.detach(layer.owner)
-        if not any(isinstance(module, LayerMetric) for module in self.model.modules()):
-            for key in self._loss_refused():
-                del self.model._load_state_dict_pre_hooks[key]
+        forget_files(self.model)
         for parameter, flag in self._trainable_before.items():
             parameter.requires_grad_(flag)
         self.layers, self._trainable_before = {}, {}
 
     def summary(self) -> str:
-        """Per layer: site, heads, parameters, whether it merges; then what was left alone, and why."""
+        """Per layer: site, heads, parameters, whether it acts now and merges; then what was left alone, and why."""
+        self._first(acting=False)
         folds, refused = ({}, {}) if self.merged else plan_folds(self.model, self.layers, once_trained=True)
-        return table(self.layers, folds, refused, self.left_alone, self._known(None))
+        return table(self.layers, folds, refused, lost_layers(self.model, self.layers), self.left_alone)
 
     def callback(self, *, save_base: bool = False, fold_evaluation: bool = True) -> AdapterCallback:
         """For `Trainer(..., callbacks=[patch.callback()])`: checkpoints of the adapter's size that resume to the bit.
@@ -280,7 +278,7 @@ class AttentionPatch:
             ArgumentError: an empty path, or an adapter that is not there.
             CheckpointError: the disk refuses; what was there before is whole.
         """
-        name = self._known(adapter_name)
+        name = self._known(adapter_name, acting=False)
         save_adapter(path, self.model, self._queries(), name, model_card_kwargs)
 
     def push_to_hub(
@@ -304,20 +302,21 @@ class AttentionPatch:
             commit_message=commit_message,
         )
 
-    def _loss_refused(self) -> list[int]:
-        """Ids of the hook that refuses to lose a metric."""
-        hooks = self.model._load_state_dict_pre_hooks
-        return [key for key, hook in hooks.items() if getattr(hook, "hook", None) is refuse_loss]
-
     def _switch(self, states: Mapping[str, bool]) -> None:
         switch(self.model, self.layers, states)
 
     def _queries(self) -> dict[str, LayerMetric]:
         return {plain_path(name): layer.query for name, layer in self.layers.items()}
 
-    def _first(self) -> LayerMetric:
+    def _first(self, *, acting: bool = True) -> LayerMetric:
+        """The first layer's metrics; refuses where a tool has replaced what a metric acts in."""
         if not self.layers:
             raise ArgumentError("patch", "be in the model", "a removed one", "Call patch_attention again.")
+        lost = lost_layers(self.model, self.layers) if acting else {}
+        if lost:
+            name, reason = next(iter(lost.items()))
+            remedy = "Save the adapter, load it onto the model as it was, and merge it before that tool runs."
+            raise ArgumentError("patch", "act in the model", f"'{name}', where it is lost: {reason}", remedy)
         return next(iter(self.layers.values())).query
 
     def _check_acting(self, action: str) -> None:
@@ -335,8 +334,8 @@ class AttentionPatch:
         if self.is_folded:
             raise ArgumentError("patch", f"not be {action} inside folded()", "a folded one", "Leave the context first.")
 
-    def _known(self, adapter_name: str | None) -> str:
-        active = self._first().active
+    def _known(self, adapter_name: str | None, *, acting: bool = True) -> str:
+        active = self._first(acting=acting).active
         name = active if adapter_name is None else adapter_name
         if name not in self.adapter_names:
             raise ArgumentError(

@@ -15,7 +15,7 @@ from gssf_plug.attention.options import check_adapter_name, check_dtype
 from gssf_plug.attention.patch import attach, check_model
 from gssf_plug.attention.placement import fill, is_offloaded
 from gssf_plug.attention.query_layer import LayerMetric
-from gssf_plug.attention.saving import FORMAT
+from gssf_plug.attention.saving import BESIDE, FORMAT
 from gssf_plug.attention.score_layer import SCORE
 from gssf_plug.attention.sites import Sites, make_metric_layers, patchable_modules
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
@@ -53,7 +53,7 @@ def load_attention(
 
     Args:
         model: the base model; on a patched one the adapter is added under a new name.
-        path: a folder, or a Hub id.
+        path: a folder, or a Hub id; also a folder that `model.save_pretrained` of a patched model wrote.
         adapter_name: name on this model; need not be the one it was saved under.
         hot_swap: copy the values into the adapter of that name, which the model holds already with the same layers and
             structures. Parameters stay the same objects: nothing is compiled again, no optimizer is made again, and
@@ -105,13 +105,25 @@ class _Saved:
 
 
 def _read(model: nn.Module, path: str | PathLike[str], hub: Mapping[str, Any]) -> _Saved:
-    folder = locate(path, FORMAT, **hub)
+    folder = locate(_beside(path), FORMAT, **hub)
     config, tensors = read_folder(folder, FORMAT)
     records = _records(config, folder)
     names = _paths_in(model, records, config, folder)
     metrics = {names[saved]: _metric(folder, saved, record, tensors) for saved, record in records.items()}
     _check_all_used(folder, records, tensors)
     return _Saved(folder, {names[saved]: record for saved, record in records.items()}, metrics)
+
+
+def _beside(path: str | PathLike[str]) -> str | PathLike[str]:
+    """The adapter in a folder that a patched model's `save_pretrained`, or a Trainer with its callback, wrote."""
+    inside = Path(path) / BESIDE
+    if (Path(path) / FORMAT.config).exists() or not inside.is_dir():
+        return path
+    adapters = sorted(inside.iterdir())
+    if len(adapters) != 1:
+        names = ", ".join(adapter.name for adapter in adapters)
+        raise CheckpointError(path, f"holds {len(adapters)} adapters ({names})", f"Name one, such as {adapters[0]}.")
+    return adapters[0]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

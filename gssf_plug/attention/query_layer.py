@@ -15,7 +15,7 @@ torch.compile beside hooks: compiled code must notice that a metric came or went
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 import torch._dynamo.config as dynamo
@@ -62,6 +62,9 @@ class LayerMetric(nn.Module):
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
         self.enabled = True
+        self.stand_in: Any = (
+            None  # the folded weights of `AttentionPatch.folded`, here so that copies and handles see it
+        )
         self.resting: dict[str, list[bool]] = {}  # `requires_grad` of each adapter that does not act, as it was
 
     def metric(self, adapter_name: str | None = None) -> GSSFMetric | None:
@@ -117,8 +120,8 @@ class LayerMetric(nn.Module):
         raise NotImplementedError
 
     def lost(self, owner: nn.Module) -> str:
-        """Why the query of `owner` no longer passes here, as it stands now; empty where it does."""
-        return "" if owner._modules.get(CHILD) is self else "the metric was taken out of it"
+        """Why the query of `owner` no longer passes here although this is its child; empty where it does."""
+        raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move, and never round: `model.to(torch.bfloat16)` would turn a learned 1 + 1e-3 into 1."""
@@ -172,7 +175,7 @@ class QueryMetric(LayerMetric):
     def unhook(self, owner: nn.Module) -> None:
         """Undo `hook`, also where another adapter (PEFT) was put around the projection since."""
         self.restore_weights(owner, (), None)
-        for module in {*self.site(owner).modules(), owner}:
+        for module in owner.modules():
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key in self._own(hooks):
                     hooks.pop(key)
@@ -180,8 +183,6 @@ class QueryMetric(LayerMetric):
 
     def lost(self, owner: nn.Module) -> str:
         """Looks after the hook first: a projection that was replaced has it back after this, where that is possible."""
-        if reason := super().lost(owner):
-            return reason
         if not self._own(owner._forward_pre_hooks):
             return "its hooks were removed"
         try:

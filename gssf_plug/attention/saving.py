@@ -5,11 +5,13 @@ every tensor must fit, and the first that does not is named before anything is a
 a task head (`bert.encoder…`, `encoder…`) is the same base.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -17,13 +19,16 @@ from huggingface_hub import HfApi
 from torch import Tensor, nn
 
 from gssf_plug.attention.placement import brought_in, fill, is_sharded, whole, writes
-from gssf_plug.attention.query_layer import LayerMetric
-from gssf_plug.errors import CheckpointError
+from gssf_plug.attention.query_layer import CHILD, LayerMetric
+from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import CardFacts, Format, is_hub_id, read_folder, render_card, write_folder
+from gssf_plug.wrappers import plain_path
 
-__all__ = ["FORMAT", "layer_record", "push_adapter", "refill_adapter", "save_adapter"]
+__all__ = ["BESIDE", "FORMAT", "layer_record", "push_adapter", "refill_adapter", "save_adapter", "save_with_adapters"]
 
 FORMAT = Format("gssf-plug/attention", config="adapter_config.json", weights="adapter_model.safetensors")
+BESIDE = "gssf"  # in a folder of a whole model or a checkpoint, holds a folder for each adapter
+logger = logging.getLogger(__name__)
 USAGE = """from gssf_plug.attention import load_attention
 
 patch = load_attention(model, path)
@@ -48,6 +53,7 @@ def save_adapter(
         assert metric is not None
         with brought_in(metric):
             tensors |= {f"{name}|{key}": tensor for key, tensor in metric.state_dict().items()}
+    _check_values(covered, adapter_name, tensors)
     sharded = any(is_sharded(tensor) for tensor in tensors.values())
     tensors = {key: whole(tensor) for key, tensor in tensors.items()}
     config = {
@@ -62,6 +68,28 @@ def save_adapter(
         write_folder(path, FORMAT, config, tensors, card, replace_card=facts is not None, argument="path")
     if sharded:
         torch.distributed.barrier()
+
+
+def save_with_adapters(model: nn.Module, save_directory: str | PathLike[str], *args: Any, **options: Any) -> None:
+    """`model.save_pretrained` of a patched model: as always, and each adapter that is not merged in a folder beside."""
+    cast(Any, type(model)).save_pretrained(model, save_directory, *args, **options)
+    found = ((plain_path(name), module._modules.get(CHILD)) for name, module in model.named_modules())
+    metrics = {name: child for name, child in found if isinstance(child, LayerMetric)}
+    names = list(dict.fromkeys(name for metric in metrics.values() for name in metric.adapters))
+    if names and options.get("is_main_process", True):
+        for name in names:
+            save_adapter(Path(save_directory) / BESIDE / name, model, metrics, name)
+        _say_who_reads_it(type(model).__name__)
+
+
+@cache
+def _say_who_reads_it(kind: str) -> None:
+    """Once for each class of models: converters (CTranslate2, GGUF, …) pass over keys that they do not know."""
+    logger.warning(
+        "save_pretrained of a patched %s: transformers and other readers of this folder see the bare model, without "
+        "the metric. load_attention(model, folder) puts it back; for all others, patch.merge() first.",
+        kind,
+    )
 
 
 def refill_adapter(path: str | PathLike[str], queries: Mapping[str, LayerMetric], adapter_name: str) -> None:
@@ -83,6 +111,20 @@ def _state(queries: Mapping[str, LayerMetric], adapter_name: str) -> Iterator[tu
         metric = query.metric(adapter_name)
         if metric is not None:
             yield from ((name, key, tensor) for key, tensor in metric.state_dict().items())
+
+
+def _check_values(queries: Mapping[str, LayerMetric], adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to write what loading would refuse, or worse, take: codes of a quantiser (nncf), NaN."""
+    for key, tensor in tensors.items():
+        path, _, name = key.partition("|")
+        learned = name in dict(cast(nn.Module, queries[path].metric(adapter_name)).named_parameters())
+        if learned and not tensor.is_floating_point():
+            got, remedy = f"{tensor.dtype} codes", "A tool (nncf, …) has compressed it: save before, or merge first."
+        elif tensor.is_floating_point() and not bool(whole(tensor.detach()).isfinite().all()):
+            got, remedy = "NaN or infinite values", "The training diverged: go back to an earlier checkpoint."
+        else:
+            continue
+        raise ArgumentError("patch", "hold finite floating-point values to be saved", f"{got} in '{key}'", remedy)
 
 
 def _alike(one: Tensor | None, other: Tensor | None) -> bool:

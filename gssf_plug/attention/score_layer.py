@@ -101,13 +101,12 @@ class ScoreMetric(LayerMetric):
 
     def unhook(self, owner: nn.Module) -> None:
         """Give `owner` its own configuration back."""
-        assert isinstance(owner.config, ScoreConfig)
-        show(owner, owner.config.base)
+        if isinstance(owner.config, ScoreConfig):
+            show(owner, owner.config.base)
 
     def lost(self, owner: nn.Module) -> str:
         """Whether the view of the configuration is in place."""
-        reason = super().lost(owner)
-        return reason or ("" if isinstance(owner.config, ScoreConfig) else "its configuration was replaced")
+        return "" if isinstance(owner.config, ScoreConfig) else "its configuration was replaced"
 
 
 class _Layer:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from gssf_plug.attention.merging.fold import Fold
 from gssf_plug.attention.merging.plan import PatchedLayer
+from gssf_plug.attention.query_layer import CHILD
 
 __all__ = ["table"]
 
@@ -12,28 +13,40 @@ def table(
     layers: Mapping[str, PatchedLayer],
     folds: Mapping[str, Fold],
     refused: Mapping[str, str],
+    lost: Mapping[str, str],
     left_alone: Mapping[str, str],
-    adapter_name: str,
 ) -> str:
-    """Site, heads, parameters of the active adapter, and whether it merges.
+    """Site, heads, parameters of the active adapter, whether it acts now, and whether it merges.
 
     Args:
         layers: the patched layers by path.
         folds: those that would merge.
         refused: why others would not.
+        lost: why some cannot act any more.
         left_alone: attention modules that are not patched, and why.
-        adapter_name: the active one.
     """
-    rows, total = [f"{'layer':<44} {'site':<30} {'heads':>9} {'parameters':>11}  mergeable"], 0
+    rows = [f"{'layer':<44} {'site':<30} {'heads':>9} {'parameters':>11}  {'acting':<8} mergeable"]
+    total, adapter = 0, next(iter(layers.values())).query.active
     for name, layer in layers.items():
         query, metric = layer.query, layer.query.metric()
         site = f"after {query.norm}" if query.norm else query.layout
         count = sum(parameter.numel() for parameter in metric.parameters()) if metric else 0
         state = "merged" if layer.fold else "yes" if name in folds else refused.get(name, "not in this adapter")
-        rows.append(
-            f"{name:<44} {site:<30} {query.heads.query_heads:>4}×{query.heads.head_dim:<4} {count:>11,}  {state}"
-        )
+        state, acting = lost.get(name, state), _acting(layer, name in lost)
+        heads = f"{query.heads.query_heads:>4}×{query.heads.head_dim:<4}"
+        rows.append(f"{name:<44} {site:<30} {heads} {count:>11,}  {acting:<8} {state}")
         total += count
     rows += [f"{name:<44} left alone: {reason}" for name, reason in left_alone.items()]
-    rows.append(f"{len(layers)} layers, {total:,} parameters in adapter '{adapter_name}'")
+    rows.append(f"{len(layers)} layers, {total:,} parameters in adapter '{adapter}'")
     return "\n".join(rows)
+
+
+def _acting(layer: PatchedLayer, lost: bool) -> str:
+    """As the layer stands at this moment."""
+    if not layer.query.enabled or layer.query.metric() is None:
+        return "no"
+    if layer.fold is not None:
+        return "merged"
+    if layer.owner._modules.get(CHILD) is not layer.query:
+        return "no"
+    return "lost" if lost else "folded" if layer.stand_in is not None else "yes"

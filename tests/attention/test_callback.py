@@ -110,6 +110,7 @@ def test_resumed_and_best_equal_the_unbroken_run_to_the_bit(
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert max(losses) > 1.01 * losses[-1]
     assert trainer.evaluate()["eval_loss"] == max(losses)
+    patch.remove()
     assert "save_pretrained" not in vars(model)
 
 

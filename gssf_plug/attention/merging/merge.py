@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from gssf_plug.attention.merging.fold import EATEN, MergeReport
@@ -77,7 +78,8 @@ def fold_for_a_while(model: nn.Module, layers: Layers) -> None:
     for name, fold in folds.items():
         layer, metric = layers[name], layers[name].query.metric()
         assert metric is not None
-        layer.stand_in = StandIn(fold, holders, metric)
+        with torch.inference_mode(False):  # what is made inside of it could not be compared outside
+            layer.stand_in = StandIn(fold, holders, metric)
         layer.query.unhook(layer.owner)
         layer.stand_in.show()
 

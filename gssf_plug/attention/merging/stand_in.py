@@ -28,10 +28,11 @@ class StandIn:
     def __init__(self, fold: Fold, holders: Mapping[nn.Parameter, tuple[nn.Module, str]], metric: nn.Module) -> None:
         self.shown: dict[tuple[nn.Module, str], Tensor] = {}
         self.made_of: list[tuple[Tensor, Tensor]] = []  # each tensor beside its values at the start
+        learns = any(parameter.requires_grad for parameter in (*fold.new, *metric.parameters()))
         for parameter, value in fold.new.items():
             stand_in = value.detach().to(parameter.dtype).clone()
-            self.made_of.append((stand_in, stand_in.clone()))
-            self.shown[holders[parameter]] = _deaf(stand_in)
+            self.made_of.append((stand_in.detach(), stand_in.clone()))  # detached, it shares the memory
+            self.shown[holders[parameter]] = _deaf(stand_in) if learns else stand_in
         for parameter in (*fold.new, *metric.parameters()):
             self.made_of.append((parameter.detach(), parameter.detach().clone()))
 
