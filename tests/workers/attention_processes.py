@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -56,6 +58,30 @@ def with_ddp(sites, own):
     wrapped = DistributedDataParallel(model)
     loss(wrapped, IDS[own]).backward()
     agree(gradients(patch), gradients(AttentionPatch(alone)))
+
+
+def with_a_second_adapter(sites, own):
+    """DDP waits for every parameter that asks for a gradient: the adapter that rests asks for none, until it acts."""
+    model, patch = make(sites)
+    patch = patch_attention(model, block_size=4, sites=sites, adapter_name="second")
+    patch.freeze_base()
+    wrapped = DistributedDataParallel(model)
+    for _ in range(2):
+        loss(wrapped, IDS[own]).backward()
+    assert all(parameter.grad is not None for parameter in patch.parameters("second"))
+    assert all(parameter.grad is None for parameter in patch.parameters("default"))
+    patch.set_adapter("default")
+    assert all(parameter.requires_grad for parameter in patch.parameters("default"))
+    assert not any(parameter.requires_grad for parameter in patch.parameters("second"))
+    loss(DistributedDataParallel(model), IDS[own]).backward()
+
+
+def split_afterwards(sites):
+    """Tensor parallel after patching: a refusal in words, not torch's "mixed torch.Tensor and DTensor"."""
+    model, _ = make(sites)
+    mesh = init_device_mesh("cpu", (2,))
+    parallelize_module(model.model.layers[0].self_attn, mesh, {"q_proj": ColwiseParallel()})
+    refused(lambda: hidden(model, IDS), "before it is patched, or not at all")
 
 
 def with_fsdp(sites, own, folder):
@@ -115,8 +141,10 @@ def main(folder):
     own = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
     for sites in ("projection", "score"):
         with_ddp(sites, own)
+        with_a_second_adapter(sites, own)
         with_fsdp(sites, own, Path(folder))
         too_late(sites)
+    split_afterwards("projection")
     if dist.get_rank() == 0:
         print("2 processes agree")
     dist.destroy_process_group()
