@@ -195,7 +195,7 @@ def test_the_query_norm_is_before_or_after(qwen: Qwen3Model, ids: Tensor) -> Non
     after.remove()
     before = patch_attention(qwen, block_size=4, query_norm="before")
     assert "q_proj" in before.summary()
-    assert before.summary().count("  yes") == 2
+    assert before.summary().count("yes      yes") == 2
     perturb(before)
 
 
