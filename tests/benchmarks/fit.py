@@ -129,12 +129,12 @@ def lookup(vectors: dict[str, torch.Tensor]) -> Any:
             self.register_buffer("vectors", torch.stack([*vectors.values()]))
 
         def preprocess(self, inputs: list[str], **rest: Any) -> dict[str, Any]:
-            return {"rows": torch.tensor([self.row_of[text] for text in inputs])}
+            return {"input_ids": torch.tensor([self.row_of[text] for text in inputs])}
 
         tokenize = preprocess
 
         def forward(self, features: dict[str, Any], **rest: Any) -> dict[str, Any]:
-            return features | {"sentence_embedding": self.vectors[features["rows"]]}
+            return features | {"sentence_embedding": self.vectors[features["input_ids"]]}
 
         def get_embedding_dimension(self) -> int:
             return int(self.vectors.shape[1])
@@ -165,7 +165,8 @@ def main() -> None:
         seconds["loop"].append(reached(curve, targets[-1])[1])
         found = reached(ours(splits, seed), targets[-1])
         seconds["fit_metric"].append(found[1])
-        print(f"seed {seed}: target {targets[-1]:.2f}; fit_metric {found[2]:.2f} at step {found[0]}", flush=True)
+        print(f"seed {seed}: target {targets[-1]:.2f}; fit_metric {found[2]:.2f} at step {found[0]}")
+        print(f"loop {seconds['loop'][-1]:.2f} s, fit_metric {found[1]:.2f} s", flush=True)
     check = document_ranking(*splits["validation"].triple)["mAP"]
     print(f"cosine {check:.2f}")
     rows = {"hand-written loop": median(seconds["loop"]), "fit_metric": median(seconds["fit_metric"])}
