@@ -1,10 +1,18 @@
 """Fixtures of the whole suite: seeds, and no shape checks where a test passes what the annotations forbid."""
 
+import os
 from collections.abc import Iterator
 
-import pytest
-import torch
-from jaxtyping import config
+IN_TURNS = "PYTEST_XDIST_WORKER" not in os.environ
+if not IN_TURNS:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests beside one another share the cores, and so do their processes
+
+import pytest  # noqa: E402 — torch reads the variable when it is imported
+import torch  # noqa: E402
+from jaxtyping import config  # noqa: E402
+
+if not IN_TURNS:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
