@@ -16,18 +16,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.metric import normalize_rows
-from gssf_plug.metric.options import checked_block_size
+from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs
+from gssf_plug.metric.options import checked_block_size, checked_count
+from gssf_plug.metric.unit_rows import normalize_rows
 
 __all__ = ["group_channels"]
 
+AT_LEAST_0 = "be a whole number of at least 0"
 RIDGE = 0.1  # λ, as a share of the mean variance of a channel
 
 
 @torch.no_grad()
 def group_channels(
-    x: Float[Tensor, "n dim"], y: Float[Tensor, "n dim"], block_size: int, *, swaps: int | None = None
-) -> Int[Tensor, " dim"]:
+    x: Float[Array, "n dim"], y: Float[Array, "n dim"], block_size: int, *, swaps: int | None = None
+) -> Int[Array, " dim"]:
     """A permutation for `GSSFMetric(dim, block_size=block_size, grouping=...)`, found from matching pairs.
 
     Args:
@@ -43,14 +45,17 @@ def group_channels(
     Raises:
         ArgumentError: sides of different shape, fewer than two pairs, NaN features, a block that does not divide D.
     """
+    given = x
+    x, y = float_features("x", x), float_features("y", y)
     _check_pairs(x, y)
     dim = x.shape[1]
-    checked_block_size(block_size, dim)
+    block_size = checked_block_size(block_size, dim)
+    swaps = 4 * dim if swaps is None else checked_count("swaps", swaps, "None takes 4·D.", rule=AT_LEAST_0, least=0)
     affinity = _affinity(x, y)
     members = _greedy(affinity, block_size)
-    members = _swapped(affinity, members, 4 * dim if swaps is None else swaps)
+    members = _swapped(affinity, members, swaps)
     blocks = members.sort(dim=1).values
-    return blocks[blocks[:, 0].argsort()].flatten().to(x.device)
+    return like_inputs(blocks[blocks[:, 0].argsort()].flatten().to(x.device), given)
 
 
 def _affinity(x: Tensor, y: Tensor) -> Float[Tensor, "dim dim"]:
@@ -115,6 +120,7 @@ def _check_pairs(x: Tensor, y: Tensor) -> None:
     if len(x) < 2:
         raise ArgumentError("x", "hold at least two pairs", len(x), "Give features of the training set.")
     for name, side in (("x", x), ("y", y)):
+        check_has_values(name, side)
         finite = side.isfinite().all(dim=1)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])

@@ -16,36 +16,40 @@ at the identity are our choices; the paper's could not be read.
 from collections.abc import Iterable, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast, overload
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.files import CardFacts, Format, HubModule, render_card
+from gssf_plug.metric.arrays import Array, float_features, like_inputs
 from gssf_plug.metric.checkpoint import read_metric
 from gssf_plug.metric.options import (
+    WHOLE,
     Constraint,
     Term,
     canonical_terms,
     check_adjacency,
     check_constraint,
-    check_positive,
+    check_flag,
     checked_block_size,
+    checked_count,
     checked_grouping,
 )
 from gssf_plug.metric.structures import (
     BlockDiagonal,
     Change,
-    Dense,
-    Diagonal,
     Masked,
     Structure,
     add_product,
+    build_structures,
     coarsen,
     neutral_blocks,
 )
+from gssf_plug.metric.unit_rows import normalize_rows
 
 __all__ = ["GSSFMetric", "Pruned", "normalize_rows"]
 
@@ -65,13 +69,6 @@ def _transposed(blocks: Tensor) -> Tensor:
 
 def _symmetric(blocks: Tensor) -> Tensor:
     return (blocks + blocks.mT) / 2
-
-
-CHANGES: dict[Constraint | None, tuple[Change, ...]] = {  # factors of M, and what is done to the blocks of each
-    None: (_unchanged,),
-    "symmetric": (_symmetric,),
-    "psd": (_transposed, _unchanged),
-}
 
 
 class Pruned(NamedTuple):
@@ -134,12 +131,13 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         adjacency: Bool[Tensor, "dim dim"] | None = None,
     ) -> None:
         super().__init__()
-        check_positive("dim", dim, "Give the width of the features.")
+        dim = checked_count("dim", dim, "Give the width of the features.", rule=WHOLE)
+        check_flag("normalize", normalize)
         check_constraint(constraint)
         if adjacency is None:
             self.terms: tuple[Term, ...] = canonical_terms(terms)
             self.block_size = checked_block_size(block_size, dim) if "block_diagonal" in self.terms else block_size
-            self.structures = _build_structures(dim, self.terms, block_size)
+            self.structures = build_structures(dim, self.terms, block_size)
         else:
             check_adjacency(adjacency, dim, constraint)
             self.terms, self.block_size = (), dim
@@ -150,40 +148,58 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         self.register_buffer("grouping", None if grouping is None else checked_grouping(grouping, dim))
 
     def forward(
-        self, queries: Float[Tensor, "*#batch n dim"], gallery: Float[Tensor, "*#batch m dim"]
-    ) -> Float[Tensor, "*#batch n m"]:
-        """Scores of all pairs. Leading dimensions are batches, broadcast as in `torch.matmul`.
+        self, queries: Float[Array, "*#batch n dim"], gallery: Float[Array, "*#batch m dim"]
+    ) -> Float[Array, "*#batch n m"]:
+        """Scores of all pairs. Leading dimensions are batches, broadcast as in `torch.matmul`; numpy gives numpy.
 
         Raises:
             ArgumentError: a side has fewer than two dimensions or another width than `dim`.
         """
-        for name, features in (("queries", queries), ("gallery", gallery)):
+        sides = {"queries": float_features("queries", queries), "gallery": float_features("gallery", gallery)}
+        for name, features in sides.items():
             if features.ndim < 2:
                 raise ArgumentError(
                     name,
                     "be a matrix of features (..., N, D)",
                     f"shape {tuple(features.shape)}",
-                    "Add a dimension with features[None], or score pairs with metric.aligned(x, y).",
+                    "Add a dimension with features[None], or score pairs with metric.pairwise(x, y).",
                 )
-        return self.fold(queries) @ self.gallery(gallery).mT
+        return like_inputs(self.fold(sides["queries"]) @ self.gallery(sides["gallery"]).mT, queries, gallery)
 
-    def aligned(self, x: Float[Tensor, "*#batch dim"], y: Float[Tensor, "*#batch dim"]) -> Float[Tensor, "*#batch"]:
+    @overload
+    def pairwise(
+        self, x: Float[Tensor, "*#batch dim"], y: Float[Tensor, "*#batch dim"]
+    ) -> Float[Tensor, "*#batch"]: ...
+    @overload
+    def pairwise(self, x: Float[Array, "*#batch dim"], y: Float[Array, "*#batch dim"]) -> Float[Array, "*#batch"]: ...
+    def pairwise(self, x: Float[Array, "*#batch dim"], y: Float[Array, "*#batch dim"]) -> Float[Array, "*#batch"]:
         """Scores of pairs: s(x[i], y[i]). Shapes (..., D), (..., D) -> (...)."""
-        return (self.fold(x) * self.gallery(y)).sum(-1)
+        left, right = float_features("x", x), float_features("y", y)
+        return like_inputs((self.fold(left) * self.gallery(right)).sum(-1), x, y)
 
-    def fold(self, queries: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    aligned = pairwise  # its older name
+
+    @overload
+    def fold(self, queries: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]: ...
+    @overload
+    def fold(self, queries: Float[np.ndarray, "*batch dim"]) -> Float[np.ndarray, "*batch dim"]: ...
+    def fold(self, queries: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """The query side, x̂ (W ⊙ U), in the caller's channel order; costs N·D·b for N queries, less where pruned."""
-        self._check_width("queries", queries)
-        x = normalize_rows(queries) if self.normalize else queries
+        x = self._checked("queries", queries)
+        x = normalize_rows(x) if self.normalize else x
         if self.grouping is None:
-            return self._multiply(x)
+            return like_inputs(self._multiply(x), queries)
         folded = self._multiply(x[..., self.grouping])
-        return torch.empty_like(folded).index_copy(-1, self.grouping, folded)
+        return like_inputs(torch.empty_like(folded).index_copy(-1, self.grouping, folded), queries)
 
-    def gallery(self, items: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    @overload
+    def gallery(self, items: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]: ...
+    @overload
+    def gallery(self, items: Float[np.ndarray, "*batch dim"]) -> Float[np.ndarray, "*batch dim"]: ...
+    def gallery(self, items: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """The gallery side: normalised, free of W. Index it once; a new W needs no re-indexing."""
-        self._check_width("items", items)
-        return normalize_rows(items) if self.normalize else items
+        features = self._checked("items", items)
+        return like_inputs(normalize_rows(features) if self.normalize else features, items)
 
     def blocks(self) -> Float[Tensor, "blocks size size"]:
         """The matrix as diagonal blocks, constraint applied, channels in the order of `grouping`."""
@@ -301,17 +317,21 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         """
         if x.dtype.itemsize < 4 and not self._pruned():
             return add_product(x, x, self.deviation())
-        for change in CHANGES[self.constraint]:
-            y = x
-            for structure in self._each():
-                y = structure(y, x, change)
-            x = y
-        return x
+        if self.constraint == "psd":
+            return self._add_products(self._add_products(x, _transposed), _unchanged)  # x Lᵀ L
+        return self._add_products(x, _symmetric if self.constraint == "symmetric" else _unchanged)
+
+    def _add_products(self, x: Float[Tensor, "*batch dim"], change: Change) -> Float[Tensor, "*batch dim"]:
+        y = x
+        for structure in self._each():
+            y = structure(y, x, change)
+        return y
 
     def _pruned(self) -> bool:
         return any(isinstance(part, BlockDiagonal) and part.kept is not None for part in self._each())
 
-    def _check_width(self, name: str, features: Tensor) -> None:
+    def _checked(self, name: str, given: object) -> Tensor:
+        features = float_features(name, given)
         if features.ndim == 0 or features.shape[-1] != self.dim:
             raise ArgumentError(
                 name,
@@ -319,28 +339,8 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
                 f"shape {tuple(features.shape)}",
                 f"Project the features to {self.dim}, or build GSSFMetric with their width.",
             )
+        return features
 
 
 def _count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-    """x / ‖x‖ over the last dimension, computed in float32 or better; a zero row stays zero."""
-    accumulate = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
-    return (x / norm.clamp_min(1e-12)).to(x.dtype)  # a norm above 65,504 would be infinite in float16
-
-
-def _build_structures(dim: int, terms: tuple[Term, ...], block_size: int) -> nn.ModuleDict:
-    """One structure per term; the first starts at the identity, the others at zero."""
-    built: dict[str, nn.Module] = {}
-    for term in terms:
-        identity = not built
-        if term == "diagonal":
-            built[term] = Diagonal(dim, identity=identity)
-        elif term == "block_diagonal":
-            built[term] = BlockDiagonal(dim, block_size, identity=identity)
-        else:
-            built[term] = Dense(dim, identity=identity)
-    return nn.ModuleDict(built)

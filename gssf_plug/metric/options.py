@@ -1,27 +1,33 @@
 """The options of a metric, checked once when it is built: every rule, what came, and what to do instead."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.metric.arrays import to_tensor
 
 __all__ = [
+    "WHOLE",
     "Constraint",
     "Term",
     "canonical_terms",
     "check_adjacency",
     "check_constraint",
+    "check_flag",
     "check_metric",
     "check_positive",
     "checked_block_size",
     "checked_count",
     "checked_grouping",
 ]
+
+WHOLE = "be a whole number of at least 1"
 
 Term = Literal["diagonal", "block_diagonal", "dense"]
 Constraint = Literal["symmetric", "psd"]
@@ -30,7 +36,9 @@ Constraint = Literal["symmetric", "psd"]
 def canonical_terms(terms: Sequence[str]) -> tuple[Term, ...]:
     """The terms in the order in which they are built; the first one starts at the identity."""
     known = get_args(Term)
-    if isinstance(terms, str) or not terms or len(set(terms)) != len(terms):
+    if isinstance(terms, str):  # one term, by its name alone
+        terms = (terms,)
+    if not isinstance(terms, Sequence | Set) or not terms or len(set(map(str, terms))) != len(terms):
         raise ArgumentError("terms", "be a tuple of different term names", repr(terms), f"Choose from {known}.")
     for term in terms:
         if term not in known:
@@ -40,23 +48,28 @@ def canonical_terms(terms: Sequence[str]) -> tuple[Term, ...]:
 
 def check_positive(name: str, value: int, remedy: str) -> None:
     """A whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(name, "be a whole number of at least 1", repr(value), remedy)
+    checked_count(name, value, remedy, rule=WHOLE)
+
+
+def check_flag(name: str, value: object) -> None:
+    """True or False; a text or number would be taken for one of them silently."""
+    if not isinstance(value, bool | np.bool_):
+        raise ArgumentError(name, "be True or False", repr(value), "Write it without quotes.")
 
 
 def checked_count(
-    name: str, value: object, remedy: str, *, rule: str = "be at least 1", most: int | None = None
+    name: str, value: object, remedy: str, *, rule: str = "be at least 1", least: int = 1, most: int | None = None
 ) -> int:
-    """A whole number of at least 1, numpy's and zero-dimensional tensors' too, as an int.
+    """A whole number of at least `least`, numpy's and zero-dimensional tensors' too, as an int.
 
     Raises:
-        ArgumentError: below 1, above `most`, or not a whole number; `rule` says which is right.
+        ArgumentError: below `least`, above `most`, or not a whole number; `rule` says which is right.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         number = None
-    if number is None or number < 1 or (most is not None and number > most):
+    if number is None or number < least or (most is not None and number > most):
         raise ArgumentError(name, rule, repr(value), remedy)
     return number
 
@@ -73,7 +86,7 @@ def check_metric(metric: object) -> None:
 
 def checked_block_size(block_size: int, dim: int) -> int:
     """A divisor of `dim`."""
-    check_positive("block_size", block_size, f"Use a divisor of dim={dim}.")
+    block_size = checked_count("block_size", block_size, f"Use a divisor of dim={dim}.", rule=WHOLE)
     if dim % block_size:
         divisors = [size for size in range(1, min(dim, 1024) + 1) if dim % size == 0]
         raise ArgumentError("block_size", f"divide dim={dim}", block_size, f"Use one of {divisors}.")
@@ -93,6 +106,8 @@ def check_constraint(constraint: str | None) -> None:
 
 def check_adjacency(adjacency: Tensor, dim: int, constraint: str | None) -> None:
     """A boolean D×D matrix with a full diagonal that suits the constraint."""
+    if not isinstance(adjacency, Tensor):
+        raise ArgumentError("adjacency", f"be a boolean tensor of {dim}×{dim}", type(adjacency).__name__, "Convert it.")
     if adjacency.dtype != torch.bool or adjacency.shape != (dim, dim):
         got = f"{adjacency.dtype} of shape {tuple(adjacency.shape)}"
         raise ArgumentError("adjacency", f"be a boolean matrix of {dim}×{dim}", got, "Convert it with .bool().")
@@ -122,7 +137,10 @@ def check_adjacency(adjacency: Tensor, dim: int, constraint: str | None) -> None
 
 def checked_grouping(grouping: Int[Tensor, " dim"], dim: int) -> Int[Tensor, " dim"]:
     """A copy of a permutation of 0 … D-1, in int64."""
-    listed = grouping if isinstance(grouping, Tensor) else torch.as_tensor(grouping)
+    listed = to_tensor("grouping", grouping)
+    if listed.is_floating_point() or listed.is_complex() or listed.dtype == torch.bool:
+        remedy = "Convert it with .long() if its numbers are whole."
+        raise ArgumentError("grouping", f"hold whole numbers, a permutation of 0 … {dim - 1}", listed.dtype, remedy)
     permutation = listed.long().clone()
     if permutation.shape != (dim,) or not torch.equal(
         permutation.sort().values, torch.arange(dim, device=permutation.device)

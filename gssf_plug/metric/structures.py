@@ -16,7 +16,7 @@ The identity is added, not multiplied: a neutral metric changes no bit in any dt
 deviation is rounded relative to itself, not to the grid around 1 (where bfloat16 steps by 0.8%).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ __all__ = [
     "Masked",
     "Structure",
     "add_product",
+    "build_structures",
     "coarsen",
     "neutral_blocks",
 ]
@@ -306,3 +307,17 @@ def _few(x: Float[Tensor, "*n dim"]) -> bool:
     """Few rows; never in a graph, whose number of rows stays open."""
     in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return not in_graph and x.numel() < FEW * x.shape[-1]
+
+
+def build_structures(dim: int, terms: Sequence[str], block_size: int) -> nn.ModuleDict:
+    """One structure per term; the first starts at the identity, the others at zero."""
+    built: dict[str, nn.Module] = {}
+    for term in terms:
+        identity = not built
+        if term == "diagonal":
+            built[term] = Diagonal(dim, identity=identity)
+        elif term == "block_diagonal":
+            built[term] = BlockDiagonal(dim, block_size, identity=identity)
+        else:
+            built[term] = Dense(dim, identity=identity)
+    return nn.ModuleDict(built)

@@ -28,7 +28,7 @@ def test_unknown_term_names_the_near_one() -> None:
         GSSFMetric(8, terms=("blockdiagonal",))
 
 
-@pytest.mark.parametrize("terms", ["diagonal", (), ("diagonal", "diagonal")])
+@pytest.mark.parametrize("terms", [5, (), ("diagonal", "diagonal")])
 def test_terms_are_a_tuple_of_different_names(terms: object) -> None:
     with pytest.raises(ArgumentError, match="`terms` must be a tuple of different term names"):
         GSSFMetric(8, terms=terms)
@@ -59,7 +59,7 @@ def test_wrong_width_names_the_side() -> None:
 
 def test_single_vectors_are_sent_to_aligned() -> None:
     metric = GSSFMetric(8, block_size=4)
-    with pytest.raises(ArgumentError, match=r"`gallery` must be a matrix of features .* metric.aligned"):
+    with pytest.raises(ArgumentError, match=r"`gallery` must be a matrix of features .* metric.pairwise"):
         metric(torch.randn(3, 8), torch.randn(8))
 
 

@@ -1,0 +1,34 @@
+"""Rows brought to length one, whatever their length was."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["normalize_rows"]
+
+# beyond 2^±limit squares may leave the dtype in which they are summed; there a power of two 2^∓shift comes first
+LIMITS = {torch.float32: (50, 100), torch.float64: (400, 700)}
+
+
+def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+    """x / ‖x‖ over the last dimension, computed in float32 or better, in the dtype of `x`.
+
+    Rows of every length come out with length one, those of 1e30 and of 1e-40 too: they are first scaled by a power of
+    two, which rounds nothing. A row of zeros stays zero; it scores 0 with everything.
+
+    Example:
+        >>> normalize_rows(torch.tensor([[3e30, 4e30], [3e-40, 4e-40], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    accumulate = torch.promote_types(x.dtype, torch.float32)
+    if x.dtype != torch.float16:  # whose squares stay within float32
+        limit, shift = LIMITS[accumulate]
+        largest = torch.linalg.vector_norm(x.detach(), ord=float("inf"), dim=-1, keepdim=True)
+        scale = torch.ones_like(largest)
+        scale = torch.where(largest > 2.0**limit, 2.0**-shift, scale)
+        scale = torch.where(largest < 2.0**-limit, 2.0**shift, scale)
+        x = x * scale  # by 1 nearly always, so that no bit changes there
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
+    return (x / norm.clamp_min(1e-12)).to(x.dtype)  # a norm above 65,504 would be infinite in float16
