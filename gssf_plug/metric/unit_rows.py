@@ -28,7 +28,7 @@ def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"
         largest = torch.linalg.vector_norm(x.detach(), ord=float("inf"), dim=-1, keepdim=True)
         scale = torch.ones_like(largest)
         scale = torch.where(largest > 2.0**limit, 2.0**-shift, scale)
-        scale = torch.where(largest < 2.0**-limit, 2.0**shift, scale)
+        scale = torch.where((largest > 0) & (largest < 2.0**-limit), 2.0**shift, scale)
         x = x * scale  # by 1 nearly always, so that no bit changes there
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=accumulate)
-    return (x / norm.clamp_min(1e-12)).to(x.dtype)  # a norm above 65,504 would be infinite in float16
+    return (x / norm.masked_fill(norm == 0, 1e-12)).to(x.dtype)  # a norm above 65,504 would be infinite in float16
