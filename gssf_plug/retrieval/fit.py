@@ -84,11 +84,17 @@ def fit_metric(
     whole = read_part(("queries", "documents", "pairs", "ignored"), (queries, documents, pairs, ignored), where, None)
     splits = _splits(whole, validation, seed, where)
     tested = None if test is None else _given("test", test, where, whole.queries.dim)
-    bound: Constraint | None = ("symmetric" if whole.itself else None) if constraint == "auto" else constraint
-    candidates = make_candidates(structures, loss, bound, whole.queries.dim)
+    candidates = make_candidates(structures, loss, _bound(constraint, whole), whole.queries.dim)
     schedule = Schedule(batch_size, max_epochs, patience, seed)
     closed_form = isinstance(structures, str)  # "auto": it is dense, and may be taken
     return Comparison(whole, splits, checked_measure(measure), schedule, progress, closed_form).run(candidates, tested)
+
+
+def _bound(constraint: Constraint | Literal["auto"] | None, whole: Part) -> Constraint | None:
+    """What "auto" means here: one list of items is compared with itself, so its scores are symmetric."""
+    if constraint == "auto":
+        return "symmetric" if whole.itself else None
+    return constraint
 
 
 def _splits(whole: Part, validation: float | Triple, seed: int, device: torch.device | None) -> list[tuple[Part, Part]]:
