@@ -1,5 +1,14 @@
 """Sphinx: MyST pages, Furo, API from docstrings. `sphinx-build -W -b html docs docs/_build/html` builds it."""
 
+import inspect
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.util.inspect import stringify_signature
+from torch import nn
+
 import gssf_plug
 
 project = "gssf-plug"
@@ -20,6 +29,35 @@ napoleon_numpy_docstring = False
 add_module_names = False
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = "gssf-plug"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+
+
+def setup(app: Sphinx) -> None:
+    """Formulas as MathML, which browsers draw without a network; signatures of constructors as they are."""
+    app.add_html_math_renderer("mathml", (inline_formula, None), (displayed_formula, None))
+    app.connect("autodoc-process-signature", constructor_signature)
+
+
+def inline_formula(writer: Any, node: nodes.math) -> None:
+    writer.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def displayed_formula(writer: Any, node: nodes.math_block) -> None:
+    writer.body.append(convert(node.astext(), display="block"))
+    raise nodes.SkipNode
+
+
+def constructor_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returned: str
+) -> tuple[str, str] | None:
+    """Sphinx reads huggingface_hub's `__new__(*args, **kwargs)`, where Python itself reads `__init__`."""
+    if what != "class" or not signature or "*args" not in signature:
+        return None
+    if obj.__init__ is nn.Module.__init__:  # takes nothing, and says (*args, **kwargs)
+        return "()", ""
+    own = inspect.signature(obj).replace(return_annotation=inspect.Signature.empty)
+    return stringify_signature(own, unqualified_typehints=True), ""

@@ -100,7 +100,7 @@ class StoreReport:
         Args:
             numbers: N×k numbers of the store, or one row (k,) for one query.
             folded: the N×D folded queries, or one (D,).
-            item_lengths: |g| of each of the N×k items. Needed for cosines and distances where items differ in length,
+            item_lengths: length of each of the N×k items. Needed for cosines and distances where items differ in it,
                 as they do with `normalize=False`.
 
         Returns:

@@ -3,7 +3,7 @@
     Settings.embed_model = MetricEmbedding(HuggingFaceEmbedding(model_name=...), GSSFMetric.from_pretrained("metric"))
 
 A folded query is no unit vector. LlamaIndex's own SimpleVectorStore always ranks by cosine: the order of one query's
-documents is right, but its numbers and cutoffs are f·g / |f|. A store with inner product gives the scores themselves.
+documents is right, but its numbers and cutoffs are `f·g / |f|`. A store with inner product gives the scores themselves.
 `embeddings_cache` is refused here, since LlamaIndex keys it by the text alone and so mixes the two sides; give a cache
 to the embedding that is wrapped.
 
