@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gssf_plug.attention.query_layer import CHILD, LayerMetric
-from gssf_plug.attention.saving import BESIDE, refill_adapter, save_with_adapters
+from gssf_plug.attention.saving import BESIDE, metric_layers, refill_adapter, save_with_adapters
 from gssf_plug.errors import ArgumentError
 from gssf_plug.wrappers import plain_path
 
@@ -135,10 +135,7 @@ class AdapterCallback(TrainerCallback):
         beside = Path(model_id) / BESIDE
         with _brought() if beside.is_dir() else ExitStack():
             loaded = cast(Any, type(self.model)).load_adapter(self.model, model_id, *args, **options)
-        layers = self.patch.model.named_modules()
-        metrics = {
-            plain_path(n): m._modules[CHILD] for n, m in layers if isinstance(m._modules.get(CHILD), LayerMetric)
-        }
+        metrics = metric_layers(self.patch.model)
         for folder in sorted(beside.glob("*")):
             refill_adapter(folder, metrics, folder.name)
         return loaded

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gssf_plug.adapters import AdapterKind, register
 from gssf_plug.attention.discovery.prober import Prober
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.options import check_adapter_name, check_dtype
 from gssf_plug.attention.patch import attach, check_model
 from gssf_plug.attention.placement import fill, is_offloaded
 from gssf_plug.attention.query_layer import LayerMetric
-from gssf_plug.attention.saving import BESIDE, FORMAT
+from gssf_plug.attention.saving import BESIDE, FORMAT, describe_patch, save_as_part
 from gssf_plug.attention.score_layer import SCORE
 from gssf_plug.attention.sites import Sites, make_metric_layers, patchable_modules
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
@@ -93,6 +94,14 @@ def load_attention(
             raise ArgumentError("adapter_name", "be new on this model", repr(adapter_name), remedy)
     saved_dtype = next(iter(saved.metrics.values())).structures.parameters().__next__().dtype
     return attach(model, metric_layers, saved.metrics, adapter_name, dtype or saved_dtype, {})
+
+
+def restore_as_part(model: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
+    """Patch a plain part of a larger model with what `saving.save_as_part` wrote; `record` is `describe_patch`'s."""
+    patches = [load_attention(model, folder / BESIDE / name, adapter_name=name) for name in record["names"]]
+    patches[-1].set_adapter(record["active"])
+    if not record["enabled"]:
+        patches[-1].disable()
 
 
 @dataclass(frozen=True)
@@ -219,3 +228,6 @@ def _check_all_used(folder: Path, records: Mapping[str, Any], tensors: Mapping[s
     for key in tensors:
         if key.partition("|")[0] not in records:
             raise CheckpointError(folder, f"has an unknown tensor '{key}'", "It is damaged; save it again.")
+
+
+register("attention", AdapterKind(describe_patch, save_as_part, restore_as_part))

@@ -24,7 +24,18 @@ from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import CardFacts, Format, is_hub_id, read_folder, render_card, write_folder
 from gssf_plug.wrappers import plain_path
 
-__all__ = ["BESIDE", "FORMAT", "layer_record", "push_adapter", "refill_adapter", "save_adapter", "save_with_adapters"]
+__all__ = [
+    "BESIDE",
+    "FORMAT",
+    "describe_patch",
+    "layer_record",
+    "metric_layers",
+    "push_adapter",
+    "refill_adapter",
+    "save_adapter",
+    "save_as_part",
+    "save_with_adapters",
+]
 
 FORMAT = Format("gssf-plug/attention", config="adapter_config.json", weights="adapter_model.safetensors")
 BESIDE = "gssf"  # in a folder of a whole model or a checkpoint, holds a folder for each adapter
@@ -73,13 +84,42 @@ def save_adapter(
 def save_with_adapters(model: nn.Module, save_directory: str | PathLike[str], *args: Any, **options: Any) -> None:
     """`model.save_pretrained` of a patched model: as always, and each adapter that is not merged in a folder beside."""
     cast(Any, type(model)).save_pretrained(model, save_directory, *args, **options)
-    found = ((plain_path(name), module._modules.get(CHILD)) for name, module in model.named_modules())
-    metrics = {name: child for name, child in found if isinstance(child, LayerMetric)}
-    names = list(dict.fromkeys(name for metric in metrics.values() for name in metric.adapters))
+    metrics = metric_layers(model)
+    names = _adapter_names(metrics)
     if names and options.get("is_main_process", True):
         for name in names:
             save_adapter(Path(save_directory) / BESIDE / name, model, metrics, name)
         _say_who_reads_it(type(model).__name__)
+
+
+def metric_layers(model: nn.Module) -> dict[str, LayerMetric]:
+    """The metrics in `model`, by the path of their attention layer in the plain model."""
+    found = ((plain_path(name), module._modules.get(CHILD)) for name, module in model.named_modules())
+    return {name: child for name, child in found if isinstance(child, LayerMetric)}
+
+
+def _adapter_names(layers: Mapping[str, LayerMetric]) -> list[str]:
+    """Names of all adapters, in the order in which they came."""
+    return list(dict.fromkeys(name for layer in layers.values() for name in layer.adapters))
+
+
+def describe_patch(model: nn.Module) -> dict[str, Any] | None:
+    """What a larger model's file says about this part of it: its adapters; None for a plain one."""
+    layers = metric_layers(model)
+    if not layers:
+        return None
+    first = next(iter(layers.values()))
+    return {"names": _adapter_names(layers), "active": first.active, "enabled": first.enabled}
+
+
+def save_as_part(model: nn.Module, folder: Path) -> None:
+    """Write a patched part of a larger model: the base as if it were plain, and each adapter in `gssf/NAME` below."""
+    own = tuple(f"{n}.{CHILD}.".lstrip(".") for n, module in model.named_modules() if CHILD in module._modules)
+    base = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(own)}
+    cast(Any, type(model)).save_pretrained(model, folder, state_dict=base)  # the instance's own would add the metrics
+    layers = metric_layers(model)
+    for name in _adapter_names(layers):
+        save_adapter(folder / BESIDE / name, model, layers, name)
 
 
 @cache

@@ -2,7 +2,8 @@
 
     None                             null
     a model of transformers          {"transformers": "ResNetModel"}, in a folder of its own, named by its place; with
-                                     "add_pooling_layer": false where it was made so, which its own files do not say
+                                     "add_pooling_layer": false where it was made so, which its own files do not say,
+                                     and "adapters" where it is patched (`gssf_plug.attention`), see gssf_plug.adapters
     a GSSFMetric                     {"metric": "gssf-plug/metric"}, likewise
     a part of ours or of torch.nn    {"class": "GPO", "arguments": {"code": 32, "hidden": 32}}
     a sequence of parts              {"class": "Sequential", "children": [["0", …], …]}
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gssf_plug import features
+from gssf_plug.adapters import describe_adapters, restore_adapters
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import inside
 from gssf_plug.metric.metric import GSSFMetric
@@ -100,7 +102,9 @@ class Describer:
         if isinstance(part, PreTrainedModel) and getattr(transformers, name, None) is type(part):
             self.folders[place] = part
             bare = "add_pooling_layer" in signature(type(part)).parameters and getattr(part, "pooler", None) is None
-            return {"transformers": name, **({"add_pooling_layer": False} if bare else {})}
+            adapters = describe_adapters(part)
+            options = {"add_pooling_layer": False if bare else None, "adapters": adapters or None}
+            return {"transformers": name, **{key: value for key, value in options.items() if value is not None}}
         if isinstance(part, GSSFMetric):
             self.folders[place] = part
             return {"metric": GSSFMetric.file_format.kind}
@@ -169,7 +173,7 @@ class Builder:
                 return GSSFMetric.from_pretrained(inside(self.folder, place))
             case {"transformers": name}:
                 options = {"add_pooling_layer": False} if "add_pooling_layer" in saved else {}
-                return self._transformers(name, place, options)
+                return self._patched(self._transformers(name, place, options), place, saved.get("adapters", {}))
             case {"class": "Sequential", "children": children}:
                 return nn.Sequential(OrderedDict((name, self.part(part, f"{place}.{name}")) for name, part in children))
             case _:
@@ -211,6 +215,15 @@ class Builder:
                 first = sorted(map(str, report[problem]))[0]
                 raise CheckpointError(path, f"does not fit {name}: {problem} '{first}'", "Save the model again.")
         return cast(PreTrainedModel, model)
+
+    def _patched(self, model: PreTrainedModel, place: str, adapters: Mapping[str, Any]) -> PreTrainedModel:
+        try:
+            restore_adapters(model, inside(self.folder, place), adapters)
+        except ArgumentError as error:
+            problem = f"has an adapter that cannot be put into its '{place}' ({error})"
+            remedy = "Load encoder and adapter by themselves, and build the model from these parts."
+            raise CheckpointError(self.folder, problem, remedy) from error
+        return model
 
     def _odd(self, place: str, what: str) -> CheckpointError:
         return CheckpointError(

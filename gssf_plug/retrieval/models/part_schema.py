@@ -14,6 +14,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
+from gssf_plug.adapters import fitting_adapters
 from gssf_plug.errors import CheckpointError
 from gssf_plug.metric.metric import GSSFMetric
 
@@ -23,7 +24,7 @@ PARTS_LIMIT = 1_000  # parts of one model; the largest of ours has 40
 TEXT_LIMIT = 200  # characters of a name
 WIDTH_LIMIT = 2**24
 KINDS = {"transformers", "metric", "class", "function", "same_as", "given"}
-KEYS = {"class": {"arguments"}, "transformers": {"add_pooling_layer"}}  # beside the kind itself
+KEYS = {"class": {"arguments"}, "transformers": {"add_pooling_layer", "adapters"}}  # beside the kind itself
 CHILD = re.compile(r"[A-Za-z0-9_-]{1,100}")
 DAMAGED = "It is damaged, or of a newer gssf-plug."
 
@@ -236,6 +237,8 @@ class _Checker:
             if transformers_class(name, PreTrainedModel) is None:
                 version = transformers.__version__
                 raise self.odd(place, f"the model {name!r}, which this transformers {version} lacks")
+            if "adapters" in saved and not fitting_adapters(saved["adapters"]):
+                raise self.odd(place, f"the adapters {_short(saved['adapters'])}, which are none")
             known = saved.get("add_pooling_layer", False) is False
         else:
             names = {"class": ANY.classes, "function": ANY.functions, "metric": {GSSFMetric.file_format.kind}}

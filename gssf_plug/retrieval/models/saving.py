@@ -2,7 +2,8 @@
 
     config.json          what the model is made of, versions, and a SHA-256 of every other file of ours
     model.safetensors    poolings, projections, and parts of unknown classes
-    image_tower.encoder/ text_tower.encoder/ encoder/ …    models of transformers, loadable by transformers alone
+    image_tower.encoder/ text_tower.encoder/ encoder/ …    models of transformers, loadable by transformers alone;
+                         of a patched one the base, and its adapters in gssf/NAME below
     metric/              GSSFMetric's own files
     processor.tokenizer/ …   tokenizer and image processor, by their own save_pretrained
     README.md            the model card; one that is already there is kept, since people edit cards
@@ -27,6 +28,7 @@ from transformers import PreTrainedModel
 from transformers.utils import PushToHubMixin
 
 import gssf_plug
+from gssf_plug.adapters import save_model
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import (
     CardFacts,
@@ -40,6 +42,7 @@ from gssf_plug.files import (
     render_card,
     write_folder,
 )
+from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.retrieval.models.part_descriptions import Builder, Describer
 from gssf_plug.retrieval.models.part_schema import check_parts, transformers_class
 
@@ -85,7 +88,8 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
 
         def write_parts(staged: Path) -> None:
             for place, part in describer.folders.items():
-                part.save_pretrained(staged / place)
+                save_part = part.save_pretrained if isinstance(part, GSSFMetric) else partial(save_model, part)
+                save_part(staged / place)
             for place, processor in self.processors.items():
                 processor.save_pretrained(staged / f"{PROCESSOR}{place}")
 
