@@ -12,6 +12,8 @@ from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation import document_ranking
 
+RANX = {"accuracy": "hit_rate", "precision": "precision", "recall": "recall"}
+
 
 def reference(scores, grades, ks=(1, 10)):
     """Every query sorted by itself, lower grades first among equals; scores and grades N×M in float64."""
@@ -187,6 +189,60 @@ def test_mean_average_precision_equals_scikit_learn():
     right = np.mean([average_precision_score(grades[query] > 0, scores[query]) for query in kept])
     assert got["mAP"] == pytest.approx(100 * right, abs=1e-5)
     assert got["ndcg@10"] == pytest.approx(100 * ndcg_score(grades[kept], scores[kept], k=10), abs=1e-5)
+
+
+def judged(most=4):
+    """A graded corpus, and it as TREC's tools take it: {query: {document: grade}} and {query: {document: score}}."""
+    queries, documents, grades = corpus(most=most)
+    grades[3, 90:] = 0  # beyond 100 relevant documents the definitions of map@100 differ
+    scores = normalize(queries.double()) @ normalize(documents.double()).T
+    assert all(len(row.unique()) == len(row) for row in scores.float())  # trec_eval reads float32
+    kept = [query for query, row in enumerate(grades) if bool(row.any())]
+    judgements = {f"q{query}": {f"d{place}": int(grades[query, place]) for place in range(250)} for query in kept}
+    run = {f"q{query}": {f"d{place}": float(scores[query, place]) for place in range(250)} for query in kept}
+    return document_ranking(queries, documents, grades), judgements, run
+
+
+def test_equals_trec_eval():
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    got, judgements, run = judged()
+    asked = {"map", "map_cut.100", "ndcg_cut.10", "recip_rank", "P.1,10", "recall.1,10", "success.1,10"}
+    by_query = pytrec_eval.RelevanceEvaluator(judgements, asked).evaluate(run).values()
+    theirs = {name: 100 * np.mean([query[name] for query in by_query]) for name in next(iter(by_query))}
+    for ours, trec in {"accuracy": "success", "precision": "P", "recall": "recall"}.items():
+        for k in (1, 10):
+            assert got[f"{ours}@{k}"] == pytest.approx(theirs[f"{trec}_{k}"], abs=1e-9), (ours, k)
+    assert got["ndcg@10"] == pytest.approx(theirs["ndcg_cut_10"], abs=1e-9)
+    assert got["map@100"] == pytest.approx(theirs["map_cut_100"], abs=1e-9)
+    assert got["mAP"] == pytest.approx(theirs["map"], abs=1e-9)
+    reciprocal = np.array([query["recip_rank"] for query in by_query])
+    assert got["mrr@10"] == pytest.approx(100 * np.mean(reciprocal * (reciprocal > 1 / 10.5)), abs=1e-9)
+
+
+def test_equals_ir_measures():
+    ir_measures = pytest.importorskip("ir_measures")
+    from ir_measures import AP, P, R, Success, nDCG
+
+    got, judgements, run = judged()
+    pairs = {"mAP": AP, "map@100": AP @ 100, "ndcg@10": nDCG @ 10}
+    pairs |= {
+        f"{name}@{k}": m @ k for name, m in (("accuracy", Success), ("precision", P), ("recall", R)) for k in (1, 10)
+    }
+    theirs = ir_measures.calc_aggregate(list(pairs.values()), judgements, run)
+    for name, measure in pairs.items():
+        assert got[name] == pytest.approx(100 * theirs[measure], abs=1e-9), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # numba's, about its own typed lists
+def test_equals_ranx():
+    ranx = pytest.importorskip("ranx")
+    got, judgements, run = judged()
+    pairs = {"mAP": "map", "map@100": "map@100", "ndcg@10": "ndcg@10", "mrr@10": "mrr@10"}
+    pairs |= {f"{ours}@{k}": f"{theirs}@{k}" for ours, theirs in RANX.items() for k in (1, 10)}
+    theirs = ranx.evaluate(ranx.Qrels(judgements), ranx.Run(run), list(pairs.values()))
+    for name, measure in pairs.items():
+        assert got[name] == pytest.approx(100 * theirs[measure], abs=1e-9), name
 
 
 def test_map_at_100_divides_by_at_most_100():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from gssf_plug.evaluation import image_text_recall, instance_recall, reid_ranking
+from gssf_plug.evaluation import document_ranking, image_text_recall, instance_recall, reid_ranking
 from gssf_plug.metric import topk
 
 
@@ -16,12 +16,17 @@ def evaluate_all(distributed):
     owners = torch.randint(20, (50,), generator=generator)
     sides = (features[:20], features[20:], labels[:20], labels[20:], cameras[:20], cameras[20:])
     gallery = torch.randn(90, 8, generator=generator).half().repeat(2, 1)  # every item twice: ties
+    documents = features.repeat(2, 1)
+    grades = torch.randint(3, (20, 100), generator=generator) * (torch.rand(20, 100, generator=generator) < 0.1)
+    grades[:7] = 0  # whole chunks without a relevant document
     return {
         "topk": [
             topk(None, features, gallery[:count], 7, gallery_chunk=9, distributed=distributed) for count in (180, 20, 8)
         ],
         "reid": reid_ranking(*sides, query_chunk=3, distributed=distributed),
         "instance": instance_recall(features, labels, query_chunk=60, distributed=distributed),  # nothing for rank 1
+        "documents": document_ranking(features[:20], documents, grades, query_chunk=3, distributed=distributed),
+        "one query": document_ranking(features[:1], documents, [{4: 1.0, 9: 2.0}], distributed=distributed),
         "image_text": image_text_recall(
             features[:20], features, owners, image_chunk=6, text_chunk=9, folds=2, distributed=distributed
         ),
