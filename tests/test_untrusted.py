@@ -27,7 +27,6 @@ import gssf_plug.files.reading
 from gssf_plug import GSSFMetric
 from gssf_plug.attention import load_attention, patch_attention
 from gssf_plug.distillation import Distiller, Tap, TeacherCache, precompute
-from gssf_plug.distillation.checkpoint import load_parts, save_parts
 from gssf_plug.errors import CheckpointError
 from gssf_plug.features import GPO, SizeAugmentation, last_pool
 from gssf_plug.files import inside, read_folder
@@ -88,7 +87,7 @@ SAVERS: dict[str, Callable[[Path], object]] = {
     "metric": lambda folder: metric().save_pretrained(folder),
     "adjacency": lambda folder: metric(adjacency=torch.ones(8, 8).bool(), grouping=None).save_pretrained(folder),
     "adapter": lambda folder: patch_attention(bert(), block_size=4).save_pretrained(folder),
-    "distiller": lambda folder: save_parts(distiller(), folder),
+    "distiller": lambda folder: distiller().save_parts(folder),
     "cache": save_cache,
     "retrieval": lambda folder: model().save_pretrained(folder),
 }
@@ -96,7 +95,7 @@ SAVERS: dict[str, Callable[[Path], object]] = {
 
 def load_distiller(folder: Path) -> Distiller:
     made = distiller()
-    load_parts(made, folder)
+    made.load_parts(folder)
     return made
 
 

@@ -101,7 +101,7 @@ class RetrievalModelContract:
         batch = self.batch()
         for key in batch:
             with pytest.raises(ArgumentError, match="`batch` must have the keys"):
-                self.perturbed()({name: value for name, value in batch.items() if name != key})
+                self.perturbed().train()({name: value for name, value in batch.items() if name != key})
 
     def test_it_comes_back_from_a_folder(self, tmp_path: Path) -> None:
         model = self.perturbed()
