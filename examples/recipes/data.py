@@ -88,6 +88,13 @@ def open_split(options: DataOptions, split: str) -> Any:
         rows = sets.coco(options.data_dir, split, restval=options.restval)
     elif options.dataset == "cuhk03":
         rows = sets.cuhk03(options.data_dir, split, boxes=options.boxes)
+    elif options.dataset == "image_folder" and options.split_classes is not None:
+        train, held = sets.image_folder(options.data_dir, split_classes=options.split_classes)
+        sides = {options.train_split: train, options.test_split: held}
+        if split not in sides:
+            rule = "be left out where split_classes makes a training and a test split"
+            raise ArgumentError("validation_split", rule, repr(split), "The last weights are measured.")
+        rows = sides[split]
     elif options.dataset == "image_folder":
         rows = sets.image_folder(options.data_dir, split)
     elif options.dataset == "columns":
@@ -163,6 +170,9 @@ def _of_labels(options: DataOptions, split: str | None) -> Measured | None:
         return Measured(rows, _whatever_model(reid_measures(labels, cameras, is_query=asks)), count)
     held = open_split(options, split)
     labels = torch.tensor(sets.column(held, "label"))
+    if "camera" in held.column_names:
+        cameras = torch.tensor(sets.column(held, "camera"))
+        return Measured(WithRowNumbers(held), _whatever_model(reid_measures(labels, cameras)), f"{len(held):,} images")
     ks = KS.get(options.dataset or "", (1, 2, 4, 8))
     return Measured(WithRowNumbers(held), _whatever_model(instance_measures(labels, ks=ks)), f"{len(held):,} images")
 

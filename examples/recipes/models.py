@@ -1,5 +1,6 @@
 """The model, the loss and the collate functions of a recipe: the library's parts, put together as published."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,16 @@ from transformers import AutoModel, AutoTokenizer
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
-from gssf_plug.features import GPO, BNNeck, SizeAugmentation, cls_pool, last_pool, mean_max_pool, mean_pool
+from gssf_plug.features import (
+    GPO,
+    BNNeck,
+    SizeAugmentation,
+    cls_pool,
+    feature_tensor,
+    last_pool,
+    mean_max_pool,
+    mean_pool,
+)
 from gssf_plug.losses import BatchHardTriplet, Hinge, IdentityLoss, InfoNCE, Sigmoid, WeightedSum
 from gssf_plug.retrieval import (
     AnySize,
@@ -35,7 +45,9 @@ from gssf_plug.retrieval import (
 from gssf_plug.retrieval.data.source_files import existing_folder
 from gssf_plug.retrieval.data.vocabulary import scan_tokenizer, word_tokenizer
 from recipes.data import RecipeData, transform_of
-from recipes.options import MetricOptions, ModelOptions, Recipe
+from recipes.options import DataOptions, MetricOptions, ModelOptions, Recipe
+
+logger = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
@@ -66,7 +78,7 @@ def _vse(recipe: Recipe, data: RecipeData, steps_per_epoch: int) -> Parts:
     """VSE++ and VSE∞: a tower each, hinge with hardest negatives."""
     options, dim = recipe.model, recipe.model.embed_dim
     tokenizer = _tokenizer(options, data)
-    image, text = _image_tower(options, recipe.data.region_width), _text_tower(options, tokenizer)
+    image, text = _image_tower(recipe), _text_tower(options, tokenizer)
     model = TwoTower(image, text, metric_of(recipe.metric, dim), processors={"tokenizer": tokenizer})
     return Parts(model, _hinge(recipe, steps_per_epoch), *_pair_collators(recipe, tokenizer))
 
@@ -106,8 +118,9 @@ def _dual_encoder(recipe: Recipe, data: RecipeData, steps_per_epoch: int) -> Par
 def _bot(recipe: Recipe, data: RecipeData, steps_per_epoch: int) -> Parts:
     """Bag of tricks. With cosine as published: triplets on distances before the neck. A metric is trained after it."""
     encoder, identities = _pretrained("image_model", recipe.model.image_model), max(data.labels) + 1
-    width = _width(encoder)
-    tower = Tower(AnySize(encoder), pooling=cls_pool) if recipe.model.vit else Tower(LastStrideOne(encoder))
+    image = AnySize(encoder) if recipe.model.vit else _fine_map(encoder)
+    width = image_width(image, recipe.data)
+    tower = Tower(image, pooling=cls_pool) if recipe.model.vit else Tower(image)
     model = OneTower(tower, metric_of(recipe.metric, width, symmetric=True), neck=BNNeck(width))
     identity = IdentityLoss(width, identities, smoothing=recipe.loss.smoothing)
     triplet = BatchHardTriplet(margin=recipe.loss.margin, learned_scale=recipe.metric.learned_scale)
@@ -128,17 +141,18 @@ def _proxy_anchor(recipe: Recipe, data: RecipeData, steps_per_epoch: int) -> Par
     encoder, dim = _pretrained("image_model", recipe.model.image_model), recipe.model.embed_dim
     metric = metric_of(recipe.metric, dim, symmetric=True)
     image = FrozenNorms(encoder) if recipe.model.frozen_norms else encoder
-    tower = Tower(image, pooling=mean_max_pool, projection=nn.Linear(_width(encoder), dim))
+    tower = Tower(image, pooling=mean_max_pool, projection=nn.Linear(image_width(image, recipe.data), dim))
     distance = CosineSimilarity() if metric is None else GSSFDistance(metric)
     classes, margin, alpha = max(data.labels) + 1, recipe.loss.margin, recipe.loss.alpha
     proxies = ProxyAnchorLoss(classes, dim, margin=margin, alpha=alpha, distance=distance)
     return Parts(OneTower(tower, metric), MetricLearningLoss(proxies), *_label_collators(recipe))
 
 
-def _image_tower(options: ModelOptions, region_width: int) -> Tower:
+def _image_tower(recipe: Recipe) -> Tower:
+    options = recipe.model
     pooling = SizeAugmentation(_pooling(options.pooling), share=options.size_augmentation)
     encoder = None if options.image_model is None else _pretrained("image_model", options.image_model)
-    width = region_width if encoder is None else _width(encoder)
+    width = recipe.data.region_width if encoder is None else image_width(encoder, recipe.data)
     mlp = options.projection == "residual_mlp"
     projection = ResidualMLP(width, options.embed_dim) if mlp else nn.Linear(width, options.embed_dim)
     return Tower(encoder, token_projection=projection, pooling=pooling)
@@ -147,7 +161,7 @@ def _image_tower(options: ModelOptions, region_width: int) -> Tower:
 def _text_tower(options: ModelOptions, tokenizer: Any) -> Tower:
     if options.text_model is not None:
         encoder = _pretrained("text_model", options.text_model)
-        projection = nn.Linear(_width(encoder), options.embed_dim)
+        projection = nn.Linear(encoder.config.hidden_size, options.embed_dim)
         return Tower(encoder, token_projection=projection, pooling=_pooling(options.pooling))
     words = WordGRU(
         len(tokenizer), options.embed_dim, bidirectional=options.bidirectional, dropout=options.word_dropout
@@ -211,7 +225,35 @@ def _pretrained(argument: str, name: str | None, kind: Any = AutoModel) -> Any:
         raise ArgumentError(argument, rule, repr(name), f"The hub says: {reason}") from error
 
 
-def _width(encoder: Any) -> int:
-    """Channels of the last stage of a CNN, width of a transformer."""
-    config = encoder.config
-    return int(config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size)
+def _fine_map(encoder: nn.Module) -> nn.Module:
+    """A CNN with the published last stride of 1; one without stages, such as MobileNetV2, as it is."""
+    try:
+        return LastStrideOne(encoder)
+    except ArgumentError:
+        logger.warning("%s has no last stage with a stride: it keeps its resolution", type(encoder).__name__)
+        return encoder
+
+
+@torch.no_grad()
+def image_width(encoder: nn.Module, data: DataOptions) -> int:
+    """Channels of what a tower reads from an image encoder, seen by one forward pass of a black picture.
+
+    Raises:
+        ArgumentError: it takes no pictures, or none of the recipe's size.
+    """
+    whole = getattr(encoder, "encoder", None)
+    config = getattr(encoder, "config", None) or getattr(whole, "config", None)
+    picture = torch.zeros(1, getattr(config, "num_channels", 3), data.image_height, data.image_width)
+    training = encoder.training
+    try:
+        features = feature_tensor(encoder.eval()(pixel_values=picture))
+    except (TypeError, ValueError, RuntimeError) as error:
+        rule = f"encode pictures of {data.image_height}×{data.image_width} pixels"
+        reason = str(error).strip().split("\n")[0]
+        remedy = "Name an image encoder, with --image_height and --image_width that it takes (--vit true for bot)."
+        raise ArgumentError(
+            "image_model", rule, f"{type(whole or encoder).__name__}, which says: {reason}", remedy
+        ) from error
+    finally:
+        encoder.train(training)
+    return features.shape[1] if features.ndim in (2, 4) else features.shape[-1]

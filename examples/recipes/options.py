@@ -24,6 +24,9 @@ class DataOptions:
     train_split: str = _option("train", "split to train on")
     validation_split: str | None = _option(None, "split by which the best weights are chosen; none: the last are kept")
     test_split: str | None = _option("test", "split that is measured once, at the end (one tower: query and gallery)")
+    split_classes: float | None = _option(
+        None, "image_folder without splits: share of the classes that is held out as test_split, such as 0.3"
+    )
     folds: int | None = _option(None, "also the mean over so many equal parts of the test images (COCO 1K: 5)")
     restval: bool = _option(True, "COCO: train on restval, too")
     boxes: Literal["detected", "labeled"] = _option("detected", "CUHK03: which boxes")

@@ -5,13 +5,16 @@ as much more for every further row. The matrix of scores is counted for the whol
 memory (SCAN's blocks, about 50 MiB) is not.
 """
 
+import re
 from collections.abc import Iterable
 
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from gssf_plug.retrieval import RetrievalTrainer
+from gssf_plug.losses import WeightedSum
+from gssf_plug.losses.logit_scale import LearnedScale
+from gssf_plug.retrieval import NeckLoss, RetrievalTrainer
 from recipes.data import RecipeData
 from recipes.options import Recipe
 
@@ -32,7 +35,7 @@ def render_plan(recipe: Recipe, data: RecipeData, trainer: RetrievalTrainer) -> 
     for name, part in model.named_children():
         lines.append((f"  {name}", f"{_count(part.parameters()):,}"))
     loss = trainer.accelerator.unwrap_model(trainer.objective).loss
-    lines.append(("loss", " ".join(repr(loss).split())))
+    lines.append(("loss", loss_in_words(loss)))
     processes = trainer.accelerator.num_processes
     per_epoch = trainer.steps // config.epochs
     batch = f"batches of {_rows(trainer):,} rows" + (f" on {processes} processes" if processes > 1 else "")
@@ -42,6 +45,38 @@ def render_plan(recipe: Recipe, data: RecipeData, trainer: RetrievalTrainer) -> 
     lines.append(("memory", _memory(trainer, trained, total)))
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines)
+
+
+def loss_in_words(loss: nn.Module) -> str:
+    """A loss and its settings as one reads them aloud: "batch hard triplet (margin 0.3)"."""
+    if isinstance(loss, NeckLoss):
+        before = "" if loss.before is None else f"before the neck {loss_in_words(loss.before)}; "
+        return f"{before}after the neck {loss_in_words(loss.after)}"
+    if isinstance(loss, WeightedSum):
+        weighted = zip(loss.weights, loss.losses, strict=True)
+        return " + ".join(("" if weight == 1 else f"{weight:g} × ") + loss_in_words(part) for weight, part in weighted)
+    inner = getattr(loss, "loss", None)  # of pytorch-metric-learning, in the wrapper that the trainer takes
+    if isinstance(inner, nn.Module):
+        return loss_in_words(inner)
+    settings = [
+        f"{name.replace('_', ' ')} {value:g}"
+        for name, value in vars(loss).items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and not name.startswith("_")
+    ]
+    scale = getattr(loss, "scale", None)
+    if isinstance(scale, LearnedScale):
+        learned = any(parameter.requires_grad for parameter in scale.parameters())
+        settings.append("learned scale" if learned else "fixed scale")
+    distance = getattr(loss, "distance", None)
+    if distance is not None:
+        settings.append(f"by {_spoken(distance)}")
+    return _spoken(loss) + (f" ({', '.join(settings)})" if settings else "")
+
+
+def _spoken(part: object) -> str:
+    """A class's name as words: BatchHardTriplet becomes "batch hard triplet", InfoNCE stays."""
+    words = re.split("(?<=[a-z])(?=[A-Z][a-z])", type(part).__name__)
+    return " ".join(word.lower() if word.istitle() else word for word in words)
 
 
 def kept_bytes(trainer: RetrievalTrainer, rows: list[int]) -> int:
@@ -67,7 +102,7 @@ def kept_bytes(trainer: RetrievalTrainer, rows: list[int]) -> int:
 
 def activation_bytes(trainer: RetrievalTrainer) -> float:
     """Bytes that a process keeps for the backward pass of its part of a batch, from four and eight rows."""
-    batch = next(iter(trainer.batches))
+    batch = next(iter(trainer.feed.batches))
     few, more = batch[:4], batch[:8]
     kept = kept_bytes(trainer, few)
     per_row = (kept_bytes(trainer, more) - kept) / (len(more) - len(few)) if len(more) > len(few) else kept / len(few)
@@ -86,7 +121,7 @@ def _memory(trainer: RetrievalTrainer, trained: int, total: int) -> str:
 
 def _rows(trainer: RetrievalTrainer) -> int:
     """Rows of a batch, of all processes together."""
-    return len(next(iter(trainer.batches)))
+    return len(next(iter(trainer.feed.batches)))
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -3,9 +3,9 @@ r"""Instance (fine-grained) retrieval: R@K, MAP@R and R-precision of a set again
     R@K = [rank_1 <= K]        MAP@R = (1/R) Σ_{i: rank_i <= R} i / rank_i        R-precision = #{i: rank_i <= R} / R
 
 R is the number of a query's positives. In the one-set form every item is a query and all others are its gallery: the
-item itself is taken out by its index. The usual code drops the first hit instead, which is the item itself only under
-cosine: with a learned metric an item need not be its own nearest neighbour. A class with one member gives no query. A
-tie is lost by the positive.
+item itself is taken out by its index. Code that drops the first hit instead (pytorch-metric-learning before 1.5.2; 2.9
+masks the index as here) drops another item wherever a learned metric does not put an item first in its own ranking. A
+class with one member gives no query. A tie is lost by the positive.
 
 Source of MAP@R: Musgrave et al., "A metric learning reality check", ECCV 2020.
 """

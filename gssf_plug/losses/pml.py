@@ -12,8 +12,11 @@ the optimizer `loss.parameters()` too, or use `MetricLearningLoss` with Retrieva
 Every loss and miner of release 2.9 that leaves the distance open takes it. Those that are only defined for angles
 (CosineSimilarity: ArcFace, Circle, CosFace, Instance, PNP, SmoothAP, SphereFace, TupletMargin, …), for LpDistance
 (Angular, DynamicSoftMargin, FastAP, DistanceWeightedMiner) or for SNRDistance refuse it by their own assertion, and
-rightly: a learned score has no fixed range. Their kNN evaluation drops the first neighbour as the item itself, which a
-learned metric does not promise; for numbers use `gssf_plug.evaluation`, which masks by index.
+rightly: a learned score has no fixed range.
+
+Where the references include the queries, the kNN of release 2.9 finds k + 1 neighbours and takes the item out by its
+own index; an item that a learned metric leaves out of its own k + 1 loses the last of them instead, so that the k right
+neighbours stay. Before 1.5.2 the first neighbour was dropped, whatever it was.
 """
 
 from typing import Any, cast

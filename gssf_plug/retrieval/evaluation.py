@@ -146,8 +146,13 @@ def reid_measures(
         is_query: True for rows that are queries, the others being the gallery; None (default): every row is both.
         ranks: places k of R@k.
         asks: the former name of `is_query`.
+
+    Raises:
+        ArgumentError: no query's identity is seen by another camera in the gallery, as where all rows have one camera:
+            said when the evaluation is made, before anything is trained.
     """
     is_query = _renamed(is_query, asks)
+    _check_cameras(ids, cameras, is_query)
 
     def evaluation(embedding: Embedding, metric: GSSFMetric | None) -> dict[str, float]:
         features, rows = vectors("queries", embedding.queries), embedding.query_ids.cpu()
@@ -158,6 +163,25 @@ def reid_measures(
         return reid_ranking(*sides, metric=metric, ranks=ranks, distributed=process_count() > 1)
 
     return evaluation
+
+
+def _check_cameras(ids: Tensor, cameras: Tensor, is_query: Tensor | None) -> None:
+    """Raise `ArgumentError` where no query has a positive by another camera."""
+    rows = list(zip(ids.tolist(), cameras.tolist(), strict=True))
+    asking = [True] * len(rows) if is_query is None else is_query.tolist()
+    gallery = [is_query is None or not asks for asks in asking]
+    seen: dict[int, set[int]] = {}
+    for (identity, camera), found in zip(rows, gallery, strict=True):
+        if found:
+            seen.setdefault(identity, set()).add(camera)
+    if not any(
+        asks and seen.get(identity, set()) - {camera} for (identity, camera), asks in zip(rows, asking, strict=True)
+    ):
+        count = len({camera for _, camera in rows})
+        got = "only one camera" if count == 1 else f"{count} cameras, none of which shares an identity with another"
+        rule = "show the identity of a query by another camera, since images of the query's own camera are not ranked"
+        remedy = "Give each row the camera that took it; without cameras measure with instance_measures."
+        raise ArgumentError("cameras", rule, got, remedy)
 
 
 def instance_measures(

@@ -15,6 +15,7 @@ from pytorch_metric_learning.utils.inference import CustomKNN, MatchFinder  # no
 
 from gssf_plug import GSSFMetric  # noqa: E402
 from gssf_plug.errors import ArgumentError  # noqa: E402
+from gssf_plug.evaluation import instance_recall  # noqa: E402
 from gssf_plug.losses import IdentityLoss, WeightedSum  # noqa: E402
 from gssf_plug.losses.pml import GSSFDistance, MetricLearningLoss  # noqa: E402
 from gssf_plug.retrieval import OneTower, RetrievalConfig, RetrievalTrainer  # noqa: E402
@@ -123,6 +124,26 @@ def test_calculator_tester_and_match_finder_search_by_the_metric():
     assert 0 < found["precision_at_1_level0"] <= 1
     matches = MatchFinder(distance, threshold=0.5).get_matching_pairs(x, y)
     assert (torch.as_tensor(matches) == (metric(x, y) >= 0.5)).all()
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_the_peers_neighbours_leave_the_item_itself_out_by_its_index(batch_size):
+    """What losses/pml.py says of release 2.9: also where an item is not its own first neighbour, or not among k + 1."""
+    with torch.no_grad():
+        metric = GSSFMetric(8, terms=("diagonal",))
+        next(metric.parameters()).copy_(torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1]))
+    x = torch.randn(24, 8)
+    scores = metric(x, x).detach()
+    own = (scores > scores.diagonal()[:, None]).sum(1)  # the place of each item in its own ranking
+    assert (own == 0).any()
+    assert (own == 1).any()
+    assert (own > 3).any()
+    _, found = CustomKNN(GSSFDistance(metric), batch_size=batch_size)(x, 3, x, ref_includes_query=True)
+    others = scores.masked_fill(torch.eye(24, dtype=torch.bool), float("-inf"))
+    assert torch.equal(found, others.topk(3).indices)
+    calculator = AccuracyCalculator(include=("precision_at_1",), knn_func=CustomKNN(GSSFDistance(metric)), k=3)
+    right = instance_recall(x, LABELS, metric=metric, ks=(1,))["R@1"]
+    assert 100 * calculator.get_accuracy(x, LABELS)["precision_at_1"] == pytest.approx(right)
 
 
 def test_metric_learning_loss_trains_in_the_trainer_and_its_checkpoint_is_loaded(tmp_path):

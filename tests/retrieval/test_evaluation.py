@@ -74,3 +74,19 @@ def test_folds_and_numbers():
     assert got == image_text_recall(x, y, owners, folds=3)
     assert got != image_text_measures(embedding, None)
     assert list(WithRowNumbers([{"a": 1}, {"a": 2}])) == [{"a": 1, "row": 0}, {"a": 2, "row": 1}]
+
+
+@pytest.mark.bad_input
+def test_cameras_that_leave_no_query_a_positive_are_refused_before_anything_is_trained():
+    ids = torch.arange(4).repeat_interleave(3)
+    with pytest.raises(
+        ArgumentError, match="`cameras` must show the identity of a query by another camera.*one camera"
+    ):
+        reid_measures(ids, torch.zeros(12).long())
+    with pytest.raises(ArgumentError, match="2 cameras, none of which shares an identity.*instance_measures"):
+        reid_measures(ids, (ids > 1).long())
+    cameras = torch.tensor([0, 0, 1] * 4)
+    reid_measures(ids, cameras)
+    with pytest.raises(ArgumentError, match="`cameras` must"):
+        reid_measures(ids, cameras, is_query=torch.ones(12).bool())  # no gallery
+    reid_measures(ids, cameras, is_query=cameras == 0)

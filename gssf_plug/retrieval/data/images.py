@@ -1,17 +1,19 @@
 """Images from files, bytes, `datasets` columns or PIL, to tensors; one that cannot be read is named by its file.
 
-Needs Pillow and torch alone.
+Needs Pillow, numpy and torch alone.
 """
 
 import io
 import os
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from gssf_plug.errors import GSSFError
@@ -47,7 +49,11 @@ class Rows(Protocol):
 
 
 def open_image(source: Any) -> Image.Image:
-    """An RGB image, decoded.
+    """An RGB image, decoded, upright as its EXIF orientation says, with deep pixels scaled to 0 … 255.
+
+    Pixels of 16 bits are divided by 257. Whole numbers of 32 bits and floats say no range of their own: their white is
+    the smallest of 1 (floats), 255, 65,535 and 2³¹-1 that no pixel exceeds; floats below 0 or beyond all of these are
+    stretched from their least to their greatest value, and those that are no numbers are black.
 
     Args:
         source: a path; encoded bytes; what `datasets.Image(decode=False)` gives, {"path": ..., "bytes": ...}; or a PIL
@@ -60,11 +66,37 @@ def open_image(source: Any) -> Image.Image:
     name = f"image '{path}'" if path else f"an image of {len(content or b'')} bytes"
     try:
         if isinstance(source, Image.Image):
-            return source.convert("RGB")
+            return _upright(source)
         with Image.open(io.BytesIO(content) if content is not None else Path(path)) as image:
-            return image.convert("RGB")
+            return _upright(image)
     except UNREADABLE as error:
         raise UnreadableError(name, error) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As RGB of 8 bits, turned as the camera was held."""
+    image.load()  # what is damaged raises here, so that an error below is one of the EXIF data alone
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        turned = ImageOps.exif_transpose(image) if orientation != 1 else image
+    except (SyntaxError, OSError, ValueError, TypeError, KeyError, struct.error):
+        turned = image  # unreadable EXIF data leave the picture as its pixels lie
+    deep = turned.mode == "F" or turned.mode.startswith("I")
+    return (_eight_bits(turned) if deep else turned).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 or 32 bits as one of 8: Pillow's own conversion clips everything beyond 255 to white."""
+    pixels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    lowest, highest = float(pixels.min()), float(pixels.max())
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        black, white = 0.0, 65535.0  # the files say 16 bits, however dark the picture is
+    else:
+        whites = (1.0,) * (image.mode == "F") + (255.0, 65535.0, 2.0**31 - 1)
+        fitting = [white for white in whites if lowest >= 0 and highest <= white]
+        black, white = (0.0, fitting[0]) if fitting else (lowest, highest)
+    scaled = (pixels - black) * (255 / max(white - black, 1e-300))
+    return Image.fromarray(scaled.round().astype(np.uint8))
 
 
 def image_tensor(image: Image.Image, size: int | None = None) -> UInt8[Tensor, "3 h w"]:

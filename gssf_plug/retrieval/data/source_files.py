@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IMAGE_ENDINGS", "StrPath", "check_split", "column", "compare_count", "decode_columns", "existing_folder",
-    "find_part", "image_files", "numbered", "read_lines", "require_files", "table",
+    "find_part", "image_files", "is_hidden", "is_image_name", "numbered", "read_lines", "require_files", "table",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -82,26 +82,36 @@ def require_files(folder: Path, names: Sequence[str], *, listed_in: str) -> list
     return [os.path.join(folder, name) for name in names]
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file is an image by its ending, and not hidden, as macOS' `._photo.jpg` is."""
+    return name.lower().endswith(IMAGE_ENDINGS) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: `.git`, `.ipynb_checkpoints`, `._photo.jpg`, `__MACOSX`."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def image_files(folder: Path) -> list[str]:
-    """Names of the image files in a folder, sorted; subfolders and other files (`Thumbs.db`) are left out.
+    """Names of the image files in a folder, sorted; subfolders, hidden and other files (`Thumbs.db`) are left out.
 
     Raises:
         DataError: there are none.
     """
-    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(IMAGE_ENDINGS))
+    names = sorted(filter(is_image_name, os.listdir(folder)))
     if not names:
         raise DataError(folder, "holds no image", f"Images end in one of {', '.join(IMAGE_ENDINGS)}.")
     return names
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, stripped, without empty ones at its end.
+    """The lines of a text file, stripped, without empty ones at its end and without a byte order mark.
 
     Raises:
         DataError: it is not UTF-8 text.
     """
     try:
-        lines = path.read_text(encoding="utf-8").rstrip().split("\n")
+        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
     except UnicodeDecodeError as error:
         raise DataError(path, f"is not UTF-8 text ({error})", "Download it again.") from error
     return [line.strip() for line in lines]

@@ -62,7 +62,7 @@ def scan_tokenizer(path: StrPath) -> PreTrainedTokenizerFast:
         DataError: no such file, or another one.
     """
     try:
-        numbers = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))["word2idx"]
+        numbers = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))["word2idx"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"is no vocabulary of SCAN ({type(error).__name__}: {error})"
         raise DataError(

@@ -104,7 +104,7 @@ def coco(
 def _read(path: Path, splits: set[str]) -> list[dict[str, Any]]:
     """The images of some splits, in the order of the file."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["images"]
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))["images"]
         chosen = [entry for entry in entries if entry["split"] in splits]
     except (ValueError, KeyError, TypeError) as error:
         problem = f"is no Karpathy file ({type(error).__name__}: {error})"

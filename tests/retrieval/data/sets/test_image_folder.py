@@ -27,8 +27,9 @@ def test_image_folder_without_classes_or_images(tmp_path):
     root = miniature.image_folder(tmp_path)
     with pytest.raises(DataError, match=r"lacks the split 'tests', expected.*Did you mean '.*/test'\?"):
         image_folder(root, "tests")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no subfolder"):
-        image_folder(root / "train" / "class_0")
+        image_folder(tmp_path / "empty")
     (root / "train" / "class_9").mkdir()
     with pytest.raises(DataError, match=r"class_9' holds no image"):
         image_folder(root, "train")
@@ -137,3 +138,79 @@ def test_wrong_names(photos, tmp_path):
     DatasetDict({"train": photos, "test": photos}).save_to_disk(tmp_path / "photos")
     with pytest.raises(DataError, match=r"photos' has no split 'tets'\. Did you mean 'test'\?"):
         columns_of(tmp_path / "photos", "tets", image="img")
+
+
+def folder_of_classes(root, names):
+    for number, name in enumerate(names):
+        miniature.draw(root / name / "one.png", number, number)
+        miniature.draw(root / name / "two.png", 100 + number, number)
+    return root
+
+
+def test_split_classes_are_disjoint_seeded_and_numbered_apart(tmp_path):
+    root = folder_of_classes(tmp_path / "imgs", [f"class {number}" for number in range(10)])
+    train, test = image_folder(root, split_classes=0.3)
+    held = {path.split("/")[-2] for path in column(test, "image")}
+    trained = {path.split("/")[-2] for path in column(train, "image")}
+    assert (len(trained), len(held)) == (7, 3)
+    assert not trained & held
+    assert trained | held == {f"class {number}" for number in range(10)}
+    assert column(train, "label") == [number for number in range(7) for _ in range(2)]
+    assert column(test, "label") == [number for number in range(7, 10) for _ in range(2)]
+    assert column(image_folder(root, split_classes=0.3)[1], "image") == column(test, "image")
+    chosen = [column(image_folder(root, split_classes=0.3, seed=seed)[1], "image") for seed in range(5)]
+    assert len({tuple(images) for images in chosen}) > 1
+    assert test[0]["image"].size == miniature.SIZE
+
+
+def test_each_side_of_a_split_has_a_class(tmp_path):
+    root = folder_of_classes(tmp_path / "imgs", ["one", "two"])
+    for share in (0.01, 0.5, 0.99):
+        assert [len(rows) for rows in image_folder(root, split_classes=share)] == [2, 2]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("share", [0, 1, 1.5, -0.1, True, "0.3", float("nan")])
+def test_a_share_that_is_none(share, tmp_path):
+    root = folder_of_classes(tmp_path / "imgs", ["one", "two"])
+    with pytest.raises(ArgumentError, match="`split_classes` must be a share of the classes, 0 < share < 1, but got"):
+        image_folder(root, split_classes=share)
+
+
+def test_one_class_cannot_be_split(tmp_path):
+    root = folder_of_classes(tmp_path / "imgs", ["one"])
+    with pytest.raises(ArgumentError, match="at least two classes to split, but got only"):
+        image_folder(root, split_classes=0.3)
+
+
+def test_a_flat_folder_is_told_what_it_lacks(tmp_path):
+    for number in range(3):
+        miniature.draw(tmp_path / f"{number}.png", number)
+    message = "holds 3 images beside one another and no subfolder.*Move the images of each class.*columns_of"
+    with pytest.raises(DataError, match=message):
+        image_folder(tmp_path)
+
+
+def test_splits_are_not_taken_for_classes(tmp_path):
+    root = miniature.image_folder(tmp_path)
+    with pytest.raises(DataError, match=r"holds splits, not classes: 'test', 'train'.*image_folder\(root, 'test'\)"):
+        image_folder(root)
+    assert len(image_folder(folder_of_classes(tmp_path / "trains", ["train", "test"]))) == 4  # classes of that name
+
+
+def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path, caplog):
+    root = folder_of_classes(tmp_path / "imgs", ["one", "two"])
+    for hidden in (
+        ".git/x.png",
+        ".ipynb_checkpoints/y.png",
+        "__MACOSX/one/._one.png",
+        "one/.thumbs/z.png",
+        "one/._one.png",
+    ):
+        (root / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (root / hidden).write_bytes(b"no image")
+    (root / "loose.png").write_bytes(b"beside the classes")
+    rows = image_folder(root)
+    assert column(rows, "label") == [0, 0, 1, 1]
+    assert [row["image"].size for row in rows] == [miniature.SIZE] * 4
+    assert "1 images that lie beside the class folders are left out" in caplog.text

@@ -195,3 +195,15 @@ def test_damaged_features_are_named(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match=r"expected in it as 'test_ims\.npy' or 'precomp/test_ims\.npy'.*Did you mean"):
         region_features(root, "test")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    root = miniature.f30k_precomp(tmp_path / "a")
+    path = root / "test_caps.txt"
+    before = region_features(root, "test")[0]["captions"]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert region_features(root, "test")[0]["captions"] == before
+    root = miniature.flickr30k(tmp_path / "b")
+    (path,) = root.glob("*.json")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(flickr30k(root, "test")) == 6
