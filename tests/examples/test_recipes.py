@@ -126,13 +126,12 @@ def test_the_memory_of_a_batch_is_that_of_its_first_rows(name, folders, tmp_path
     assert activation_bytes(trainer) == pytest.approx(kept_bytes(trainer, whole), rel=0.1)
 
 
-@pytest.mark.filterwarnings("ignore:The positive is tied")  # a tiny random encoder has hardly learned in one epoch
 def test_own_folders_and_columns(folders, tmp_path):
     pictures = miniature.image_folder(tmp_path)
     arguments = small("proxy_anchor_cub200_gssf", folders, tmp_path / "a")
     train_retrieval.main([*arguments, "--dataset", "image_folder", "--data_dir", str(pictures)])
-    images = [str(path) for path in sorted((pictures / "train").rglob("*.png"))]
-    texts = [f"a {miniature.WORDS[number]} picture" for number in range(len(images))]
+    images = [str(path) for path in sorted((pictures / "train").rglob("*.png"))][:10]
+    texts = [f"a picture number {number}" for number in range(len(images))]
     rows = Dataset.from_dict({"file": images, "text": texts})
     DatasetDict({"train": rows, "val": rows, "test": rows}).save_to_disk(tmp_path / "saved")
     names = ["--image_column", "file", "--captions_column", "text", "--batch_size", "6"]
