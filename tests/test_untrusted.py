@@ -286,7 +286,7 @@ def test_what_is_not_finite(folder: Callable[[str], Path], kind: str, bad: float
         ("structures.diagonal.weight", torch.ones(8, dtype=torch.long), "in torch.int64 where torch.float32 is needed"),
         ("structures.diagonal.weight", torch.ones(8, dtype=torch.complex64), "in torch.complex64 where"),
         ("structures.diagonal.weight", torch.ones(8).to(torch.float8_e4m3fn), "in torch.float8_e4m3fn where"),
-        ("grouping", torch.arange(8).float(), "'grouping' in torch.float32 where torch.int64 is needed"),
+        ("grouping", torch.arange(8).float(), "`grouping` must hold whole numbers"),
         ("grouping", torch.zeros(8, dtype=torch.long), "`grouping` must be a permutation"),
         ("grouping", torch.tensor(3), "`grouping` must be a permutation"),
         ("structures.block_diagonal.kept", torch.tensor(0), "holds an impossible pruning"),

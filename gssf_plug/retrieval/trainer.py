@@ -134,6 +134,7 @@ class RetrievalTrainer:
             workers=config.num_workers,
             **self._reading(),
         )
+        self.batches = getattr(self.feed, "batches", None)  # None where the rows are a stream
         self.steps = config.max_steps or config.epochs * -(-self.feed.length // config.accumulation)
         self._made_of = {"model": describe_module(model), "loss": describe_module(loss)}  # FSDP2 changes classes
         self.objective, self.optimizer, self.weights = prepare(model, loss, config, self.accelerator)
