@@ -2,6 +2,8 @@
 
     python tests/tools/deploy.py          # runs the tools that are installed, and names the others
 
+Converters are asked through their own runtime: ONNX Runtime, with and without its quantisation, and CTranslate2.
+
 A tool keeps the metric where the outputs afterwards are nearer to those of the patched model than 0.3 of the way to the
 bare one (8-bit weights of these small models cost up to 0.2).
 """
@@ -9,18 +11,22 @@ bare one (8-bit weights of these small models cost up to 0.2).
 import importlib.metadata
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from tokenizers import Tokenizer, models
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from attention.patching import hidden, perturb
 from attention.small_models import IDS, small_bert, small_llama
+from transformers import BertModel, BertTokenizer, PreTrainedTokenizerFast
 
 from gssf_plug.attention import patch_attention
 
@@ -73,6 +79,90 @@ def pruned(model: nn.Module) -> None:
         prune.l1_unstructured(module, "weight", amount=0.05)
 
 
+class Converted(nn.Module):
+    """What a runtime gives for token ids, as the first output of a model.
+
+    Args:
+        run: ids (n, length) -> outputs (n, length, width), as arrays.
+    """
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, ids: Tensor) -> tuple[Tensor]:
+        return (torch.from_numpy(np.asarray(self.run(ids.numpy()))),)
+
+
+class First(nn.Module):
+    """One input, one output: what an exporter wants."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model(input_ids=ids, use_cache=False)[0]
+
+
+def onnx(model: nn.Module, *, quantised: bool = False) -> nn.Module:
+    """ONNX by torch's exporter, run by ONNX Runtime."""
+    import onnxruntime
+
+    folder = Path(tempfile.mkdtemp())
+    file = folder / "model.onnx"
+    torch.onnx.export(First(model), (IDS,), file, dynamo=True, verbose=False)
+    if quantised:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(file, file := folder / "quantised.onnx", weight_type=QuantType.QInt8)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return Converted(lambda ids: session.run(None, {session.get_inputs()[0].name: ids})[0])
+
+
+def onnx_quantised(model: nn.Module) -> nn.Module:
+    """Its int8 weights."""
+    return onnx(model, quantised=True)
+
+
+def openvino(model: nn.Module) -> nn.Module:
+    """OpenVINO's converter; of a Llama it refuses the bare model, too."""
+    import openvino
+
+    compiled = openvino.compile_model(openvino.convert_model(First(model), example_input=IDS), "CPU")
+    return Converted(lambda ids: compiled(ids)[0])
+
+
+def dora_on_top(model: nn.Module) -> nn.Module:
+    """Before it is trained, which must change nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(use_dora=True, target_modules=["query", "q_proj"])).eval()
+
+
+def ctranslate2(model: nn.Module) -> nn.Module:
+    """Its converter reads a folder, which needs a tokenizer."""
+    import ctranslate2
+
+    folder, words = tempfile.mkdtemp(), [f"w{number}" for number in range(64)]
+    if isinstance(model, BertModel):
+        model.config.position_embedding_type = "absolute"  # transformers 5 no longer has it, and the converter asks
+        words[:5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        tokenizer: object = BertTokenizer(dict(zip(words, range(64), strict=True)))
+    else:
+        vocabulary = models.WordLevel(dict(zip(words, range(64), strict=True)), unk_token=words[0])
+        named = {"unk_token": words[0], "bos_token": words[1], "eos_token": words[2]}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(vocabulary), **named)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    made = ctranslate2.converters.TransformersConverter(folder).convert(f"{folder}/converted")
+    if isinstance(model, BertModel):
+        encoder = ctranslate2.Encoder(made)
+        return Converted(lambda ids: encoder.forward_batch(ids.tolist()).last_hidden_state)
+    generator = ctranslate2.Generator(made)
+    return Converted(lambda ids: generator.forward_batch([[words[token] for token in row] for row in ids.tolist()]))
+
+
 TOOLS: dict[str, tuple[str, Tool]] = {
     "quanto quantize": ("optimum-quanto", quanto),
     "torchao quantize_": ("torchao", torchao),
@@ -81,6 +171,11 @@ TOOLS: dict[str, tuple[str, Tool]] = {
     "torch quantize_dynamic": ("torch", quantize_dynamic),
     "torch weight_norm": ("torch", weight_norm),
     "torch prune": ("torch", pruned),
+    "PEFT, DoRA on top, untrained": ("peft", dora_on_top),
+    "ONNX Runtime": ("onnxruntime", onnx),
+    "ONNX Runtime quantize_dynamic": ("onnxruntime", onnx_quantised),
+    "OpenVINO convert_model": ("openvino", openvino),
+    "CTranslate2's converter": ("ctranslate2", ctranslate2),
 }
 
 
@@ -97,6 +192,19 @@ def distance(make: Callable[[], nn.Module], tool: Tool, merged: bool) -> float:
     return float((hidden(changed, IDS) - before).abs().mean() / (bare - before).abs().mean())
 
 
+def cell(make: Callable[[], nn.Module], tool: Tool, merged: bool) -> str:
+    """Kept or lost, or that the tool refuses the model; then it must refuse the plain one, too."""
+    try:
+        part = distance(make, tool, merged)
+    except Exception as error:  # whatever a tool raises
+        try:
+            tool(make())
+        except type(error):
+            return f"refused, like the bare model ({type(error).__name__})"
+        raise
+    return f"{'kept' if part < 0.3 else 'LOST'} ({part:.2f})"
+
+
 def main() -> None:
     """The rows, as Markdown."""
     warnings.simplefilter("ignore")
@@ -108,8 +216,7 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             print(f"| {name} | not installed: `pip install {package}` | | | | |")
             continue
-        found = [distance(make, tool, merged) for make in (small_bert, small_llama) for merged in (False, True)]
-        cells = " | ".join(f"{'kept' if part < 0.3 else 'LOST'} ({part:.2f})" for part in found)
+        cells = " | ".join(cell(make, tool, merged) for make in (small_bert, small_llama) for merged in (False, True))
         print(f"| {name} | {version} | {cells} |", flush=True)
 
 
