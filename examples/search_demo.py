@@ -5,11 +5,13 @@
 
 Your own metric, items and encoder (a Hub id or folder; a CLIP-like model answers images, too):
 
-    python examples/search_demo.py --metric FOLDER --features FILE.safetensors --labels FILE.txt --model NAME
+    python examples/search_demo.py --images FOLDER      # every image below a folder of yours
+    python examples/search_demo.py --metric FOLDER --features FILE.npy --labels FILE.csv --model NAME
 
-Under each item stand its score and the three blocks of channels that add most to it, with what the same block adds
-under cosine in brackets; over all blocks these parts add up to the score, exactly. Nothing leaves the machine: Gradio's
-analytics are off, and the page asks no other host. Needs `pip install ".[demo]"`.
+Under each item of GSSF stands why its score differs from cosine: the block of channels whose part changed most, told by
+the items that share most with the query in it. Hold the pointer over an item for the numbers: the three blocks that add
+most, in brackets what the same block adds under cosine; over all blocks they add up to the score. Nothing
+leaves the machine: Gradio's analytics are off, and the page asks no other host. Needs `pip install ".[demo]"`.
 """
 
 import argparse
@@ -34,21 +36,24 @@ from shared.demo_collection import (
     bundled_collection,
     load_encoder,
     own_collection,
+    pictures_collection,
     search,
 )
 from shared.pretrained import PACKAGED
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import GSSFError
+from gssf_plug.retrieval.data.source_files import existing_folder
 
 MEGABYTES = 20
 PIXELS = 50_000_000
 STYLE = """
-.found {display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem}
-.found ol {list-style: none; margin: 0; padding: 0}
+.found {display: grid; grid-template-columns: 1fr 1fr; grid-auto-flow: column; column-gap: 1.5rem}
+.found section, .found ol {display: contents} /* headings and items are cells of one grid, so that pairs stay level */
+.found li, .found div {min-width: 0; overflow-wrap: anywhere}
 .found li {display: flex; gap: .8rem; align-items: center; min-height: 4.8rem; border-bottom: 1px solid #8884}
 .found img {width: 48px; height: 48px; padding: 3px; object-fit: contain; background: white; border-radius: 6px}
-.found small span {display: inline-block; margin-right: .9em; opacity: .75; font-variant-numeric: tabular-nums}
+.found small {opacity: .75}
 .found em {opacity: .75; font-size: .85em}
 @media (max-width: 640px) {.found li {flex-direction: column; align-items: flex-start; gap: .2rem; padding: .4rem 0}}
 """
@@ -69,6 +74,12 @@ class Page:
         self.collection = collection
         self.encoder = encoder
         self.starred = starred
+
+    def examples(self) -> list[str]:
+        """Queries to click on: the first is answered when the page opens."""
+        if self.starred:
+            return ["cold weather", "party", "feeling sick", "fast vehicle"]
+        return list(dict.fromkeys(self.collection.labels))[:4]
 
     def by_words(self, words: str) -> tuple[str, str]:
         """A message and the results, both HTML."""
@@ -97,11 +108,20 @@ class Page:
                 with gr.Column():
                     words = gr.Textbox(label="Words", placeholder="cold weather", elem_id="words")
                     ask_words = gr.Button("Search by words", variant="primary", elem_id="search-words")
+                    examples = gr.Group()
                 with gr.Column(visible=self.encoder.image is not None):
                     picture = gr.File(label="An image", file_types=["image"], height=140, elem_id="image")
                     ask_image = gr.Button("Search by image", elem_id="search-image")
-            message = gr.HTML(elem_id="message")
-            results = gr.HTML(elem_id="results")
+            first = self.examples()[0]
+            answered = self.by_words(first)
+            words.value = first
+            message = gr.HTML(answered[0], elem_id="message")
+            results = gr.HTML(answered[1], elem_id="results")
+            with examples:
+                gr.Examples(
+                    [[query] for query in self.examples()], words, [message, results], self.by_words,
+                    run_on_click=True, cache_examples=False, label="Try", elem_id="examples", api_name=False,
+                )  # fmt: skip
             for event in (words.submit, ask_words.click):
                 event(self.by_words, words, [message, results], api_name="words" if event == words.submit else False)
             if self.encoder.image is not None:
@@ -114,9 +134,9 @@ class Page:
         return (
             f"## GSSF beside cosine\nThe same {len(self.collection.labels):,} items and the same frozen features of "
             f"{metric.dim} channels under two similarities. GSSF: {form}, {len(metric.blocks())} blocks, "
-            f"{sum(weight.numel() for weight in metric.parameters()):,} learned numbers. Under each item: the blocks "
-            "of channels that add most to its score, and in brackets what the same block adds under cosine. ↑ and ↓: "
-            "places gained or lost." + (" A star marks an emoji that was not in training." if self.starred else "")
+            f"{sum(weight.numel() for weight in metric.parameters()):,} learned numbers. ↑ and ↓: "
+            "places gained or lost against cosine, and under them the reason."
+            + (" A star marks an emoji that was not in training." if self.starred else "")
         )
 
     def _found(self, query: object) -> str:
@@ -131,18 +151,19 @@ class Page:
             + "</ol></section>"
             for name, hits in found.items()
         ]
-        return f'<div class="found">{"".join(columns)}</div>'
+        rows = 1 + max(map(len, found.values()))
+        return f'<div class="found" style="grid-template-rows: repeat({rows}, auto)">{"".join(columns)}</div>'
 
     def _row(self, hit: Hit, move: str, *, beside: bool) -> str:
         """One item; `beside` cosine, with how it moved from there and what each block adds there."""
         picture = self.collection.pictures[hit.item]
         shown = f'<img alt="" src="data:image;base64,{base64.b64encode(picture).decode()}">' if picture else ""
         parts = [
-            f"<span>block {block} {part:+.3f}" + (f" ({plain:+.3f})" if beside else "") + "</span>"
-            for block, part, plain in hit.blocks
+            f"block {block} {part:+.3f}" + (f" ({plain:+.3f})" if beside else "") for block, part, plain in hit.blocks
         ]
         label = html.escape(self.collection.labels[hit.item]) + (f" <em>{move}</em>" if beside and move else "")
-        return f"<li>{shown}<div><b>{hit.score:.3f}</b> {label}<br><small>{' '.join(parts)}</small></div></li>"
+        reason = f"<br><small>{html.escape(hit.reason)}</small>" if beside else ""
+        return f'<li title="{", ".join(parts)}">{shown}<div><b>{hit.score:.3f}</b> {label}{reason}</div></li>'
 
 
 def moved(before: int | None, place: int) -> str:
@@ -170,24 +191,30 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metric", default=BUNDLED / "metric", help="folder or Hub id of a GSSFMetric")
     parser.add_argument("--model", default=PACKAGED, help="Hub id or folder of a text encoder, or of a CLIP-like one")
-    parser.add_argument("--features", type=Path, help="safetensors file with one tensor (M, D); default: the emoji")
-    parser.add_argument("--labels", type=Path, help="text file with a line per row of --features")
+    parser.add_argument("--features", type=Path, help=".npy or safetensors file with one (M, D); default: the emoji")
+    parser.add_argument("--labels", type=Path, help="text or .csv file with a line per row of --features")
+    parser.add_argument("--images", type=Path, help="folder of images to search, instead of --features")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--quick", action="store_true", help="every eighth emoji")
     options = parser.parse_args()
     if (options.features is None) != (options.labels is None):
         parser.error("--features and --labels belong together: give both, or none for the bundled emoji")
+    if options.images is not None and options.features is not None:
+        parser.error("--images and --features are two ways to give items: choose one")
     return options
 
 
 def load_page(options: argparse.Namespace) -> Page:
     """Metric, items and encoder as the command line says."""
     metric = GSSFMetric.from_pretrained(options.metric)
-    if options.features is None:
+    encoder, bundled = load_encoder(options.model), options.features is None and options.images is None
+    if options.images is not None:
+        collection = pictures_collection(existing_folder(options.images), encoder, metric.dim)
+    elif bundled:
         collection = bundled_collection(every=8 if options.quick else 1)
     else:
         collection = own_collection(options.features, options.labels, metric.dim)
-    return Page(metric, collection, load_encoder(options.model), starred=options.features is None)
+    return Page(metric, collection, encoder, starred=bundled)
 
 
 def main() -> None:

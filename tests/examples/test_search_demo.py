@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -109,6 +110,58 @@ def test_own_files(tmp_path: Path, drawing: Path) -> None:
     assert collection.pictures == [None, drawing.read_bytes(), None]
 
 
+def test_own_array_and_table(tmp_path: Path, drawing: Path) -> None:
+    from shared.demo_collection import own_collection
+
+    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(2, 8)))
+    table = tmp_path / "items.csv"
+    table.write_bytes(f'\ufeffimage,label\n{drawing.name},a red one\nnone.png,"b, c"\n'.encode())
+    collection = own_collection(tmp_path / "vectors.npy", table, 8)
+    assert collection.features.dtype == torch.float32
+    assert collection.labels == ["a red one", "b, c"]
+    assert collection.pictures == [drawing.read_bytes(), None]
+    table.write_text("title\none\ntwo\n")
+    assert own_collection(tmp_path / "vectors.npy", table, 8).labels == ["one", "two"]
+    table.write_text("title\none\n")
+    with pytest.raises(ValueError, match="got 1 lines"):
+        own_collection(tmp_path / "vectors.npy", table, 8)
+
+
+def test_a_folder_of_images(
+    tmp_path: Path, drawing: Path, broken: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from shared.demo_collection import Encoder, pictures_collection
+
+    (tmp_path / "deeper" / ".thumbs").mkdir(parents=True)
+    Image.new("RGB", (900, 600), "blue").save(tmp_path / "deeper" / "large.jpg")
+    for hidden in ("._red.png", "deeper/.thumbs/red.png"):
+        (tmp_path / hidden).write_bytes(b"none")
+    encoder = Encoder(lambda words: torch.ones(1, 8), lambda picture: torch.ones(1, 8) * picture.width)
+    collection = pictures_collection(tmp_path, encoder, 8)
+    assert collection.labels == ["deeper/large", "red"]
+    assert collection.features[:, 0].tolist() == [900, 90]
+    assert all(picture is not None and len(picture) < 20_000 for picture in collection.pictures)
+    assert "broken.png" in caplog.text
+    assert "embedding images" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="gives 8 numbers for an image, and --metric takes 16"):
+        pictures_collection(tmp_path, encoder, 16)
+    with pytest.raises(ValueError, match="encodes words alone"):
+        pictures_collection(tmp_path, Encoder(encoder.words), 8)
+    with pytest.raises(ValueError, match="holds no image that can be read"):
+        pictures_collection(tmp_path / "deeper" / ".thumbs", encoder, 8)
+
+
+def test_a_reason_is_told_in_words() -> None:
+    from shared.demo_collection import in_words
+
+    names = ["ice", "snow"]
+    assert in_words(0.05, 0.02, names) == "matches in what the query shares with “ice” and “snow”, weighed more"
+    assert in_words(0.01, 0.02, names).endswith("weighed less")
+    assert in_words(-0.05, -0.02, names).startswith("differs in")
+    assert in_words(-0.05, 0.02, []) == "matches in one group of channels, which now counts against it"
+    assert in_words(0.02, 0.02, names) == "weighed as cosine does"
+
+
 def test_own_files_that_do_not_fit(tmp_path: Path) -> None:
     from shared.demo_collection import own_collection
 
@@ -136,7 +189,7 @@ def test_own_model_of_words_and_images(tmp_path: Path, drawing: Path) -> None:
     page = Page(trained(), own_collection(*own_files(tmp_path, 3, ["one", "<b>two</b>", "three"]), 8), encoder)
     by_words, by_image = page.by_words("red cat")[1], page.by_image(str(drawing))[1]
     for answer in (by_words, by_image):
-        assert answer.count("<li>") == 6
+        assert answer.count("<li ") == 6
         assert "&lt;b&gt;two&lt;/b&gt;" in answer
         assert "<b>two" not in answer
     assert by_words != by_image
@@ -162,7 +215,9 @@ def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
 def test_a_missing_metric_ends_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import search_demo
 
-    options = argparse.Namespace(metric=tmp_path / "none", features=None, labels=None, model="", quick=True, port=None)
+    options = argparse.Namespace(
+        metric=tmp_path / "none", features=None, labels=None, images=None, model="", quick=True, port=None
+    )
     monkeypatch.setattr(search_demo, "parse_options", lambda: options)
     with pytest.raises(SystemExit, match="is no folder"):
         search_demo.main()
@@ -210,10 +265,10 @@ def test_answers_over_http(address: str, drawing: Path, broken: Path) -> None:
     client = Client(address, verbose=False)
     message, first = client.predict("a cat", api_name="/words")
     assert "a cat" in message
-    assert first.count("<li>") == 16
+    assert first.count("<li ") == 16
     assert "block " in first
     assert client.predict("rain", api_name="/words")[1] != first
-    assert client.predict(handle_file(drawing), api_name="/image")[1].count("<li>") == 16
+    assert client.predict(handle_file(drawing), api_name="/image")[1].count("<li ") == 16
     message, found = client.predict("   ", api_name="/words")
     assert "Nothing to search for" in message
     assert not found
@@ -290,13 +345,17 @@ def browser(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @in_browser
 def test_in_a_browser(browser: Browser, drawing: Path, broken: Path) -> None:
     assert "GSSF beside cosine" in browser.driver.page_source
+    opened = browser.says("Results for “cold weather”")
+    browser.element("#examples button:nth-of-type(2), #examples tbody tr:nth-of-type(2)").click()
+    assert browser.says("Results for “party”") != opened
     browser.search("cat")
     cats = browser.says("Results for “cat”")
     assert browser.count("#results section[data-similarity=cosine] li") == 8
     assert browser.count("#results section[data-similarity=GSSF] li") == 8
     assert browser.count("#results img") == 16
     assert "cat" in cats
-    assert "block " in cats
+    assert "weighed" in cats
+    assert "block " not in cats
     browser.search("heavy rain")
     rain = browser.says("Results for “heavy rain”")
     assert "rain" in rain
@@ -313,6 +372,27 @@ def test_in_a_browser(browser: Browser, drawing: Path, broken: Path) -> None:
 
 @pytest.mark.slow
 @in_browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_pairs_of_rows_stay_level(browser: Browser, width: int) -> None:
+    screen = {"width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": width < 640}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    try:
+        browser.driver.get(browser.address)
+        browser.says("Results for “cold weather”")
+        tops = browser.driver.execute_script(
+            "return ['cosine', 'GSSF'].map(name => [...document.querySelectorAll(`[data-similarity=${name}] li`)]"
+            ".map(item => Math.round(item.getBoundingClientRect().top)))"
+        )
+        assert len(tops[0]) == 8
+        assert tops[0] == tops[1]
+        assert tops[0] == sorted(set(tops[0]))
+        assert browser.driver.execute_script("return document.documentElement.scrollWidth") <= width
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.slow
+@in_browser
 def test_an_image_in_a_browser(browser: Browser, drawing: Path) -> None:
     browser.driver.refresh()
     browser.element("#search-image").click()
@@ -320,5 +400,5 @@ def test_an_image_in_a_browser(browser: Browser, drawing: Path) -> None:
     browser.element("#image input[type=file]").send_keys(str(drawing))
     browser.element("#image .file-preview, #image table")
     browser.element("#search-image").click()
-    assert "block " in browser.says("Results for the image “red.png”")
+    assert "weighed" in browser.says("Results for the image “red.png”")
     assert browser.count("#results li") == 16
