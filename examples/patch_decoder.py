@@ -149,9 +149,9 @@ def draw(patch: AttentionPatch, task: Task, name: Path) -> None:
     """What each head learned, on real text, and the attention of the head whose matrix moved furthest."""
     text = {"input_ids": task.test[:4]}
     plot_heads(patch, text, title=name.name).savefig(name.with_name(f"{name.name}_heads.png"), dpi=110)
-    moved = {path: layer.query.metric() for path, layer in patch.layers.items()}
+    moved = {path: layer.metric_layer.metric() for path, layer in patch.layers.items()}
     layer = max(moved, key=lambda path: float(moved[path].deviation().norm()))
-    heads = patch.layers[layer].query.heads.query
+    heads = patch.layers[layer].metric_layer.heads.query_heads
     head = int(moved[layer].deviation().reshape(heads, -1).norm(dim=1).argmax())
     plot_attention(patch, text, layer=layer, head=head).savefig(name.with_name(f"{name.name}_maps.png"), dpi=110)
 

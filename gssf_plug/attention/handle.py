@@ -52,7 +52,7 @@ class AttentionPatch:
     @property
     def adapter_names(self) -> tuple[str, ...]:
         """Names of all adapters, in the order in which they came."""
-        return tuple(dict.fromkeys(name for layer in self.layers.values() for name in layer.query.adapters))
+        return tuple(dict.fromkeys(name for layer in self.layers.values() for name in layer.metric_layer.adapters))
 
     @property
     def active_adapter(self) -> str | None:
@@ -78,7 +78,7 @@ class AttentionPatch:
         """Parameters of an adapter, default the active one, with their path in the model."""
         name = self._known(adapter_name)
         for path, layer in self.layers.items():
-            metric = layer.query.metric(name)
+            metric = layer.metric_layer.metric(name)
             if metric is not None:
                 prefix = f"{path}.{CHILD}.adapters.{name}".lstrip(".")
                 for key, parameter in metric.named_parameters():
@@ -90,7 +90,7 @@ class AttentionPatch:
 
     def freeze_base(self) -> None:
         """Train the metrics alone: everything else stops requiring gradients, until `remove`."""
-        own = {id(parameter) for layer in self.layers.values() for parameter in layer.query.parameters()}
+        own = {id(parameter) for layer in self.layers.values() for parameter in layer.metric_layer.parameters()}
         for parameter in self.model.parameters():
             if id(parameter) not in own:
                 self._trainable_before.setdefault(parameter, parameter.requires_grad)
@@ -104,7 +104,7 @@ class AttentionPatch:
         self._check_unmerged("switched")
         name = self._known(adapter_name)
         for layer in self.layers.values():
-            layer.query.activate(name)
+            layer.metric_layer.activate(name)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Drop an adapter that is not active.
@@ -118,7 +118,7 @@ class AttentionPatch:
                 "adapter_name", "not be active", repr(name), "Activate another first, or call remove()."
             )
         for layer in self.layers.values():
-            layer.query.drop(name)
+            layer.metric_layer.drop(name)
 
     def enable(self) -> None:
         """Let the active adapter act again."""
@@ -136,7 +136,7 @@ class AttentionPatch:
         (`requires_grad`, `training`) are not touched. Weights that were changed while merged are never overwritten:
         that is an error, and they stay as they are.
         """
-        before = {name: layer.query.enabled for name, layer in self.layers.items()}
+        before = {name: layer.metric_layer.enabled for name, layer in self.layers.items()}
         self._switch(dict.fromkeys(self.layers, False))
         try:
             yield self
@@ -215,8 +215,8 @@ class AttentionPatch:
         """
         self._check_unmerged("removed")
         for layer in self.layers.values():
-            if getattr(layer.owner, CHILD, None) is layer.query:  # another handle may have removed it
-                layer.query.detach(layer.owner)
+            if getattr(layer.owner, CHILD, None) is layer.metric_layer:  # another handle may have removed it
+                layer.metric_layer.detach(layer.owner)
         forget_files(self.model)
         for parameter, flag in self._trainable_before.items():
             parameter.requires_grad_(flag)
@@ -306,7 +306,7 @@ class AttentionPatch:
         switch(self.model, self.layers, states)
 
     def _queries(self) -> dict[str, LayerMetric]:
-        return {plain_path(name): layer.query for name, layer in self.layers.items()}
+        return {plain_path(name): layer.metric_layer for name, layer in self.layers.items()}
 
     def _first(self, *, acting: bool = True) -> LayerMetric:
         """The first layer's metrics; refuses where a tool has replaced what a metric acts in."""
@@ -324,7 +324,7 @@ class AttentionPatch:
         if not self.enabled:
             rule = f"be enabled to be {action}"
             raise ArgumentError("patch", rule, "a disabled one", "Call patch.enable() first.")
-        if any(getattr(layer.owner, CHILD, None) is not layer.query for layer in self.layers.values()):
+        if any(getattr(layer.owner, CHILD, None) is not layer.metric_layer for layer in self.layers.values()):
             rule, remedy = f"be in the model to be {action}", "Make a new handle once the patch is back."
             raise ArgumentError("patch", rule, "one that another handle took out", remedy)
 

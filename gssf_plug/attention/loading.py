@@ -148,7 +148,11 @@ def _copy_into(patch: AttentionPatch, saved: _Saved, adapter_name: str) -> None:
     if adapter_name not in patch.adapter_names:
         remedy = near_matches(adapter_name, patch.adapter_names)
         raise ArgumentError("adapter_name", "name an adapter that is there to swap", repr(adapter_name), remedy)
-    here = {n: metric for n, layer in patch.layers.items() if (metric := layer.query.metric(adapter_name)) is not None}
+    here = {
+        n: metric
+        for n, layer in patch.layers.items()
+        if (metric := layer.metric_layer.metric(adapter_name)) is not None
+    }
     for name in here.keys() ^ saved.metrics.keys():
         which = "lacks" if name in here else "has"
         raise CheckpointError(
@@ -159,7 +163,7 @@ def _copy_into(patch: AttentionPatch, saved: _Saved, adapter_name: str) -> None:
         if is_offloaded(metric):
             rule, remedy = "be in memory to be swapped", "Load the adapter before the model is offloaded."
             raise ArgumentError("model", rule, f"one whose metric at '{name}' is offloaded", remedy)
-        _check_fits(saved.folder, name, saved.records[name], patch.layers[name].query)
+        _check_fits(saved.folder, name, saved.records[name], patch.layers[name].metric_layer)
         old, new = metric.state_dict(), saved.metrics[name].state_dict()
         shapes = [{key: tuple(tensor.shape) for key, tensor in state.items()} for state in (old, new)]
         if shapes[0] != shapes[1] or metric.file_config() != saved.metrics[name].file_config():

@@ -86,7 +86,7 @@ def plot_attention(
     """
     if layer not in patch.layers:
         raise ArgumentError("layer", "be a patched layer", repr(layer), near_matches(layer, patch.layers))
-    heads = patch.layers[layer].query.heads.query_heads
+    heads = patch.layers[layer].metric_layer.heads.query_heads
     if not 0 <= head < heads:
         raise ArgumentError("head", f"be one of the {heads} heads", head, f"Use 0 … {heads - 1}.")
     old, new = (maps[0, head] for maps in attention_maps(patch, inputs)[layer])
@@ -161,7 +161,11 @@ def _probabilities(patch: AttentionPatch, inputs: Mapping[str, Any]) -> dict[str
         def hook(module: nn.Module, arguments: object, output: object) -> None:
             parts = output if isinstance(output, (tuple, list)) else ()
             for part in parts:
-                if isinstance(part, Tensor) and part.ndim == 4 and part.shape[1] == layer.query.heads.query_heads:
+                if (
+                    isinstance(part, Tensor)
+                    and part.ndim == 4
+                    and part.shape[1] == layer.metric_layer.heads.query_heads
+                ):
                     found.setdefault(name, part.detach().float().cpu())
 
         return hook
@@ -184,7 +188,7 @@ def _probabilities(patch: AttentionPatch, inputs: Mapping[str, Any]) -> dict[str
 @torch.no_grad()
 def _matrices(patch: AttentionPatch, name: str) -> Tensor:
     """A of each head of one layer (H, d, d); the identity where the adapter does not cover it."""
-    query = patch.layers[name].query
+    query = patch.layers[name].metric_layer
     metric, count, size = query.metric(), query.heads.query_heads, query.heads.head_dim
     if metric is None:
         return torch.eye(size).expand(count, size, size)

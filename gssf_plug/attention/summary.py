@@ -28,7 +28,7 @@ def table(
     rows = [f"{'layer':<44} {'site':<30} {'heads':>9} {'parameters':>11}  {'acting':<8} mergeable"]
     total, adapter = 0, next(iter(layers.values())).query.active
     for name, layer in layers.items():
-        query, metric = layer.query, layer.query.metric()
+        query, metric = layer.metric_layer, layer.metric_layer.metric()
         site = f"after {query.norm}" if query.norm else query.layout
         count = sum(parameter.numel() for parameter in metric.parameters()) if metric else 0
         state = "merged" if layer.fold else "yes" if name in folds else refused.get(name, "not in this adapter")
@@ -43,10 +43,10 @@ def table(
 
 def _acting(layer: PatchedLayer, lost: bool) -> str:
     """As the layer stands at this moment."""
-    if not layer.query.enabled or layer.query.metric() is None:
+    if not layer.metric_layer.enabled or layer.metric_layer.metric() is None:
         return "no"
     if layer.fold is not None:
         return "merged"
-    if layer.owner._modules.get(CHILD) is not layer.query:
+    if layer.owner._modules.get(CHILD) is not layer.metric_layer:
         return "no"
     return "lost" if lost else "folded" if layer.stand_in is not None else "yes"

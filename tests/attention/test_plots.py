@@ -32,7 +32,7 @@ def test_spread_and_norm_of_each_head(per_head: bool, tmp_path: Path) -> None:
     patch = patched(per_head=per_head)
     figure = plot_heads(patch, title="learned")
     for row, layer in enumerate(patch.layers.values()):
-        matrix = layer.query.metric().matrix().detach()
+        matrix = layer.metric_layer.metric().matrix().detach()
         for head in range(4):
             own = matrix[8 * head : 8 * head + 8, 8 * head : 8 * head + 8] if per_head else matrix
             torch.testing.assert_close(drawn(figure, 0)[row, head], own.diagonal().std())

@@ -91,7 +91,7 @@ CASES = [
 
 def matrices(patch: AttentionPatch) -> dict[str, Tensor]:
     """The dense matrix of each patched layer, by path."""
-    return {name: layer.query.metric().matrix().detach() for name, layer in patch.layers.items()}
+    return {name: layer.metric_layer.metric().matrix().detach() for name, layer in patch.layers.items()}
 
 
 def blocks(matrix: Tensor, heads: int, size: int) -> Iterator[Tensor]:
@@ -138,7 +138,7 @@ def test_the_patch_is_the_query_times_its_matrix(case: Case) -> None:
     patched = {name for name in patch.layers if any(fnmatchcase(n, case.path) for n in below(model, name))}
     assert patched
     for name in patch.layers.keys() - patched:  # other towers of the same model: neutral again
-        for parameter in patch.layers[name].query.metric().parameters():
+        for parameter in patch.layers[name].metric_layer.metric().parameters():
             parameter.data.copy_(torch.eye(parameter.shape[-1]).expand_as(parameter))
     by_layer = {name: matrix for name, matrix in matrices(patch).items() if name in patched}
     before = [output.clone() for output in _run(reference)]

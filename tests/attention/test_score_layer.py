@@ -98,7 +98,7 @@ def test_the_logits_are_q_a_k(make: object, meet: object, causal: bool, backend:
     arguments, options, output = seen[0]
     x = arguments[0] if arguments else options["hidden_states"]
     q, k = meet(layer.owner, x, options)
-    matrix = layer.query.metric().matrix().detach()
+    matrix = layer.metric_layer.metric().matrix().detach()
     each = torch.stack([matrix[8 * h : 8 * h + 8, 8 * h : 8 * h + 8] for h in range(4)])
     logits = torch.einsum("bhti,hij,bhsj->bhts", q, each, k) / 8**0.5
     if causal:

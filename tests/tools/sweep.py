@@ -217,7 +217,10 @@ def contract(model_type: str, terms: tuple[str, ...] = ("diagonal", "block_diago
     record["seconds"] = round(time.perf_counter() - start, 2)
     record["patched"], record["left_alone"] = len(patch.layers), patch.left_alone
     record["layouts"] = sorted(
-        {f"after {layer.query.norm}" if layer.query.norm else layer.query.layout for layer in patch.layers.values()}
+        {
+            f"after {layer.metric_layer.norm}" if layer.metric_layer.norm else layer.metric_layer.layout
+            for layer in patch.layers.values()
+        }
     )
     calls = find_calls(copy.deepcopy(pristine))
     if not calls:

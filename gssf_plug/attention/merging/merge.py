@@ -26,7 +26,7 @@ def merge(model: nn.Module, layers: Layers, *, partial: bool) -> MergeReport:
     report = MergeReport([fold.measure(name) for name, fold in folds.items()], refused)
     for name, fold in folds.items():
         layer = layers[name]
-        layer.query.detach(layer.owner)
+        layer.metric_layer.detach(layer.owner)
         fold.write()
         layer.fold = fold
     if report.kept < EATEN:
@@ -51,16 +51,16 @@ def unmerge(model: nn.Module, layers: Layers) -> None:
         if layer.fold is not None:
             if name in written:  # else disabled: what is there stays
                 layer.fold.restore()
-            layer.query.attach(layer.owner)
+            layer.metric_layer.attach(layer.owner)
             layer.fold = None
 
 
 def switch(model: nn.Module, layers: Layers, states: Mapping[str, bool]) -> None:
     """Let each layer act or not, merged and folded ones by showing the weights of the one or the other state."""
-    turned = {n: layer for n, layer in layers.items() if layer.query.enabled != states[n]}
+    turned = {n: layer for n, layer in layers.items() if layer.metric_layer.enabled != states[n]}
     _check_as_left(model, turned, "enabled or disabled while merged")
     for name, layer in turned.items():
-        layer.query.enabled = states[name]
+        layer.metric_layer.enabled = states[name]
         if layer.fold is not None:
             layer.fold.write() if states[name] else layer.fold.restore()
         if layer.stand_in is not None:
@@ -76,11 +76,11 @@ def fold_for_a_while(model: nn.Module, layers: Layers) -> None:
         p: (module, name) for module in model.modules() for name, p in module._parameters.items() if p is not None
     }
     for name, fold in folds.items():
-        layer, metric = layers[name], layers[name].query.metric()
+        layer, metric = layers[name], layers[name].metric_layer.metric()
         assert metric is not None
         with torch.inference_mode(False):  # what is made inside of it could not be compared outside
             layer.stand_in = StandIn(fold, holders, metric)
-        layer.query.unhook(layer.owner)
+        layer.metric_layer.unhook(layer.owner)
         layer.stand_in.show()
 
 
@@ -92,7 +92,7 @@ def unfold(layers: Layers) -> str | None:
             stale = name if layer.stand_in.stale() else stale
             layer.stand_in.hide()
             layer.stand_in = None
-            layer.query.hook(layer.owner)
+            layer.metric_layer.hook(layer.owner)
     return stale
 
 

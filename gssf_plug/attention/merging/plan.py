@@ -31,17 +31,22 @@ class PatchedLayer:
     """One patched attention module: where it is, its metrics, and the fold while it is merged."""
 
     owner: nn.Module
-    query: LayerMetric
+    metric_layer: LayerMetric
     fold: Fold | None = None
+
+    @property
+    def query(self) -> LayerMetric:
+        """The older name of `metric_layer`."""
+        return self.metric_layer
 
     @property
     def stand_in(self) -> StandIn | None:
         """The folded weights, inside `folded()`."""
-        return self.query.stand_in
+        return self.metric_layer.stand_in
 
     @stand_in.setter
     def stand_in(self, value: StandIn | None) -> None:
-        self.query.stand_in = value
+        self.metric_layer.stand_in = value
 
 
 def lost_layers(model: nn.Module, layers: Mapping[str, PatchedLayer]) -> dict[str, str]:
@@ -49,10 +54,14 @@ def lost_layers(model: nn.Module, layers: Mapping[str, PatchedLayer]) -> dict[st
     there = {id(module) for module in model.modules()}
     lost: dict[str, str] = {}
     for name, layer in layers.items():
-        if layer.fold is not None or layer.stand_in is not None or layer.owner._modules.get(CHILD) is not layer.query:
+        if (
+            layer.fold is not None
+            or layer.stand_in is not None
+            or layer.owner._modules.get(CHILD) is not layer.metric_layer
+        ):
             continue
         gone = "" if id(layer.owner) in there else "another module stands in its place"
-        reason = gone or layer.query.lost(layer.owner)
+        reason = gone or layer.metric_layer.lost(layer.owner)
         if reason:
             lost[name] = reason
     return lost
@@ -71,12 +80,12 @@ def plan_folds(
     elsewhere = {name: reason for name, layer in layers.items() if (reason := _not_here(layer.owner))}
     users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
     here = {name: layer for name, layer in layers.items() if name not in elsewhere}
-    scores = {name: layer.owner for name, layer in here.items() if isinstance(layer.query, ScoreMetric)}
+    scores = {name: layer.owner for name, layer in here.items() if isinstance(layer.metric_layer, ScoreMetric)}
     calls = record_calls(model, scores) if scores else {}
     folds: dict[str, Fold] = {}
     refused: dict[str, str] = {}
     for name, layer in layers.items():
-        metric = layer.query.metric()
+        metric = layer.metric_layer.metric()
         if metric is None:
             continue
         if name in elsewhere:
@@ -85,10 +94,10 @@ def plan_folds(
         if once_trained:
             metric = _moved(metric)
         try:
-            if isinstance(layer.query, ScoreMetric):
-                folds[name] = plan_score_fold(layer.owner, layer.query, metric, users, calls.get(name))
-            elif isinstance(layer.query, QueryMetric):
-                folds[name] = plan_fold(layer.owner, layer.query, metric, users)
+            if isinstance(layer.metric_layer, ScoreMetric):
+                folds[name] = plan_score_fold(layer.owner, layer.metric_layer, metric, users, calls.get(name))
+            elif isinstance(layer.metric_layer, QueryMetric):
+                folds[name] = plan_fold(layer.owner, layer.metric_layer, metric, users)
         except NotFoldable as reason:
             refused[name] = str(reason)
     return folds, refused

@@ -75,7 +75,7 @@ def test_unknown_attention_is_refused_and_a_declared_layout_is_proven() -> None:
         patch_attention(model, block_size=2, example_inputs={"hidden_states": x})
     layouts.register(Layout("odd", query="asking", key="asked"))
     patch = patch_attention(model, block_size=2, example_inputs={"hidden_states": x})
-    assert patch.layers["attention"].query.layout == "odd"
+    assert patch.layers["attention"].metric_layer.layout == "odd"
     patch.remove()
     assert {*model.state_dict()} == {*OddModel().state_dict()}
 

@@ -210,7 +210,7 @@ def test_the_attention_inside_is_the_one_to_patch() -> None:
 
 def test_a_key_that_is_the_value_is_proven_and_a_false_one_is_not() -> None:
     patch = patch_attention(nn.Sequential(SharedAttention()), block_size=2, example_inputs=X)
-    assert patch.layers["0"].query.layout == "q_b_proj, kv_norm also the value"
+    assert patch.layers["0"].metric_layer.layout == "q_b_proj, kv_norm also the value"
     with pytest.raises(ArgumentError, match="also the value, 2 heads of 4: with the query at zero"):
         patch_attention(nn.Sequential(SharedDistanceAttention()), block_size=2, example_inputs=X)
 

@@ -126,7 +126,7 @@ def test_partial_merges_what_folds(qwen: Qwen3Model, ids: Tensor) -> None:
     patch = patch_attention(qwen, terms=("diagonal",))
     perturb(patch)
     with torch.no_grad():
-        first = patch.layers["layers.0.self_attn"].query.metric()
+        first = patch.layers["layers.0.self_attn"].metric_layer.metric()
         first.structures["diagonal"].weight.fill_(1.5)  # the same for all heads
     patched = hidden(qwen, ids)
     report = patch.merge(partial=True)

@@ -67,7 +67,7 @@ def test_changes_inside_are_found_on_leaving(llama: LlamaForCausalLM, patch: Att
     changes = {
         "base": lambda: query._parameters["weight"].data.mul_(2),
         "folded": lambda: query.weight.data.mul_(2),
-        "metric": lambda: next(patch.layers["model.layers.1.self_attn"].query.parameters()).data.mul_(2),
+        "metric": lambda: next(patch.layers["model.layers.1.self_attn"].metric_layer.parameters()).data.mul_(2),
     }
     for change in changes.values():
         with pytest.raises(ArgumentError, match="other values at 'model.layers.1.self_attn'"), patch.folded():

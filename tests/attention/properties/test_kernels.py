@@ -75,7 +75,7 @@ def test_attentions_are_the_patched_ones(sites: str) -> None:
             x, owner = output.hidden_states[number], model.get_submodule(name)
             with patch.disabled():
                 q, k = (p(x).unflatten(-1, (4, 8)).transpose(1, 2) for p in (owner.query, owner.key))
-            whole = layer.query.metric().matrix()
+            whole = layer.metric_layer.metric().matrix()
             each = torch.stack([whole[8 * h : 8 * h + 8, 8 * h : 8 * h + 8] for h in range(4)])
             wanted = (torch.einsum("bhti,hij,bhsj->bhts", q, each, k) / 8**0.5).softmax(-1)
             torch.testing.assert_close(output.attentions[number], wanted, atol=1e-6, rtol=1e-6)

@@ -293,7 +293,7 @@ def test_the_logit_is_q_a_k(case: Case, monkeypatch: pytest.MonkeyPatch) -> None
     patched = copy.deepcopy(bare)
     patch = patch_attention(patched, block_size=4, layers=[case.layer], example_inputs=case.inputs)
     perturb(patch)
-    matrix = patch.layers[case.layer].query.metric().matrix().detach()
+    matrix = patch.layers[case.layer].metric_layer.metric().matrix().detach()
     heads = torch.stack(matrix.chunk(H)).unflatten(-1, (H, -1))[range(H), :, range(H)]  # (H, d, d)
     assert torch.count_nonzero(matrix) == torch.count_nonzero(heads) < heads.numel()
     assert not any(torch.equal(heads[0], other) for other in heads[1:])

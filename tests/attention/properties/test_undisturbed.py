@@ -15,7 +15,7 @@ def test_half_precision_beside_what_is_larger(dtype: torch.dtype) -> None:
     model = BertModel(BertConfig(vocab_size=50, hidden_size=48, num_hidden_layers=1, num_attention_heads=6)).to(dtype)
     model.encoder.layer[0].attention.self.value.bias.data.fill_(8.0)
     patch = patch_attention(model, block_size=2)
-    assert [layer.query.layout for layer in patch.layers.values()] == ["query"]
+    assert [layer.metric_layer.layout for layer in patch.layers.values()] == ["query"]
 
 
 def test_parts_that_a_run_replaces_are_put_back() -> None:
