@@ -118,8 +118,10 @@ def share(pieces: Sequence[Piece], distributed: bool) -> Sequence[Piece]:
     """This process's contiguous part of `pieces`, or all where `distributed` is False.
 
     Raises:
-        ArgumentError: `distributed=True` without an initialised process group.
+        ArgumentError: `distributed` is no truth value, or True without an initialised process group.
     """
+    if not isinstance(distributed, bool):
+        raise ArgumentError("distributed", "be True or False", repr(distributed), "Leave the default.")
     if not distributed:
         return pieces
     if not (dist.is_available() and dist.is_initialized()):

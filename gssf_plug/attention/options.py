@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.metric import Term
 from gssf_plug.metric.options import check_positive
 
-__all__ = ["AdapterOptions", "check_adapter_name", "check_dtype", "check_places"]
+__all__ = ["AdapterOptions", "check_adapter_name", "check_dtype", "check_example", "check_places"]
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,21 @@ class AdapterOptions:
 
 def check_places(sites: str, query_norm: str) -> None:
     """The two options that say where the metric goes."""
-    if sites not in ("projection", "score"):
+    if not isinstance(sites, str) or sites not in ("projection", "score"):
         raise ArgumentError("sites", "be 'projection' or 'score'", repr(sites), "See patch_attention.")
-    if sites == "score" and query_norm == "before":
+    if sites == "score" and isinstance(query_norm, str) and query_norm == "before":
         remedy = "The score comes after the norm: leave query_norm out, or use sites='projection'."
         raise ArgumentError("query_norm", "be 'after' where sites='score'", repr(query_norm), remedy)
-    if query_norm not in ("after", "before"):
+    if not isinstance(query_norm, str) or query_norm not in ("after", "before"):
         raise ArgumentError("query_norm", "be 'after' or 'before'", repr(query_norm), "See patch_attention.")
+
+
+def check_example(example_inputs: Mapping[str, Any] | None) -> None:
+    """None, or arguments of the model's forward by name."""
+    named = isinstance(example_inputs, Mapping) and all(isinstance(name, str) for name in example_inputs)
+    if example_inputs is not None and not named:
+        remedy = "Such as dict(input_ids=...), or leave it out."
+        raise ArgumentError("example_inputs", "hold arguments by name", type(example_inputs).__name__, remedy)
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:

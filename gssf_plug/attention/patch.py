@@ -17,7 +17,7 @@ from gssf_plug.attention.discovery.attention_module import AttentionModule, sele
 from gssf_plug.attention.discovery.probe import SILENT
 from gssf_plug.attention.discovery.prober import Prober
 from gssf_plug.attention.handle import AttentionPatch
-from gssf_plug.attention.options import AdapterOptions, check_adapter_name, check_dtype, check_places
+from gssf_plug.attention.options import AdapterOptions, check_adapter_name, check_dtype, check_example, check_places
 from gssf_plug.attention.placement import device_of, is_offloaded, is_sharded
 from gssf_plug.attention.query_layer import CHILD, LayerMetric, notice_hooks
 from gssf_plug.attention.sites import QueryNorm, Sites, make_metric_layers, patchable_modules
@@ -77,6 +77,7 @@ def patch_attention(
     options = AdapterOptions.of(terms, block_size, per_head)
     check_places(sites, query_norm)
     check_dtype(dtype)
+    check_example(example_inputs)
     check_adapter_name(adapter_name)
     prober = Prober(model, after_norm=query_norm == "after", example_inputs=example_inputs)
     metric_layers, left_alone = _find(prober, layers, sites)

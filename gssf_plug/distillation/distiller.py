@@ -25,6 +25,7 @@ from gssf_plug.distillation.options import (
     Pairs,
     check_one_forward,
     checked_projector,
+    checked_task_weight,
     get_task_loss,
     listed,
     make_teacher,
@@ -90,13 +91,13 @@ class Distiller(nn.Module):
         teacher_device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        self.task_weight = checked_task_weight(student, student_inputs, task_weight)
         self.student = student
         self._teacher = make_teacher(student, teacher, teacher_inputs, teacher_dtype, teacher_device)
         pairs = resolve_pairs(student, pairs, self._teacher.layers, self._teacher.find)
         losses, weights = listed(loss, weight)
         named = zip(name_pairs(pairs), pairs, strict=True)
         self.terms = [Term(name, pair, losses, weights) for name, pair in named]
-        self.task_weight = task_weight
         self._student_inputs = student_inputs
         self._projector = checked_projector(projector, len(self.terms))
         self._taps = FeatureTaps(student, {term.name: term.pair[0] for term in self.terms}, attach=False)

@@ -23,6 +23,7 @@ from gssf_plug.distillation.module_paths import find_modules, layer_paths
 from gssf_plug.distillation.taps import Tap
 from gssf_plug.distillation.teacher import Teacher, TeacherInputs, TeacherModel
 from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.metric.options import checked_number
 from gssf_plug.wrappers import unwrap
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "check_apart",
     "check_one_forward",
     "checked_projector",
+    "checked_task_weight",
     "get_task_loss",
     "listed",
     "make_teacher",
@@ -58,9 +60,14 @@ def resolve_pairs(
     """
     if isinstance(pairs, str):
         return [(Tap(ours), Tap(theirs)) for ours, theirs in _by_rule(pairs, layer_paths(student), layers())]
-    listed = list(pairs.items()) if isinstance(pairs, Mapping) else list(pairs)
+    listed = list(pairs.items()) if isinstance(pairs, Mapping) else list(pairs) if isinstance(pairs, Sequence) else None
     if not listed:
-        raise ArgumentError("pairs", "name at least one pair", "none", "Give {student path: teacher path}.")
+        got = "none" if listed is not None else type(pairs).__name__
+        raise ArgumentError("pairs", "name at least one pair", got, "Give {student path: teacher path}.")
+    for pair in listed:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(one, str | Tap) for one in pair):
+            rule, remedy = "hold paths or taps of both sides", "Give {student path: teacher path}."
+            raise ArgumentError("pairs", rule, repr(pair), remedy)
     resolved: list[tuple[Tap, Tap]] = []
     for ours, theirs in listed:
         left, right = (side if isinstance(side, Tap) else Tap(side) for side in (ours, theirs))
@@ -104,8 +111,12 @@ def listed(loss: Loss | Sequence[Loss], weight: float | Sequence[float]) -> tupl
                 type(one).__name__,
                 f"Names: {[*LOSSES]}; a loss of your own is a subclass of DistillationLoss.",
             )
-    weights = [weight] * len(losses) if isinstance(weight, int | float) else list(weight)
-    known = all(isinstance(w, int | float) and 0 <= w < float("inf") for w in weights)
+    weights: list[float] = []  # of what is neither a number nor several: refused below
+    if isinstance(weight, int | float):
+        weights = [weight] * len(losses)
+    elif isinstance(weight, Sequence) and not isinstance(weight, str | bytes):
+        weights = list(weight)
+    known = all(isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w < float("inf") for w in weights)
     if not losses or len(weights) != len(losses) or not known:
         raise ArgumentError(
             "weight", f"be a number of at least 0, or one for each of {len(losses)} losses", repr(weight), "Count them."
@@ -113,9 +124,21 @@ def listed(loss: Loss | Sequence[Loss], weight: float | Sequence[float]) -> tupl
     return losses, [float(w) for w in weights]
 
 
+def checked_task_weight(student: nn.Module, student_inputs: object, task_weight: float) -> float:
+    """The weight of the student's own loss; `student` and `student_inputs` are what they should be."""
+    if not isinstance(student, nn.Module):
+        raise ArgumentError("student", "be a torch.nn.Module", type(student).__name__, "Give the model itself.")
+    if student_inputs is not None and not callable(student_inputs):
+        rule, remedy = "be None or a function of the batch", "None takes the columns that its forward names."
+        raise ArgumentError("student_inputs", rule, type(student_inputs).__name__, remedy)
+    rule, remedy = "be a number of at least 0", "0 leaves the student's own loss out."
+    return checked_number("task_weight", task_weight, rule, remedy, lambda number: number >= 0)
+
+
 def checked_projector(projector: str | nn.Module | None, pairs: int) -> str | nn.Module | None:
     """A module that serves one pair, None, or "auto"; nothing else."""
-    if projector is not None and projector != "auto" and not isinstance(projector, nn.Module):
+    automatic = isinstance(projector, str) and projector == "auto"
+    if projector is not None and not automatic and not isinstance(projector, nn.Module):
         raise ArgumentError("projector", "be 'auto', None or a module", repr(projector), "Use 'auto'.")
     if isinstance(projector, nn.Module) and pairs > 1:
         raise ArgumentError(
@@ -132,6 +155,9 @@ def make_teacher(
     device: torch.device | str | None,
 ) -> Teacher:
     """A model as a `TeacherModel`; of one that was made already a view, so that several distillers may share it."""
+    if not isinstance(teacher, nn.Module) and not all(hasattr(teacher, name) for name in ("layers", "find", "watch")):
+        rule, remedy = "be a module, a TeacherModel or a TeacherCache", "Give the model itself."
+        raise ArgumentError("teacher", rule, type(teacher).__name__, remedy)
     if isinstance(teacher, nn.Module):
         teacher = TeacherModel(teacher, inputs=inputs, dtype=dtype, device=device)
     elif inputs is not None or dtype is not None or device is not None:

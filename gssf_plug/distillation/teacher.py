@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gssf_plug.distillation.module_paths import find_modules, is_compiled, layer_paths
 from gssf_plug.distillation.taps import Complete, Feature, FeatureTaps, Tap
 from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.arrays import checked_device
 from gssf_plug.wrappers import unwrap
 
 __all__ = [
@@ -79,10 +80,16 @@ class TeacherModel:
         device: torch.device | str | None = None,
         early_exit: bool | None = None,
     ) -> None:
+        if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
+            remedy = "Such as torch.bfloat16; None leaves the teacher as it is."
+            raise ArgumentError("dtype", "be None or a floating-point dtype of torch", repr(dtype), remedy)
+        self.device = checked_device("device", device)
         self.model = model if dtype is None else model.to(dtype)
+        if inputs is not None and not callable(inputs) and not isinstance(inputs, Mapping):
+            rule, remedy = "be None, a mapping of arguments to columns, or a function", "None takes the columns."
+            raise ArgumentError("inputs", rule, type(inputs).__name__, remedy)
         self.inputs = inputs
         self.dtype = dtype
-        self.device = None if device is None else torch.device(device)
         self.early_exit = early_exit
         self.model.eval()
         self._taps: FeatureTaps | None = None

@@ -29,6 +29,7 @@ from gssf_plug.evaluation.ranking import COUNTED_AT_ONCE, MOST_OPEN, OPEN_AT_ONC
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores, ScoredPart, ScoredQueries, Scores
 from gssf_plug.metric.exact.fast_scores import fast_dtype
 from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric.options import checked_count
 
 __all__ = ["image_text_recall", "image_text_recall_of_scores", "tied_too_often"]
 
@@ -315,8 +316,8 @@ def _checked_owners(image_of_text: Any, texts: Tensor, images: Tensor, names: tu
 
 
 def _check_sizes(images: int, folds: int | None, image_chunk: int, text_chunk: int) -> None:
-    if folds is not None and not 1 <= folds <= images:
-        raise ArgumentError("folds", f"be None or between 1 and the {images} images", folds, "COCO 1K uses 5.")
+    if folds is not None:
+        rule = f"be None or between 1 and the {images} images"
+        checked_count("folds", folds, "COCO 1K uses 5.", rule=rule, most=images)
     for name, size in (("image_chunk", image_chunk), ("text_chunk", text_chunk)):
-        if size < 1:
-            raise ArgumentError(name, "be at least 1", size, "Use the default, or less where memory is short.")
+        checked_count(name, size, "Use the default, or less where memory is short.")

@@ -14,7 +14,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.arrays import check_has_values
 from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric.options import check_metric
 
 __all__ = [
     "Labels",
@@ -48,11 +50,15 @@ def checked_features(
     Raises:
         ArgumentError: the first rule that is broken, with the first bad row.
     """
+    check_metric(metric)
     features = _as_tensor(name, features)
+    check_has_values(name, features)
+    if features.layout != torch.strided:
+        raise ArgumentError(name, "be stored densely", features.layout, "Convert it with .to_dense().")
     if features.ndim != 2 or not features.is_floating_point():
         got = f"{features.dtype} of shape {tuple(features.shape)}"
         raise ArgumentError(name, "be a floating-point matrix of features N×D", got, "Give one row per item.")
-    if len(features) == 0:
+    if features.numel() == 0:
         raise ArgumentError(name, "hold at least one item", "none", "Check the loader or the split that made it.")
     if metric is not None and features.shape[1] != metric.dim:
         got = f"shape {tuple(features.shape)}"
@@ -99,6 +105,7 @@ def checked_labels(name: str, labels: Any, features: Tensor, of: str) -> Int[Ten
     except (TypeError, ValueError, RuntimeError) as error:
         remedy = "Number the labels: numpy.unique(labels, return_inverse=True)[1]."
         raise ArgumentError(name, rule, f"{type(labels).__name__} of other values", remedy) from error
+    check_has_values(name, tensor)
     if tensor.shape != (len(features),) or tensor.is_floating_point() or tensor.is_complex():
         remedy = "Features and labels must come from the same items, in the same order."
         raise ArgumentError(name, rule, f"{tensor.dtype} of shape {tuple(tensor.shape)}", remedy)

@@ -22,6 +22,7 @@ from torch import Tensor
 from gssf_plug.distributed import add_over_processes
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries
+from gssf_plug.metric.options import checked_count
 
 __all__ = [
     "LabelGroups",
@@ -298,11 +299,10 @@ def query_chunks(queries: int, gallery: int, query_chunk: int | None) -> list[sl
         gallery: scores per query.
         query_chunk: queries in a chunk; None takes as many as 32 MB of float32 scores hold.
     """
-    size = query_chunk if query_chunk is not None else max(1, SCORES_AT_ONCE // max(1, gallery))
-    if size < 1:
-        raise ArgumentError(
-            "query_chunk", "be None or at least 1", size, "Use the default, or less where memory is short."
-        )
+    size = max(1, SCORES_AT_ONCE // max(1, gallery))
+    if query_chunk is not None:
+        remedy = "Use the default, or less where memory is short."
+        size = checked_count("query_chunk", query_chunk, remedy, rule="be None or at least 1")
     return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
 
 
@@ -313,7 +313,7 @@ def checked_ranks(name: str, ranks: Iterable[int]) -> tuple[int, ...]:
         ArgumentError: no whole numbers, none at all, or one below 1.
     """
     remedy = "Give such as (1, 5, 10)."
-    if not isinstance(ranks, Iterable):
+    if not isinstance(ranks, Iterable) or isinstance(ranks, str | bytes) or getattr(ranks, "ndim", 1) == 0:
         raise ArgumentError(name, "hold at least one place from 1", repr(ranks), remedy)
     places = tuple(ranks)
     whole = all(isinstance(place, int | np.integer) and not isinstance(place, bool) for place in places)

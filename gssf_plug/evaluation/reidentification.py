@@ -103,6 +103,8 @@ def reid_ranking(
 
 
 def _rescored(rerank: Rescorer, query: Tensor, gallery: Tensor, metric: GSSFMetric) -> Float[Tensor, "n m"]:
+    if not callable(rerank):
+        raise ArgumentError("rerank", "be None or a function", type(rerank).__name__, "Such as KReciprocal().")
     scores = rerank(query, gallery, metric)
     shape = (len(query), len(gallery))
     if not isinstance(scores, Tensor) or scores.shape != shape:

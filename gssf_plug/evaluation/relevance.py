@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.arrays import check_has_values, to_tensor
 
 __all__ = ["Relevance", "read_relevance"]
 
@@ -54,7 +55,7 @@ def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Re
         _check_shape(name, tuple(matrix.shape), queries, documents)
         found = matrix.row, matrix.col, matrix.data
     elif isinstance(relevant, Tensor | np.ndarray):
-        found = _from_array(name, torch.as_tensor(relevant), queries, documents)
+        found = _from_array(name, to_tensor(name, relevant), queries, documents)
     elif isinstance(relevant, Sequence) and not isinstance(relevant, str | bytes):
         found = _from_lists(name, relevant, queries)
     else:
@@ -72,6 +73,9 @@ def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Re
 
 
 def _from_array(name: str, array: Tensor, queries: int, documents: int) -> tuple[Tensor, Tensor, Tensor]:
+    check_has_values(name, array)
+    if array.is_complex():
+        raise ArgumentError(name, "hold real grades", array.dtype, FORMS)
     whole = not array.is_floating_point() and not array.is_complex() and array.dtype != torch.bool
     if array.layout != torch.strided:
         _check_shape(name, tuple(array.shape), queries, documents)

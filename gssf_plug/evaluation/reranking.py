@@ -28,6 +28,7 @@ from gssf_plug.evaluation.options import (
 )
 from gssf_plug.evaluation.ranking import query_chunks
 from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric.options import checked_count, checked_number
 
 __all__ = ["KReciprocal"]
 
@@ -57,12 +58,11 @@ class KReciprocal:
 
     def __post_init__(self) -> None:
         for name, value in (("k1", self.k1), ("k2", self.k2)):
-            if value < 1:
-                raise ArgumentError(name, "be at least 1", value, "The source uses k1=20 and k2=6.")
+            checked_count(name, value, "The source uses k1=20 and k2=6.")
         if self.k2 > self.k1 + 1:
             raise ArgumentError("k2", f"be at most k1 + 1 = {self.k1 + 1}", self.k2, "The source uses k1=20 and k2=6.")
-        if not 0 <= self.weight <= 1:
-            raise ArgumentError("weight", "lie between 0 and 1", self.weight, "The source uses 0.3.")
+        rule, remedy = "lie between 0 and 1", "The source uses 0.3."
+        checked_number("weight", self.weight, rule, remedy, lambda number: 0 <= number <= 1)
 
     @torch.no_grad()
     def __call__(

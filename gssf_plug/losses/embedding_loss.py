@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses.chunked import Score, loss_of_pairs
-from gssf_plug.metric.options import checked_count
+from gssf_plug.metric.options import LARGEST, checked_count, checked_number
 
 __all__ = ["EmbeddingLoss", "FeatureLoss", "IdentityLoss", "Score", "WeightedSum", "loss_of_features"]
 
@@ -57,18 +57,19 @@ class IdentityLoss(EmbeddingLoss):
 
     def __init__(self, dim: int, identities: int, *, smoothing: float = 0.1) -> None:
         super().__init__()
-        dim = checked_count("dim", dim, "Give the width of the features.")
-        identities = checked_count("identities", identities, "Give how many identities the training set has.")
-        if not isinstance(smoothing, int | float) or not 0 <= smoothing < 1:
-            raise ArgumentError("smoothing", "be at least 0 and below 1", repr(smoothing), "The usual value is 0.1.")
+        dim = checked_count("dim", dim, "Give the width of the features.", most=LARGEST)
+        remedy = "Give how many identities the training set has."
+        identities = checked_count("identities", identities, remedy, most=LARGEST)
+        rule, remedy = "be at least 0 and below 1", "The usual value is 0.1."
         self.identities = identities
-        self.smoothing = smoothing
+        self.smoothing = checked_number("smoothing", smoothing, rule, remedy, lambda number: 0 <= number < 1)
         self.classifier = nn.Linear(dim, identities, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], score: Score) -> Float[Tensor, ""]:
         """Cross-entropy over identities; `score` is not used."""
-        if labels.is_floating_point() or labels.shape != features.shape[:1]:
+        check_features(features, labels, self.classifier.in_features)
+        if labels.shape != features.shape[:1]:
             got = f"{labels.dtype} of shape {tuple(labels.shape)}"
             raise ArgumentError(
                 "labels", f"hold one whole number per row of `features` ({len(features)})", got, "Number them."
@@ -106,23 +107,58 @@ class WeightedSum(EmbeddingLoss):
 
     def __init__(self, *losses: nn.Module, weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        odd = next((loss for loss in losses if not isinstance(loss, nn.Module)), None)
-        if odd is not None:
-            raise ArgumentError(
-                "losses", "be modules of torch.nn", type(odd).__name__, "Give the loss objects themselves."
-            )
-        if not losses or (weights is not None and len(weights) != len(losses)):
-            got = f"{len(losses)} losses and {'no' if weights is None else len(weights)} weights"
+        for loss in losses:
+            if not isinstance(loss, nn.Module):
+                remedy = "Give the loss objects themselves."
+                raise ArgumentError("losses", "be modules of torch.nn", type(loss).__name__, remedy)
+        listed = weights is None or isinstance(weights, Sequence)
+        if not losses or not listed or (weights is not None and len(weights) != len(losses)):
+            count = "no" if weights is None else len(weights) if listed else f"a {type(weights).__name__} as"
+            got = f"{len(losses)} losses and {count} weights"
             raise ArgumentError(
                 "weights", "be as many as the losses, of which there is at least one", got, "Pair them."
             )
         self.losses = nn.ModuleList(losses)
-        self.weights = tuple(weights) if weights is not None else (1.0,) * len(losses)
+        rule, remedy = "hold a finite number for each loss", "The default is 1 for all."
+        given = weights if weights is not None else (1.0,) * len(losses)
+        self.weights = tuple(checked_number("weights", one, rule, remedy, lambda number: True) for one in given)
 
     def forward(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], score: Score) -> Float[Tensor, ""]:
         """The weighted sum."""
+        check_features(features, labels)
+        if not callable(score):
+            raise ArgumentError(
+                "score", "be a function of two feature matrices", type(score).__name__, "Give the metric."
+            )
         parts = [loss_of_features(loss, features, labels, score) for loss in self.losses]
         return torch.stack([weight * part for weight, part in zip(self.weights, parts, strict=True)]).sum()
+
+
+def check_features(features: object, labels: object, width: int | None = None) -> None:
+    """Features of one tower with a label each.
+
+    Raises:
+        ArgumentError: no matrix of floating-point features with values, another width than `width`, labels that are no
+            whole numbers.
+    """
+    matrix = isinstance(features, Tensor) and features.ndim == 2 and features.is_floating_point()
+    if not isinstance(features, Tensor) or not matrix or features.is_meta or features.layout != torch.strided:
+        rule, remedy = "be a floating-point matrix of features N×D", "Give one row per item."
+        raise ArgumentError("features", rule, _described(features), remedy)
+    if width is not None and features.shape[1] != width:
+        remedy = "Build the loss with the width of the features."
+        raise ArgumentError("features", f"have {width} channels", _described(features), remedy)
+    rule = f"hold one whole number per row of `features` ({len(features)})"
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.is_meta:
+        raise ArgumentError("labels", rule, _described(labels), "Number them.")
+
+
+def _described(value: object) -> str:
+    return (
+        f"{value.dtype} of shape {tuple(value.shape)} on {value.device}"
+        if isinstance(value, Tensor)
+        else repr(type(value).__name__)
+    )
 
 
 def loss_of_features(

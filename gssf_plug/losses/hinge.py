@@ -11,17 +11,16 @@ A margin fixes the scale of scores: a metric may gain by scaling alone. Its fair
 `learned_scale=True`, not cosine.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gssf_plug.errors import ArgumentError
-from gssf_plug.losses.logit_scale import LearnedScale
+from gssf_plug.losses.logit_scale import LearnedScale, checked_range
 from gssf_plug.losses.pair_masks import Pairs
 from gssf_plug.losses.row_loss import RowLoss, RowSum
+from gssf_plug.metric.options import check_flag, checked_number
 
 __all__ = ["Hinge"]
 
@@ -66,13 +65,15 @@ class Hinge(RowLoss):
         scale_range: tuple[float, float] = (0.01, 100.0),
     ) -> None:
         super().__init__()
-        if not isinstance(margin, int | float) or not 0 < margin < math.inf:
-            raise ArgumentError("margin", "be a positive number", repr(margin), "The usual margin for cosines is 0.2.")
-        if not 0 <= warmup_steps < math.inf or warmup_steps % 1:
-            raise ArgumentError("warmup_steps", "be at least 0 and whole", warmup_steps, "Use 0 for hardest negatives.")
-        self.margin = margin
-        self.warmup_steps = warmup_steps
-        self.scale = LearnedScale(1.0, *scale_range) if learned_scale else None
+        remedy = "The usual margin for cosines is 0.2."
+        self.margin = checked_number("margin", margin, "be a positive number", remedy, lambda number: number > 0)
+        rule, remedy = "be at least 0 and whole", "Use 0 for hardest negatives."
+        steps = checked_number(
+            "warmup_steps", warmup_steps, rule, remedy, lambda number: number >= 0 and number % 1 == 0
+        )
+        self.warmup_steps = int(steps)
+        check_flag("learned_scale", learned_scale)
+        self.scale = LearnedScale(1.0, *checked_range(scale_range)) if learned_scale else None
         self.register_buffer("calls", torch.tensor(0))
 
     def begin(self) -> Callable[[Pairs], RowSum]:

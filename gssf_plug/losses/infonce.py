@@ -13,9 +13,10 @@ from typing import ClassVar
 
 import torch
 
-from gssf_plug.losses.logit_scale import LearnedScale
+from gssf_plug.losses.logit_scale import LearnedScale, checked_range
 from gssf_plug.losses.pair_masks import Pairs
 from gssf_plug.losses.row_loss import RowLoss, RowSum
+from gssf_plug.metric.options import check_flag
 
 __all__ = ["InfoNCE"]
 
@@ -56,7 +57,8 @@ class InfoNCE(RowLoss):
         learned_scale: bool = True,
     ) -> None:
         super().__init__()
-        self.scale = LearnedScale(scale, *scale_range).requires_grad_(learned_scale)
+        check_flag("learned_scale", learned_scale)
+        self.scale = LearnedScale(scale, *checked_range(scale_range)).requires_grad_(learned_scale)
 
     def begin(self) -> Callable[[Pairs], RowSum]:
         """Surprise of each asking row, under the present scale."""

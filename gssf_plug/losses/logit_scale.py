@@ -9,7 +9,19 @@ from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["LearnedScale"]
+__all__ = ["LearnedScale", "checked_range"]
+
+
+def checked_range(scale_range: tuple[float, float]) -> tuple[float, float]:
+    """Two numbers; `LearnedScale` checks their order.
+
+    Raises:
+        ArgumentError: anything else.
+    """
+    if not isinstance(scale_range, tuple | list) or len(scale_range) != 2:
+        rule, remedy = "be two numbers (lowest, highest)", "Such as (0.01, 100.0)."
+        raise ArgumentError("scale_range", rule, repr(scale_range), remedy)
+    return scale_range[0], scale_range[1]
 
 
 class LearnedScale(nn.Module):
@@ -31,7 +43,7 @@ class LearnedScale(nn.Module):
 
     def __init__(self, initial: float, lowest: float, highest: float) -> None:
         super().__init__()
-        numbers = all(isinstance(value, int | float) for value in (initial, lowest, highest))
+        numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (initial, lowest, highest))
         if not numbers or not 0 < lowest <= initial <= highest < math.inf:
             raise ArgumentError(
                 "scale",

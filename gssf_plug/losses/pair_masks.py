@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.arrays import to_tensor
+from gssf_plug.metric.arrays import check_has_values, to_tensor
 
 __all__ = ["Pairs", "relevance_by_id", "sort_pairs"]
 
@@ -36,6 +36,7 @@ def relevance_by_id(query_ids: Int[Tensor, " n"], gallery_ids: Int[Tensor, " m"]
     """
     sides = {"query_ids": to_tensor("query_ids", query_ids), "gallery_ids": to_tensor("gallery_ids", gallery_ids)}
     for name, ids in sides.items():
+        check_has_values(name, ids)
         if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex():
             got = f"{ids.dtype} of shape {tuple(ids.shape)}"
             raise ArgumentError(name, "hold one whole number per item", got, "Number the items that belong together.")

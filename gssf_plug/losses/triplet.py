@@ -7,7 +7,6 @@ A row asks; for one tower rows and columns are the same items. Rows without a po
 mean. A margin fixes the scale of scores, so the fair baseline of a metric here is cosine with a learned scale.
 """
 
-import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -15,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gssf_plug.errors import ArgumentError
 from gssf_plug.losses.logit_scale import LearnedScale
 from gssf_plug.losses.pair_masks import Pairs
 from gssf_plug.losses.row_loss import RowLoss, RowSum
+from gssf_plug.metric.options import check_flag, checked_number
 
 __all__ = ["BatchHardTriplet", "SemiHardTriplet"]
 
@@ -30,9 +29,13 @@ class _Triplet(RowLoss):
 
     def __init__(self, *, margin: float | None = 0.3, learned_scale: bool = False) -> None:
         super().__init__()
-        if margin is not None and not (isinstance(margin, int | float) and 0 < margin < math.inf):
-            remedy = "The usual margin is 0.3; None uses the soft margin log(1 + exp(x))."
-            raise ArgumentError("margin", "be None or a positive number", repr(margin), remedy)
+        if margin is not None:
+            rule, remedy = (
+                "be None or a positive number",
+                "The usual margin is 0.3; None uses the soft margin log(1 + exp(x)).",
+            )
+            margin = checked_number("margin", margin, rule, remedy, lambda number: number > 0)
+        check_flag("learned_scale", learned_scale)
         self.margin = margin
         self.scale = LearnedScale(1.0, 0.01, 100.0) if learned_scale else None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["Array", "check_has_values", "float_features", "like_inputs", "to_tensor"]
+__all__ = ["Array", "check_has_values", "checked_device", "float_features", "like_inputs", "to_tensor"]
 
 Array = Tensor | np.ndarray
 
@@ -80,6 +80,25 @@ def check_has_values(name: str, tensor: Tensor) -> None:
     """
     if tensor.is_meta:
         raise ArgumentError(name, "hold values", "a tensor on the meta device", "Load it, or move it to a real device.")
+
+
+def checked_device(name: str, device: object) -> torch.device | None:
+    """None, or a device of this machine, as torch names it.
+
+    Raises:
+        ArgumentError: another kind of value, a device that is not here, or "meta", which holds no values.
+    """
+    if device is None:
+        return None
+    try:
+        known = torch.device(device)  # type: ignore[call-overload]
+        if known.type == "meta" or isinstance(device, bool):
+            raise TypeError
+        torch.empty(0, device=known)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        remedy = "Such as 'cpu' or 'cuda:0'; None takes the default."
+        raise ArgumentError(name, "be None or a device of this machine", repr(device), remedy) from None
+    return known
 
 
 def like_inputs(result: Tensor, *inputs: object) -> Array:

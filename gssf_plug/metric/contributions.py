@@ -9,6 +9,7 @@ parts of cosine, x̂_(k)ᵀ ŷ_(k).
 from jaxtyping import Float
 from torch import Tensor
 
+from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["block_contributions"]
@@ -31,7 +32,7 @@ def block_contributions(
         (..., D/s), in the dtype of the features.
 
     Raises:
-        ArgumentError: features of another width than the metric's.
+        ArgumentError: no metric, or features of another width than its.
 
     Example:
         >>> import torch
@@ -41,6 +42,8 @@ def block_contributions(
         >>> parts.shape, torch.allclose(parts.sum(-1), metric.aligned(x, y), atol=1e-6)
         (torch.Size([5, 2]), True)
     """
+    if not isinstance(metric, GSSFMetric):
+        raise ArgumentError("metric", "be a GSSFMetric", type(metric).__name__, "GSSFMetric(dim) is neutral: cosine.")
     products = metric.fold(queries) * metric.gallery(items)
     if metric.grouping is not None:
         products = products[..., metric.grouping]

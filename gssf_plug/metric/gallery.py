@@ -9,6 +9,7 @@ from torch import Tensor
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features
 from gssf_plug.metric.exact.fast_scores import FastRows, fast_dtype, fast_rows
+from gssf_plug.metric.options import check_flag
 
 __all__ = ["PreparedGallery", "check_finite", "prepare_gallery"]
 
@@ -64,12 +65,15 @@ def prepare_gallery(
     """
     items = float_features("features", features)
     check_has_values("features", items)
-    if items.ndim != 2 or len(items) == 0:
+    check_flag("normalize", normalize)
+    if items.ndim != 2 or items.numel() == 0:
         got = f"shape {tuple(items.shape)}"
         raise ArgumentError("features", "be a matrix of features M×D with at least one row", got, "Give one per item.")
     dtype = torch.float16 if items.device.type == "cpu" else torch.float32
     if rounded is None:
         rounded = torch.empty(items.shape, dtype=dtype, device=items.device)
+    elif not isinstance(rounded, Tensor):
+        raise ArgumentError("rounded", f"be None or a tensor of {dtype}", type(rounded).__name__, "Leave it out.")
     elif rounded.shape != items.shape or rounded.dtype != dtype:
         got, rule = f"{rounded.dtype} of shape {tuple(rounded.shape)}", f"be {dtype} of shape {tuple(items.shape)}"
         raise ArgumentError("rounded", rule, got, "Make it anew for each gallery.")

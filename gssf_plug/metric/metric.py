@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.files import CardFacts, Format, HubModule, render_card
-from gssf_plug.metric.arrays import Array, float_features, like_inputs
+from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs
 from gssf_plug.metric.checkpoint import read_metric
 from gssf_plug.metric.options import (
+    LARGEST,
     WHOLE,
     Constraint,
     Term,
@@ -38,6 +39,7 @@ from gssf_plug.metric.options import (
     checked_block_size,
     checked_count,
     checked_grouping,
+    checked_number,
 )
 from gssf_plug.metric.structures import (
     BlockDiagonal,
@@ -131,7 +133,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         adjacency: Bool[Tensor, "dim dim"] | None = None,
     ) -> None:
         super().__init__()
-        dim = checked_count("dim", dim, "Give the width of the features.", rule=WHOLE)
+        dim = checked_count("dim", dim, "Give the width of the features.", rule=WHOLE, most=LARGEST)
         check_flag("normalize", normalize)
         check_constraint(constraint)
         if adjacency is None:
@@ -256,13 +258,8 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         if not blocked:
             rule, remedy = "hold 'block_diagonal' or 'dense' where blocks are pruned", "There is nothing to drop."
             raise ArgumentError("terms", rule, repr(self.terms), remedy)
-        if not threshold >= 0:
-            raise ArgumentError(
-                "threshold",
-                "be at least 0",
-                threshold,
-                "Choose it from metric.structures['block_diagonal'].distances().",
-            )
+        remedy = "Choose it from metric.structures['block_diagonal'].distances()."
+        threshold = checked_number("threshold", threshold, "be at least 0", remedy, lambda number: number >= 0)
         before = _count_parameters(self)
         dropped = {cast(Term, name): part.drop(threshold).tolist() for name, part in blocked.items()}
         blocks = {cast(Term, name): self.dim // part.block_size for name, part in blocked.items()}
@@ -339,6 +336,8 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
                 f"shape {tuple(features.shape)}",
                 f"Project the features to {self.dim}, or build GSSFMetric with their width.",
             )
+        if features.device.type == "meta" and not any(one.is_meta for one in self.parameters()):
+            check_has_values(name, features)
         return features
 
 

@@ -1,7 +1,9 @@
 """The options of a metric, checked once when it is built: every rule, what came, and what to do instead."""
 
+import math
 import operator
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
+from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,6 +15,7 @@ from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.metric.arrays import to_tensor
 
 __all__ = [
+    "LARGEST",
     "WHOLE",
     "Constraint",
     "Term",
@@ -23,11 +26,14 @@ __all__ = [
     "check_metric",
     "check_positive",
     "checked_block_size",
+    "checked_chunk",
     "checked_count",
     "checked_grouping",
+    "checked_number",
 ]
 
 WHOLE = "be a whole number of at least 1"
+LARGEST = 2**31  # of a count that memory is taken for
 
 Term = Literal["diagonal", "block_diagonal", "dense"]
 Constraint = Literal["symmetric", "psd"]
@@ -74,6 +80,23 @@ def checked_count(
     return number
 
 
+def checked_number(name: str, value: object, rule: str, remedy: str, right: Callable[[float], bool]) -> float:
+    """A finite number, numpy's too, as a float.
+
+    Raises:
+        ArgumentError: no number, a truth value, NaN or infinity, or not `right`; `rule` says which is right.
+    """
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or not right(number):
+        raise ArgumentError(name, rule, repr(value), remedy)
+    return number
+
+
+def checked_chunk(name: str, value: object, of: int) -> int:
+    """How many of so many items are worked on at once, at least 1 and at most all."""
+    return min(checked_count(name, value, "Use the default, or less where memory is short."), max(of, 1))
+
+
 def check_metric(metric: object) -> None:
     """None, or a metric on a device that holds values.
 
@@ -95,7 +118,7 @@ def checked_block_size(block_size: int, dim: int) -> int:
 
 def check_constraint(constraint: str | None) -> None:
     """None, or one of the known names."""
-    if constraint is not None and constraint not in get_args(Constraint):
+    if constraint is not None and not (isinstance(constraint, str) and constraint in get_args(Constraint)):
         raise ArgumentError(
             "constraint",
             f"be None or one of {get_args(Constraint)}",

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from gssf_plug.distributed import gather_detached, process_count, share
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs
+from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs, to_tensor
 from gssf_plug.metric.exact.candidates import Candidates
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores
 from gssf_plug.metric.exact.decisions import best_of_all, best_of_candidates
 from gssf_plug.metric.exact.fast_scores import FastRows, fast_queries
 from gssf_plug.metric.gallery import PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
-from gssf_plug.metric.options import check_metric, checked_count
+from gssf_plug.metric.options import check_metric, checked_chunk, checked_count
 
 __all__ = ["Neighbours", "topk"]
 
@@ -92,9 +92,9 @@ def topk(
     """
     name, mask = ("exclude", exclude) if exclude is not None else ("forbidden", forbidden)
     search = _checked_search(metric, queries, gallery, k, name, mask)
-    query_chunk = checked_count("query_chunk", query_chunk, "Use the default, or less where memory is short.")
-    gallery_chunk = checked_count("gallery_chunk", gallery_chunk, "Use the default, or less where memory is short.")
     whole, size = search.queries, len(search.features)
+    query_chunk = checked_chunk("query_chunk", query_chunk, len(whole))
+    gallery_chunk = checked_chunk("gallery_chunk", gallery_chunk, size)
     # a chunk of scores in float64 takes twice the memory
     query_chunk = max(1, query_chunk // 2) if search.many_wanted else query_chunk
     own = share(range(0, size, gallery_chunk), distributed)
@@ -235,7 +235,7 @@ def _checked_search(
     count = checked_count("k", k, "Ask for fewer items.", rule=rule, most=len(items))
     check_finite("queries", rows, 0)
     if isinstance(exclude, np.ndarray):
-        exclude = torch.from_numpy(exclude)
+        exclude = to_tensor(name, exclude)
     if exclude is not None and not callable(exclude):
         _check_mask(name, exclude, (len(rows), len(items)))
     source = gallery if isinstance(gallery, PreparedGallery) else items

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gssf_plug.errors import ArgumentError
+
 __all__ = ["normalize_rows"]
 
 # beyond 2^±limit squares may leave the dtype in which they are summed; there a power of two 2^∓shift comes first
@@ -16,12 +18,20 @@ def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"
     Rows of every length come out with length one, those of 1e30 and of 1e-40 too: they are first scaled by a power of
     two, which rounds nothing. A row of zeros stays zero; it scores 0 with everything.
 
+    Raises:
+        ArgumentError: anything but a floating-point tensor with a last dimension.
+
     Example:
         >>> normalize_rows(torch.tensor([[3e30, 4e30], [3e-40, 4e-40], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentError("x", "be a floating-point tensor (..., D)", got, "Convert it, for instance with .float().")
+    if x.shape[-1] == 0:
+        return x
     accumulate = torch.promote_types(x.dtype, torch.float32)
     if x.dtype != torch.float16:  # whose squares stay within float32
         limit, shift = LIMITS[accumulate]

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.options import Constraint, check_positive
+from gssf_plug.metric.arrays import checked_device
+from gssf_plug.metric.options import LARGEST, WHOLE, Constraint, check_flag, checked_count
 from gssf_plug.retrieval.fitting.candidates import Loss, make_candidates
 from gssf_plug.retrieval.fitting.comparison import Comparison
 from gssf_plug.retrieval.fitting.measures import checked_measure
@@ -77,22 +78,28 @@ def fit_metric(
         >>> result.metric.dim
         8
     """
-    where = None if device is None else torch.device(device)
-    for name, value in (("patience", patience), ("max_epochs", max_epochs), ("batch_size", batch_size)):
-        if value is not None:
-            check_positive(name, value, "Use the default.")
+    where, schedule = checked_device("device", device), _schedule(batch_size, max_epochs, patience, seed)
+    check_flag("progress", progress)
     whole = read_part(("queries", "documents", "pairs", "ignored"), (queries, documents, pairs, ignored), where, None)
-    splits = _splits(whole, validation, seed, where)
+    splits = _splits(whole, validation, schedule.seed, where)
     tested = None if test is None else _given("test", test, where, whole.queries.dim)
     candidates = make_candidates(structures, loss, _bound(constraint, whole), whole.queries.dim)
-    schedule = Schedule(batch_size, max_epochs, patience, seed)
     closed_form = isinstance(structures, str)  # "auto": it is dense, and may be taken
     return Comparison(whole, splits, checked_measure(measure), schedule, progress, closed_form).run(candidates, tested)
 
 
+def _schedule(batch_size: int, max_epochs: int | None, patience: int, seed: int) -> Schedule:
+    epochs = None if max_epochs is None else checked_count("max_epochs", max_epochs, "Use the default.", rule=WHOLE)
+    size = checked_count("batch_size", batch_size, "Use the default.", rule=WHOLE)
+    looks = checked_count("patience", patience, "Use the default.", rule=WHOLE)
+    rule, most = "be a whole number of 64 bits", 2**63 - 1
+    seed = checked_count("seed", seed, "Use the default, 0.", rule=rule, least=-most, most=most)
+    return Schedule(min(size, LARGEST), epochs, looks, seed)
+
+
 def _bound(constraint: Constraint | Literal["auto"] | None, whole: Part) -> Constraint | None:
     """What "auto" means here: one list of items is compared with itself, so its scores are symmetric."""
-    if constraint == "auto":
+    if isinstance(constraint, str) and constraint == "auto":
         return "symmetric" if whole.itself else None
     return constraint
 

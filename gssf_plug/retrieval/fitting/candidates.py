@@ -60,7 +60,7 @@ def make_candidates(
     Raises:
         ArgumentError: another word than "auto", an empty list, an option that `GSSFMetric` does not take.
     """
-    if isinstance(structures, str) and structures != "auto":
+    if structures != "auto" if isinstance(structures, str) else not isinstance(structures, Sequence):
         rule = "be 'auto' or a list of options of GSSFMetric"
         raise ArgumentError(
             "structures", rule, repr(structures), "Such as [{'block_size': 16}, {'terms': ('dense',)}]."
@@ -119,7 +119,7 @@ def _losses(loss: Loss) -> dict[str, Callable[[], nn.Module]]:
         return LOSSES
     if isinstance(loss, nn.Module):
         return {type(loss).__name__: lambda: copy.deepcopy(loss)}
-    if loss in LOSSES:
+    if isinstance(loss, str) and loss in LOSSES:
         return {loss: LOSSES[loss]}
     rule = f"be None, a loss module, or one of {tuple(LOSSES)}"
     raise ArgumentError("loss", rule, repr(loss), near_matches(str(loss), LOSSES))

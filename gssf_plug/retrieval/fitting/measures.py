@@ -21,7 +21,7 @@ def checked_measure(measure: str) -> str:
     Raises:
         ArgumentError: another word.
     """
-    if measure not in WHOLE and not AT_PLACE.fullmatch(str(measure)):
+    if not isinstance(measure, str) or (measure not in WHOLE and not AT_PLACE.fullmatch(measure)):
         known = (*WHOLE, "accuracy@1", "precision@10", "recall@10")
         rule = "be a key of document_ranking: mAP, map@100, mrr@10, ndcg@10, or accuracy@k, precision@k, recall@k"
         raise ArgumentError("measure", rule, repr(measure), near_matches(str(measure), known))

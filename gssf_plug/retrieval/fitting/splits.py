@@ -71,8 +71,8 @@ class Part:
 
 def read_part(names: tuple[str, str, str, str], given: Triple, device: torch.device | None, dim: int | None) -> Part:
     """A part of what the caller gave: queries, documents, pairs and, if there is a fourth, ignored pairs."""
-    itself = same_rows(given[0], given[1])
     queries = read_side(names[0], given[0], device, dim)
+    itself = same_rows(given[0], given[1])
     documents = queries if itself else read_side(names[1], given[1], device or queries.device, queries.dim)
     sizes = len(queries), len(documents)
     ignored = None
@@ -92,6 +92,8 @@ def same_rows(queries: Any, documents: Any) -> bool:
     if queries is documents:
         return True
     if getattr(queries, "shape", None) != getattr(documents, "shape", None) or type(queries) is not type(documents):
+        return False
+    if isinstance(queries, Tensor) and (documents.is_meta or documents.layout != queries.layout):
         return False
     equal: Callable[[Any, Any], Any] = torch.equal if isinstance(queries, Tensor) else _equal_arrays
     return bool(equal(queries, documents))

@@ -143,7 +143,7 @@ _FREE_ON_RESUME = {
 def _check_type(name: str, value: Any, hint: Any) -> None:
     """YAML gives `5e-4` as a string and any Literal unchecked, so nothing is taken on trust."""
     if get_origin(hint) is Literal:
-        if value not in get_args(hint):
+        if not isinstance(value, str) or value not in get_args(hint):
             raise ArgumentError(
                 name, f"be one of {get_args(hint)}", repr(value), near_matches(str(value), hint.__args__)
             )
