@@ -22,11 +22,11 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gssf_plug.attention.query_layer import CHILD, LayerMetric
-from gssf_plug.attention.saving import BESIDE, metric_layers, refill_adapter, save_with_adapters
+from gssf_plug.attention.saving import BESIDE, metric_layers, refill_adapter
 from gssf_plug.errors import ArgumentError
 from gssf_plug.wrappers import plain_path
 
-__all__ = ["AdapterCallback", "forget_files", "refuse_loss", "watch_files"]
+__all__ = ["AdapterCallback", "forget_files", "refuse_loss"]
 
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 RESUMING = ("_load_from_checkpoint", "_load_best_model")  # the methods of Trainer that read a checkpoint
@@ -141,16 +141,8 @@ class AdapterCallback(TrainerCallback):
         return loaded
 
 
-def watch_files(model: nn.Module) -> None:
-    """From now on `model.load_state_dict` loses no metric, and `model.save_pretrained` writes the adapters, too."""
-    if not _refusals(model):
-        model.register_load_state_dict_pre_hook(refuse_loss)
-    if isinstance(model, PreTrainedModel) and "save_pretrained" not in vars(model):
-        model.__dict__["save_pretrained"] = partial(save_with_adapters, model)
-
-
 def forget_files(model: nn.Module) -> None:
-    """Undo `watch_files`, once no metric is left in the model."""
+    """Take away what `attach` put on the model for its files, once no metric is left in it."""
     if not any(isinstance(module, LayerMetric) for module in model.modules()):
         for key in _refusals(model):
             del model._load_state_dict_pre_hooks[key]

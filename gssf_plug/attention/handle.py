@@ -10,11 +10,11 @@ from os import PathLike
 
 from torch import nn
 
-from gssf_plug.attention.callback import AdapterCallback, forget_files, watch_files
+from gssf_plug.attention.callback import AdapterCallback, forget_files
 from gssf_plug.attention.merging.fold import MergeReport
 from gssf_plug.attention.merging.merge import fold_for_a_while, merge, switch, unfold, unmerge
-from gssf_plug.attention.merging.plan import PatchedLayer, lost_layers, plan_folds
-from gssf_plug.attention.query_layer import CHILD, LayerMetric, notice_hooks
+from gssf_plug.attention.merging.plan import PatchedLayer, plan_folds
+from gssf_plug.attention.query_layer import CHILD, LayerMetric, lost_layers, notice_hooks
 from gssf_plug.attention.saving import push_adapter, save_adapter
 from gssf_plug.attention.summary import table
 from gssf_plug.errors import ArgumentError, near_matches
@@ -46,7 +46,6 @@ class AttentionPatch:
         if not self.layers:
             raise ArgumentError("model", "be patched", f"a plain {type(model).__name__}", "Call patch_attention first.")
         notice_hooks()  # a patched model may come out of a pickle
-        watch_files(model)
         self._trainable_before: dict[nn.Parameter, bool] = {}
 
     @property
@@ -72,7 +71,7 @@ class AttentionPatch:
     @property
     def is_folded(self) -> bool:
         """True inside `folded()`."""
-        return any(layer.stand_in is not None for layer in self.layers.values())
+        return any(layer.metric_layer.stand_in is not None for layer in self.layers.values())
 
     def named_parameters(self, adapter_name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters of an adapter, default the active one, with their path in the model."""
@@ -317,7 +316,7 @@ class AttentionPatch:
             name, reason = next(iter(lost.items()))
             remedy = "Save the adapter, load it onto the model as it was, and merge it before that tool runs."
             raise ArgumentError("patch", "act in the model", f"'{name}', where it is lost: {reason}", remedy)
-        return next(iter(self.layers.values())).query
+        return next(iter(self.layers.values())).metric_layer
 
     def _check_acting(self, action: str) -> None:
         self._check_unmerged("merged again" if action == "merged" else action)

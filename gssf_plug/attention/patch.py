@@ -7,12 +7,15 @@ disabled, merged into plain weights, and removed without a trace.
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
+from transformers import PreTrainedModel
 
+from gssf_plug.attention.callback import refuse_loss
 from gssf_plug.attention.discovery.attention_module import AttentionModule, select
 from gssf_plug.attention.discovery.probe import SILENT
 from gssf_plug.attention.discovery.prober import Prober
@@ -20,6 +23,7 @@ from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.options import AdapterOptions, check_adapter_name, check_dtype, check_example, check_places
 from gssf_plug.attention.placement import device_of, is_offloaded, is_sharded
 from gssf_plug.attention.query_layer import CHILD, LayerMetric, notice_hooks
+from gssf_plug.attention.saving import save_with_adapters
 from gssf_plug.attention.sites import QueryNorm, Sites, make_metric_layers, patchable_modules
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
@@ -114,9 +118,19 @@ def attach(
         if getattr(owner, CHILD, None) is not query:
             query.to(device).train(owner.training)
             query.attach(owner)
+    _watch_files(model)
     patch = AttentionPatch(model, left_alone)
     patch.set_adapter(adapter_name)
     return patch
+
+
+def _watch_files(model: nn.Module) -> None:
+    """From now on `model.load_state_dict` loses no metric, and `model.save_pretrained` writes the adapters, too."""
+    hooks = model._load_state_dict_pre_hooks.values()
+    if not any(getattr(hook, "hook", None) is refuse_loss for hook in hooks):
+        model.register_load_state_dict_pre_hook(refuse_loss)
+    if isinstance(model, PreTrainedModel) and "save_pretrained" not in vars(model):
+        model.__dict__["save_pretrained"] = partial(save_with_adapters, model)
 
 
 def check_model(model: nn.Module) -> None:

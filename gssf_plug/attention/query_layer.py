@@ -15,7 +15,7 @@ torch.compile beside hooks: compiled code must notice that a metric came or went
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 import torch._dynamo.config as dynamo
@@ -29,7 +29,7 @@ from gssf_plug.attention.placement import is_sharded
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 
-__all__ = ["CHILD", "LayerMetric", "QueryMetric", "notice_hooks"]
+__all__ = ["CHILD", "LayerMetric", "Patched", "QueryMetric", "lost_layers", "notice_hooks"]
 
 
 def notice_hooks() -> None:
@@ -261,3 +261,29 @@ class QueryMetric(LayerMetric):
             yield self.site(owner), name
         if self.bias is not None:
             yield owner, self.bias
+
+
+class Patched(Protocol):
+    """What is asked of a patched layer: the module that holds the metrics, the metrics, and whether they are merged."""
+
+    owner: nn.Module
+    metric_layer: LayerMetric
+    fold: Any
+
+
+def lost_layers(model: nn.Module, layers: Mapping[str, Patched]) -> dict[str, str]:
+    """Layers in which the metric hangs and cannot act, since a tool changed the model, and why; looked up now."""
+    there = {id(module) for module in model.modules()}
+    lost: dict[str, str] = {}
+    for name, layer in layers.items():
+        if (
+            layer.fold is not None
+            or layer.metric_layer.stand_in is not None
+            or layer.owner._modules.get(CHILD) is not layer.metric_layer
+        ):
+            continue
+        gone = "" if id(layer.owner) in there else "another module stands in its place"
+        reason = gone or layer.metric_layer.lost(layer.owner)
+        if reason:
+            lost[name] = reason
+    return lost

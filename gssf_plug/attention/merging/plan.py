@@ -18,12 +18,12 @@ from torch import nn
 from gssf_plug.attention.merging.fold import Fold, NotFoldable, plan_fold
 from gssf_plug.attention.merging.stand_in import StandIn
 from gssf_plug.attention.placement import is_offloaded, is_sharded
-from gssf_plug.attention.query_layer import CHILD, LayerMetric, QueryMetric
+from gssf_plug.attention.query_layer import LayerMetric, QueryMetric
 from gssf_plug.attention.score_layer import ScoreMetric
 from gssf_plug.attention.sites import LayerCall, arriving, record_calls
 from gssf_plug.metric import GSSFMetric
 
-__all__ = ["PatchedLayer", "lost_layers", "plan_folds", "plan_score_fold"]
+__all__ = ["PatchedLayer", "plan_folds", "plan_score_fold"]
 
 
 @dataclass
@@ -47,24 +47,6 @@ class PatchedLayer:
     @stand_in.setter
     def stand_in(self, value: StandIn | None) -> None:
         self.metric_layer.stand_in = value
-
-
-def lost_layers(model: nn.Module, layers: Mapping[str, PatchedLayer]) -> dict[str, str]:
-    """Layers in which the metric hangs and cannot act, since a tool changed the model, and why; looked up now."""
-    there = {id(module) for module in model.modules()}
-    lost: dict[str, str] = {}
-    for name, layer in layers.items():
-        if (
-            layer.fold is not None
-            or layer.stand_in is not None
-            or layer.owner._modules.get(CHILD) is not layer.metric_layer
-        ):
-            continue
-        gone = "" if id(layer.owner) in there else "another module stands in its place"
-        reason = gone or layer.metric_layer.lost(layer.owner)
-        if reason:
-            lost[name] = reason
-    return lost
 
 
 def plan_folds(

@@ -4,6 +4,7 @@ A recipe is a mapping of JSON-able values, nested as deep as one likes: the fiel
 loss are made of, what the data look like. Two recipes are compared leaf by leaf.
 """
 
+import inspect
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
@@ -29,8 +30,8 @@ _LEAVES = (bool, int, float, str, type(None))
 def describe_module(module: nn.Module) -> dict[str, Any]:
     """Class, shapes of parameters, and public settings of a module and of each module in it.
 
-    Settings are attributes that hold numbers, texts, types of torch, functions (by name), or lists of these: a margin,
-    a dropout, a constraint, an activation.
+    Settings are attributes that hold texts, types of torch, functions (by name), numbers that the constructor takes, or
+    lists of these: a margin, a dropout, a constraint, an activation.
 
     Args:
         module: before it is sharded, which changes classes.
@@ -82,8 +83,12 @@ def differences(old: Any, new: Any, name: str) -> Iterator[tuple[str, Any, Any]]
 def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
     kind = type(module)
     yield "class", f"{kind.__module__}.{kind.__qualname__}"
+    makers = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)]
+    given = {name for make in makers for name in inspect.signature(make).parameters}
     for name, value in vars(module).items():
-        if not name.startswith("_") and name not in _FREE:
+        # a number that no constructor asks for may be a count of the last batch, as pytorch-metric-learning keeps them
+        counted = type(value) in (int, float) and name not in given
+        if not name.startswith("_") and name not in _FREE and not counted:
             leaf = _leaf(value)
             if leaf is not _UNKNOWN:
                 yield name, leaf

@@ -45,6 +45,16 @@ def test_training_does_not_change_what_a_module_is():
     assert describe_module(module.eval()) == before
 
 
+def test_counts_of_the_last_batch_are_no_setting():
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    loss = losses.TripletMarginLoss(0.3)
+    before = describe_module(loss)
+    loss(torch.randn(8, 4), torch.arange(8) // 2)
+    loss.reducer.last_batch = 7  # as its reducers and miners note what they met
+    assert describe_module(loss) == before
+    assert named(before, describe_module(losses.TripletMarginLoss(0.4))) == ["model.margin"]
+
+
 def test_an_entry_that_an_earlier_version_did_not_write_is_no_difference(tmp_path):
     check_recipe({"seed": 1}, {"seed": 1, "patience": None}, tmp_path)
     check_recipe({"share": float("nan")}, {"share": float("nan")}, tmp_path)
