@@ -150,7 +150,7 @@ def draw(patch: AttentionPatch, task: Task, name: Path) -> None:
     text = {"input_ids": task.test[:4]}
     plot_heads(patch, text, title=name.name).savefig(name.with_name(f"{name.name}_heads.png"), dpi=110)
     moved = {path: layer.metric_layer.metric() for path, layer in patch.layers.items()}
-    layer = max(moved, key=lambda path: float(moved[path].deviation().norm()))
+    layer = max(moved, key=lambda path: float(moved[path].deviation().detach().norm()))
     heads = patch.layers[layer].metric_layer.heads.query_heads
     head = int(moved[layer].deviation().reshape(heads, -1).norm(dim=1).argmax())
     plot_attention(patch, text, layer=layer, head=head).savefig(name.with_name(f"{name.name}_maps.png"), dpi=110)

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -268,10 +269,12 @@ def softmax_inputs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
 def read(model: nn.Module, case: Case, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Outputs, tuple[Tensor, ...]]:
     """The layer's logits (B, H, T, S), the outputs of the modules in it, and its cos and sin."""
     layer, outputs, rotary = model.get_submodule(case.layer), {}, []
+
+    def note(name: str, output: Any) -> None:  # returns nothing: what a hook returns takes the output's place
+        outputs.setdefault(name, output)
+
     for name, module in layer.named_modules():
-        module.register_forward_hook(
-            lambda module, arguments, output, name=name: outputs.setdefault(name, output), always_call=True
-        )
+        module.register_forward_hook(lambda _, arguments, output, name=name: note(name, output), always_call=True)
     layer.register_forward_pre_hook(
         lambda module, arguments, options: rotary.append(options.get("position_embeddings")), with_kwargs=True
     )
