@@ -263,6 +263,8 @@ class RetrievalTrainer:
         saved = self.checkpoints.describe(latest)
         check_recipe(saved["recipe"], self._recipe(), self.folder, anyway=anyway)
         self.checkpoints.load(self.accelerator, latest)
+        if self.accelerator.is_main_process:
+            self.checkpoints.prune()
         self.progress = Progress(**saved["progress"])
         if isinstance(self.feed, PlannedFeed) and self.progress.batch >= self.feed.length:  # its epoch was longer
             self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0

@@ -13,13 +13,16 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from retrieval import toy
+from tqdm.auto import tqdm
 
 import gssf_plug.retrieval.training.best_weights as weights
 from gssf_plug.errors import CheckpointError
@@ -65,14 +68,14 @@ def die_after_publishing(call: int) -> None:
     """Between the rename of the `call`-th checkpoint and the deletion of old ones."""
     from gssf_plug.retrieval.training.checkpoints import Checkpoints
 
-    whole, count = Checkpoints._prune, iter(range(1, 1000))
+    whole, count = Checkpoints.prune, iter(range(1, 1000))
 
     def prune(self):
         if next(count) == call:
             die()
         whole(self)
 
-    Checkpoints._prune = prune
+    Checkpoints.prune = prune
 
 
 def fill_disk(size: int) -> None:
@@ -82,6 +85,7 @@ def fill_disk(size: int) -> None:
 
 
 def attempt(folder: Path, sabotage, argument: int, workers: int) -> None:
+    os.setpgrp()  # its reading processes can be ended with it, also one that had not yet learnt its parent's name
     warnings.simplefilter("error")
     if sabotage is not None:
         sabotage(argument)
@@ -149,6 +153,8 @@ def kill_at_random(root: Path, chance: random.Random, seconds: float, wanted: in
             if process.is_alive():
                 process.kill()
             process.join()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             if process.exitcode == 0:
                 break
             assert process.exitcode == -signal.SIGKILL, process.exitcode
@@ -161,6 +167,7 @@ def kill_at_random(root: Path, chance: random.Random, seconds: float, wanted: in
 
 def main(root: Path, seed: int, wanted: int) -> None:
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is shared between forks: one killed while it draws holds it for ever
     chance = random.Random(seed)
     toy.trainer(root / "warm", changes={"epochs": 2}).train()
     clock = time.perf_counter()
@@ -186,7 +193,7 @@ def main(root: Path, seed: int, wanted: int) -> None:
     for sabotage, calls in (
         (die_inside_checkpoint, (1, 4)),
         (die_inside_best_weights, (1,)),
-        (die_after_publishing, (3,)),
+        (die_after_publishing, (3, 6)),
     ):
         for call in calls:
             name = f"{sabotage.__name__}-{call}"

@@ -123,7 +123,14 @@ class Checkpoints:
                     discard(temporary)
                 raise self._refused(final, failure) from failure
         if main:
-            self._prune()
+            self.prune()
+
+    def prune(self) -> None:
+        """Remove all but the last `keep`, also those that a run killed after its last checkpoint left. One process."""
+        for old in self._all()[: -self.keep]:
+            doomed = old.with_name(f".{old.name}.old")
+            os.replace(old, doomed)
+            discard(doomed)
 
     def describe(self, path: Path) -> dict[str, Any]:
         """The progress that checkpoint `path` was written with; nothing is loaded yet.
@@ -171,12 +178,6 @@ class Checkpoints:
             f"could not be written ({reason})",
             f"Free some disk space, or make the folder writable, and call train(resume=True); {kept}.",
         )
-
-    def _prune(self) -> None:
-        for old in self._all()[: -self.keep]:
-            doomed = old.with_name(f".{old.name}.old")
-            os.replace(old, doomed)
-            discard(doomed)
 
     def _all(self) -> list[Path]:
         """The oldest first; another file or folder whose name begins alike is none of ours."""
