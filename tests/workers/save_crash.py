@@ -2,6 +2,7 @@
 
     python -m workers.save_crash FOLDER        # the long form, from tests/: 40 kills and 1,000 reads of each kind
     python -m workers.save_crash FOLDER --kills 5 --reads 0 --kinds adapter
+    python -m workers.save_crash FOLDER --fill # FOLDER lies on a small file system of its own, which is filled up
 
 FOLDER is made, on the file system that is to be tried, and removed. One line of JSON per kind comes out: how many kills
 met a save half done, what a load found after each (always one of the two, whole), what the next save left lying about;
@@ -10,6 +11,7 @@ Exit code 1 where any of that did not hold.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -260,6 +262,28 @@ def full_disk(kind: Kind, folder: Path) -> dict[str, Any]:
     return {"refused saves": refused, "wrong after them": wrong}
 
 
+def filled(kind: Kind, folder: Path) -> dict[str, Any]:
+    """Saves of the other configuration where the file system has 0, 1, 2 … pages left."""
+    refused, wrong, ballast = 0, [], folder.parent / "ballast"
+    for pages in range(40):
+        kind.save(folder, 0)
+        with ballast.open("wb", buffering=0) as file:
+            with contextlib.suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+            file.truncate(max(file.tell() - 4096 * pages, 0))
+        expected = "1"
+        try:
+            kind.save(folder, 1)
+        except CheckpointError as error:
+            refused, expected = refused + ("could not be written" in str(error)), "0"
+        found = found_in(kind, folder)
+        if found != expected or hidden(folder):
+            wrong.append(f"{pages} pages: {found} instead of {expected}, {hidden(folder)}")
+        ballast.unlink()
+    return {"filled": 40, "refused when full": refused, "wrong when full": wrong + ["never full"] * (not refused)}
+
+
 def cache(folder: Path, times: int) -> dict[str, Any]:
     """A teacher cache whose making is killed again and again; in the end it is that of an unbroken run."""
     rows = [
@@ -298,6 +322,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--reads", type=int, default=1000)
     parser.add_argument("--kinds", nargs="+", default=[*KINDS, "cache"], choices=[*KINDS, "cache"])
+    parser.add_argument("--fill", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)
@@ -313,10 +338,12 @@ def main() -> None:
             kind = KINDS[name]
             report = kills(kind, folder, options.kills) if options.kills else {}
             report |= reads(kind, folder, options.reads) if options.reads else {}
-            report |= full_disk(kind, folder)
+            report |= filled(kind, folder) if options.fill else full_disk(kind, folder)
         shutil.rmtree(options.folder)
         print(json.dumps({"kind": name, **report}), flush=True)
-        failed |= any(report.get(key) for key in ("wrong", "wrong reads", "wrong after them", "left"))
+        failed |= any(
+            report.get(key) for key in ("wrong", "wrong reads", "wrong after them", "wrong when full", "left")
+        )
     sys.exit(failed)
 
 
