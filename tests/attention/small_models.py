@@ -1,7 +1,17 @@
-"""Small models of three kinds that most attention tests patch, with weights far from zero."""
+"""Small models of a few kinds that most attention tests patch, with weights far from zero."""
 
 import torch
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3Model
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    DebertaConfig,
+    DebertaModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 IDS = torch.tensor([[5, 9, 23, 41, 7, 12, 33], [8, 8, 30, 2, 19, 60, 11]])
 
@@ -31,3 +41,29 @@ def small_qwen() -> Qwen3Model:
         intermediate_size=40, initializer_range=0.2,
     )  # fmt: skip
     return Qwen3Model(config).eval()
+
+
+def small_deberta() -> DebertaModel:
+    """Without relative positions: its plain scores, a fused projection, and a bias of the query kept apart."""
+    torch.manual_seed(0)
+    config = DebertaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40,
+        initializer_range=0.3, relative_attention=False, pos_att_type=[],
+    )  # fmt: skip
+    model = DebertaModel(config).eval()
+    with torch.no_grad():  # biases start at zero, and a bias forgotten would not show
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    return model
+
+
+class SmallMultihead(nn.Module):
+    """torch's own attention over its input, with the weights of each head."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x, x, x, need_weights=True, average_attn_weights=False)[0]

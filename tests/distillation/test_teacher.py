@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from contracts.teacher import TeacherContract, examples, padded
 from distillation.models import TinyCNN, bert, text
 from optimum.quanto import freeze, qint8, quantize
 from torch import nn
@@ -15,6 +16,15 @@ from gssf_plug.features import mean_pool
 
 CPU = torch.device("cpu")
 PAIR = {"encoder.layer.1": "encoder.layer.1"}
+
+
+class TestTeacherModel(TeacherContract):
+    @pytest.fixture
+    def teacher(self):
+        return TeacherModel(self.model())
+
+    def batch(self, teacher, rows):
+        return padded([examples()[row] for row in rows])
 
 
 def counting(model, path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contracts.teacher import TAPS, TeacherContract, examples, padded
 from datasets import Dataset
 from distillation.models import TinyCNN, bert, images, text
 from PIL import Image
@@ -24,6 +25,16 @@ from gssf_plug.features import GPO, mean_pool
 
 POOLED, TOKENS, LAYER = Tap("", pooling=mean_pool), Tap("encoder.layer.3"), Tap("encoder.layer.1", token=0)
 CPU = torch.device("cpu")
+
+
+class TestTeacherCache(TeacherContract):
+    @pytest.fixture
+    def teacher(self, tmp_path):
+        kept = [*TAPS.values(), *(Tap(f"encoder.layer.{layer}") for layer in (0, 1))]
+        return precompute(self.model(), kept, examples(), tmp_path / "cache", collate=padded, batch_size=2)
+
+    def batch(self, teacher, rows):
+        return padded([{**examples()[row], "teacher_row": row} for row in rows])
 
 
 def rows(count=21):
