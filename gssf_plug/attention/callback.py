@@ -157,8 +157,8 @@ def refuse_loss(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str
     """Hook before `load_state_dict` of a patched model: loading without `strict` must not leave a metric as it was.
 
     Raises:
-        ArgumentError: the keys of the metrics have other names there, or Trainer resumes from what has none. Loading
-            the weights of a plain model into a patched one, without `strict`, stays possible.
+        ArgumentError: the file holds the metrics under other names, or Trainer resumes from a checkpoint without them.
+            Loading the weights of a plain model into a patched one, without `strict`, stays possible.
     """
     own = {key for key in _plain_keys(module) if f".{CHILD}.adapters." in f".{key}"}
     given = {plain_path(key.removeprefix(prefix)) for key in state_dict}

@@ -27,21 +27,24 @@ class GSSFAttention(nn.Module):
 
     Args:
         embed_dim: width E of the queries and of the output; a multiple of `num_heads`.
-        num_heads: number of heads.
-        terms: structures of each head's metric, as in `GSSFMetric`; "dense" is a full matrix per head.
-        block_size: side of a block; divides the head dimension E / num_heads.
-        kdim: width of the keys; default E.
-        vdim: width of the values; default E.
-        normalize: score directions, with a learned scale per head that starts at √d (else the product over √d).
-        bias: biases in the four projections.
-        dropout: of the attention weights while training, 0 ≤ p < 1.
+        num_heads: number H of heads, at least 1.
+        terms: structures that are summed in each head's metric, as in `GSSFMetric`; "dense" is a full matrix for each
+            head. Default: diagonal and blocks.
+        block_size: side of a block, in channels; it must divide the head dimension E / H. Default 8.
+        kdim: width of the keys; None (default) takes E.
+        vdim: width of the values; None (default) takes E.
+        normalize: True scores directions, with a learned factor for each head that starts at √d; False (default) takes
+            the product over √d.
+        bias: whether the four projections have biases; default True.
+        dropout: probability that an attention weight is dropped while training, 0 ≤ p < 1; default 0.
 
     Shape:
         query (B, T, E), key (B, S, kdim), value (B, S, vdim) -> output (B, T, E), weights (B, H, T, S) or None.
         Batch first, unlike `nn.MultiheadAttention`'s default.
 
     Raises:
-        ArgumentError: widths that do not divide, dropout out of range, inputs of another width.
+        ArgumentError: a width that its divisor does not divide, a dropout outside its range, or inputs of another
+            width.
 
     Example:
         >>> layer = GSSFAttention(32, 4, block_size=4, kdim=16, vdim=16)
@@ -89,16 +92,20 @@ class GSSFAttention(nn.Module):
         is_causal: bool = False,
         need_weights: bool = False,
     ) -> tuple[Float[Tensor, "batch t dim"], Float[Tensor, "batch heads t s"] | None]:
-        """Attend.
+        """Attend to the keys and mix the values.
 
         Args:
-            query: what asks.
-            key: what is compared with; default `query` (self-attention).
-            value: what is mixed; default `key`.
-            key_padding_mask: True where a key is padding, as in `nn.MultiheadAttention`.
-            attn_mask: broadcast to (B, H, T, S); boolean, True where attention is forbidden, or added to the score.
-            is_causal: forbid keys behind the query's position.
-            need_weights: also return the weights of each head, without dropout; leaves the fused kernel.
+            query: features that attend, (B, T, E).
+            key: features that the queries are compared with, (B, S, kdim); None (default) takes `query`, which is
+                self-attention.
+            value: features that are mixed by the attention weights, (B, S, vdim); None (default) takes `key`.
+            key_padding_mask: True where a key is padding, (B, S), as in `nn.MultiheadAttention`; None (default) masks
+                none.
+            attn_mask: mask that broadcasts to (B, H, T, S): boolean, True where attention is forbidden, or floating
+                point, which is added to the score. None (default) masks nothing.
+            is_causal: True forbids keys behind the position of the query. Default False.
+            need_weights: True also returns the weights of each head, without dropout, for which the fused kernel is
+                left. Default False.
         """
         key = query if key is None else key
         value = key if value is None else value

@@ -1,7 +1,7 @@
 """AttentionPatch: the handle of a patched model.
 
-It owns nothing but what merging replaced: the metrics live in the model, below each attention layer as `gssf`. So a
-second handle, or one for a deep copy of the model, is made by `AttentionPatch(model)`.
+The metrics live in the model, below each attention layer as its child `gssf`; the handle keeps only the weights that
+merging replaced. So `AttentionPatch(model)` makes a second handle, also for a deep copy of the model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,10 +29,10 @@ class AttentionPatch:
 
     Args:
         model: a patched model, or a copy of one.
-        left_alone: attention modules that were not patched, and why; for the summary.
+        left_alone: reason for each attention module that was not patched, by path, for the summary; default none.
 
     Raises:
-        ArgumentError: the model is not patched (a merged model is plain: keep the handle that merged it).
+        ArgumentError: the model is not patched. (A merged model is plain again: keep the handle that merged it.)
     """
 
     def __init__(self, model: nn.Module, left_alone: Mapping[str, str] | None = None) -> None:
@@ -74,7 +74,7 @@ class AttentionPatch:
         return any(layer.metric_layer.stand_in is not None for layer in self.layers.values())
 
     def named_parameters(self, adapter_name: str | None = None) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters of an adapter, default the active one, with their path in the model."""
+        """Parameters of an adapter (the active one by default), each with its path in the model."""
         name = self._known(adapter_name)
         for path, layer in self.layers.items():
             metric = layer.metric_layer.metric(name)
@@ -84,7 +84,7 @@ class AttentionPatch:
                     yield f"{prefix}.{key}", parameter
 
     def parameters(self, adapter_name: str | None = None) -> Iterator[nn.Parameter]:
-        """Parameters of an adapter, default the active one: what an optimizer needs to train the metric alone."""
+        """Parameters of an adapter (the active one by default): what an optimizer needs to train the metric alone."""
         return (parameter for _, parameter in self.named_parameters(adapter_name))
 
     def freeze_base(self) -> None:
@@ -109,7 +109,7 @@ class AttentionPatch:
         """Drop an adapter that is not active.
 
         Raises:
-            ArgumentError: it is active, or unknown.
+            ArgumentError: the adapter is active, or there is none of that name.
         """
         name = self._known(adapter_name)
         if name == self.active_adapter:
@@ -149,16 +149,18 @@ class AttentionPatch:
         planned and checked before any is changed.
 
         Args:
-            partial: fold the layers that fold and leave the others patched; default refuse unless all fold.
+            partial: True folds the layers that can be folded and leaves the others patched; False (default) refuses
+                unless all can.
 
         Returns:
-            Per layer: the share of the learned change that the weights' dtype kept, and the largest change.
+            A report with one entry for each folded layer: the share of the learned change that the data type of the
+            weights kept, and the largest change of a weight.
 
         Raises:
-            ArgumentError: already merged, disabled, or a layer does not fold; the model is untouched.
+            ArgumentError: the patch is merged already or disabled, or a layer cannot be folded; the model is untouched.
 
         Warns:
-            UserWarning: rounding to the weights' dtype ate more than a tenth of a layer's change.
+            UserWarning: rounding to the data type of the weights lost more than a tenth of what a layer had learned.
         """
         self._check_acting("merged")
         return merge(self.model, self.layers, partial=partial)
@@ -167,8 +169,8 @@ class AttentionPatch:
         """Undo `merge`: the replaced weights return bit for bit, and the metrics act again.
 
         Raises:
-            ArgumentError: not merged; or the merged model was patched or merged anew, and what came last goes first; or
-                its weights were changed since, and nothing is overwritten.
+            ArgumentError: the patch is not merged; or the merged model was patched or merged again, and what came last
+                must go first; or its weights were changed since, and nothing is overwritten.
         """
         if not self.merged:
             raise ArgumentError("patch", "be merged to be unmerged", "an unmerged one", "Call patch.merge() first.")
@@ -182,9 +184,10 @@ class AttentionPatch:
         and files, and act again afterwards, to the bit. Contexts may nest; `disabled()` works inside.
 
         Raises:
-            ArgumentError: merged or disabled, or a layer does not fold: named, with the reason, and nothing has
-                changed. On leaving: weights, metric or folded weights were changed inside, so what was computed since
-                is not the patched model's; the model is whole, and the parameters keep what they were given.
+            ArgumentError: on entering: the patch is merged or disabled, or a layer cannot be folded; the message names
+                it with the reason, and nothing has changed. On leaving: weights, metric or folded weights were changed
+                inside, so that what was computed since is not what the patched model computes; the model is whole, and
+                its parameters keep what they were given.
         """
         if self.is_folded:
             yield self
@@ -209,8 +212,8 @@ class AttentionPatch:
         Twice is once. A removed patch has nothing left to merge or to train, and says so.
 
         Raises:
-            ArgumentError: merged (a merged model holds nothing of the patch but its weights; to keep those, drop the
-                handle).
+            ArgumentError: the patch is merged. A merged model holds nothing of the patch but its weights: to keep
+                those, drop the handle.
         """
         self._check_unmerged("removed")
         for layer in self.layers.values():
@@ -222,23 +225,23 @@ class AttentionPatch:
         self.layers, self._trainable_before = {}, {}
 
     def summary(self) -> str:
-        """Per layer: site, heads, parameters, whether it acts now and merges; then what was left alone, and why."""
+        """Table of the layers: site, heads, parameters, whether each acts and merges; then what was left alone."""
         self._first(acting=False)
         folds, refused = ({}, {}) if self.merged else plan_folds(self.model, self.layers, once_trained=True)
         return table(self.layers, folds, refused, lost_layers(self.model, self.layers), self.left_alone)
 
     def callback(self, *, save_base: bool = False, fold_evaluation: bool = True) -> AdapterCallback:
-        """For `Trainer(..., callbacks=[patch.callback()])`: checkpoints of the adapter's size that resume to the bit.
+        """The callback for a transformers `Trainer`: checkpoints of the adapter's size that resume to the bit.
 
         Each checkpoint holds what trains (metrics, a new head) under the model's own names, so that
         `resume_from_checkpoint` and `load_best_model_at_end` bring it back for every type of model, and each adapter
         alone in `checkpoint-N/gssf/NAME`, for `load_attention`. `trainer.save_model(folder)` is as without it.
 
         Args:
-            save_base: keep frozen parameters in the checkpoints, too. Default leave them out: then resume with the
-                same base that was trained on, as with PEFT's adapters.
-            fold_evaluation: evaluate and predict with folded weights (see `folded`) from the second batch on, wherever
-                all layers fold.
+            save_base: True keeps frozen parameters in the checkpoints, too. False (default) leaves them out: resume
+                with the same base that was trained on, as with PEFT's adapters.
+            fold_evaluation: True (default) evaluates and predicts with folded weights (see `folded`) from the second
+                batch on, wherever all layers can be folded.
         """
         return AdapterCallback(self, save_base=save_base, fold_evaluation=fold_evaluation)
 
@@ -265,17 +268,17 @@ class AttentionPatch:
         adapter_name: str | None = None,
         model_card_kwargs: CardFacts | None = None,
     ) -> None:
-        """Write one adapter alone, default the active one: safetensors, JSON and a model card.
+        """Write one adapter alone: safetensors, JSON and a model card.
 
         Args:
-            path: folder, created where missing.
-            adapter_name: which adapter; default the active one.
-            model_card_kwargs: what only you know, for the card: {"data": ..., "measures": ..., "license": ...}, see
-                `gssf_plug.files.CardFacts`. A card that is already there is kept, unless this is given.
+            path: folder of the adapter, which is created where it is missing.
+            adapter_name: name of the adapter to save; None (default) saves the active one.
+            model_card_kwargs: facts for the model card that only you know, see `gssf_plug.files.CardFacts`. A card that
+                is already in the folder is kept, unless this is given.
 
         Raises:
-            ArgumentError: an empty path, or an adapter that is not there.
-            CheckpointError: the disk refuses; what was there before is whole.
+            ArgumentError: the path is empty, or there is no adapter of that name.
+            CheckpointError: the disk refuses. What was there before is whole.
         """
         name = self._known(adapter_name, acting=False)
         save_adapter(path, self.model, self._queries(), name, model_card_kwargs)
@@ -291,7 +294,10 @@ class AttentionPatch:
         commit_message: str = "Upload a GSSF attention adapter",
         model_card_kwargs: CardFacts | None = None,
     ) -> str:
-        """Save one adapter into a temporary folder and upload it; gives the commit's address."""
+        """Save one adapter into a temporary folder and upload it to the Hub; gives the address of the commit.
+
+        `adapter_name` and `model_card_kwargs` are those of `save_pretrained`, the others those of huggingface_hub.
+        """
         return push_adapter(
             lambda folder: self.save_pretrained(folder, adapter_name=adapter_name, model_card_kwargs=model_card_kwargs),
             repo_id,

@@ -53,22 +53,26 @@ def load_attention(
     """Patch `model` with an adapter that `AttentionPatch.save_pretrained` wrote, and activate it.
 
     Args:
-        model: the base model; on a patched one the adapter is added under a new name.
-        path: a folder, or a Hub id; also a folder that `model.save_pretrained` of a patched model wrote.
-        adapter_name: name on this model; need not be the one it was saved under.
-        hot_swap: copy the values into the adapter of that name, which the model holds already with the same layers and
-            structures. Parameters stay the same objects: nothing is compiled again, no optimizer is made again, and
-            the model may be compiled, wrapped or sharded. Which adapter is active does not change.
-        dtype: of the metric's parameters; default as saved.
-        example_inputs: as in `patch_attention`; the layouts are proven here, too.
-        revision: branch, tag or commit on the Hub, like the three that follow.
-        token: access token.
-        cache_dir: where downloads are kept.
-        local_files_only: never ask the network.
+        model: the base model that the adapter was trained on. On a patched model the adapter is added under a new name.
+        path: folder or Hub id of an adapter; a folder that `model.save_pretrained` of a patched model wrote will do,
+            too.
+        adapter_name: name of the adapter on this model, which need not be the one that it was saved under; default
+            "default".
+        hot_swap: True copies the values into the adapter of that name, which the model must hold with the same layers
+            and structures. Parameters stay the same objects: nothing is compiled again, no optimizer is made again, and
+            the model may be compiled, wrapped or sharded. The active adapter stays active. Default False.
+        dtype: data type of the metric's parameters; None (default) keeps that of the file.
+        example_inputs: keyword arguments of `model.forward` with which the layouts are proven, as in `patch_attention`.
+        revision: branch, tag or commit on the Hub; None (default) takes the main branch.
+        token: access token of the Hub, or True for the one that is stored on this machine.
+        cache_dir: folder in which downloads are kept; None (default) takes that of huggingface_hub.
+        local_files_only: True never asks the network and takes what was downloaded before. Default False.
 
     Raises:
-        CheckpointError: missing, damaged, of another model; names the first mismatch; the model is untouched.
-        ArgumentError: the model cannot be patched, or holds an adapter of that name (with `hot_swap`: holds none).
+        CheckpointError: the adapter is missing, damaged, or of another model. The message names the first mismatch; the
+            model is untouched.
+        ArgumentError: the model cannot be patched, or it holds an adapter of that name already (with `hot_swap`: holds
+            none).
     """
     check_adapter_name(adapter_name)
     check_dtype(dtype)

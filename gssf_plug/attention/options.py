@@ -22,7 +22,7 @@ class AdapterOptions:
     """What one adapter's metrics are made of; see `patch_attention`.
 
     Raises:
-        ArgumentError: an option breaks its rule, whatever the model.
+        ArgumentError: an option breaks its rule, whatever the model is.
     """
 
     terms: tuple[Term, ...]
@@ -42,7 +42,7 @@ class AdapterOptions:
 
     @classmethod
     def of(cls, terms: Iterable[Term], block_size: int, per_head: bool) -> "AdapterOptions":
-        """From what the caller passed: the terms may come in any collection."""
+        """Read what the caller passed, where the terms may come in any collection."""
         given = () if isinstance(terms, str) or not isinstance(terms, Iterable) else tuple(terms)
         if not given or not all(isinstance(term, str) for term in given):
             remedy = f"Choose from {get_args(Term)}."
@@ -57,7 +57,7 @@ class AdapterOptions:
         return GSSFMetric(width, terms=terms, block_size=block_size, normalize=False)
 
     def check_fits(self, sizes: Mapping[str, int]) -> None:
-        """Blocks divide the head dimension of every layer, which `sizes` gives by path."""
+        """Raise unless blocks divide the head dimension of every layer, which `sizes` gives by path."""
         wrong = next((name for name, size in sizes.items() if size % self.block_size), None)
         if wrong is not None and "block_diagonal" in self.terms:
             common = math.gcd(*sizes.values())
@@ -67,7 +67,7 @@ class AdapterOptions:
 
 
 def check_places(sites: str, query_norm: str) -> None:
-    """The two options that say where the metric goes."""
+    """Raise unless the two options that say where the metric goes have values that fit together."""
     if not isinstance(sites, str) or sites not in ("projection", "score"):
         raise ArgumentError("sites", "be 'projection' or 'score'", repr(sites), "See patch_attention.")
     if sites == "score" and isinstance(query_norm, str) and query_norm == "before":
@@ -78,7 +78,7 @@ def check_places(sites: str, query_norm: str) -> None:
 
 
 def check_example(example_inputs: Mapping[str, Any] | None) -> None:
-    """None, or arguments of the model's forward by name."""
+    """Raise unless these are None, or arguments of the model's forward by name."""
     named = isinstance(example_inputs, Mapping) and all(isinstance(name, str) for name in example_inputs)
     if example_inputs is not None and not named:
         remedy = "Such as dict(input_ids=...), or leave it out."
@@ -86,14 +86,14 @@ def check_example(example_inputs: Mapping[str, Any] | None) -> None:
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """None, or one that parameters can have."""
+    """Raise unless it is None, or a data type that parameters can have."""
     if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
         remedy = "Use torch.float32, or leave it out."
         raise ArgumentError("dtype", "be a floating-point dtype of torch", repr(dtype), remedy)
 
 
 def check_adapter_name(adapter_name: str) -> None:
-    """A name that can stand in a path of parameters."""
+    """Raise unless the name can stand in a path of parameters."""
     plain = isinstance(adapter_name, str) and adapter_name and "." not in adapter_name
     if not plain or hasattr(nn.ModuleDict, adapter_name):
         raise ArgumentError(

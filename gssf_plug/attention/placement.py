@@ -17,7 +17,7 @@ __all__ = ["brought_in", "device_of", "fill", "is_offloaded", "is_sharded", "who
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Does this process hold only a part of it."""
+    """whether this process holds only a part of the tensor (a DTensor)."""
     if not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -26,13 +26,13 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of it; where it is sharded, every process has to ask at the same time."""
+    """The whole tensor; where it is sharded this is a collective, and every process has to call it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
 def fill(tensor: Tensor, value: Tensor) -> None:
-    """Give `tensor` the values of a whole one, in place; each process keeps its part."""
+    """Copy the values of a whole tensor into `tensor`, in place; each process keeps its part."""
     if is_sharded(tensor):
         from torch.distributed.tensor import distribute_tensor
 
@@ -42,7 +42,7 @@ def fill(tensor: Tensor, value: Tensor) -> None:
 
 
 def writes() -> bool:
-    """Is this the process that writes files which all processes would write alike."""
+    """whether this process writes the files that are the same on every process: the first one does."""
     return (
         not (torch.distributed.is_available() and torch.distributed.is_initialized())
         or torch.distributed.get_rank() == 0
@@ -50,13 +50,13 @@ def writes() -> bool:
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Does a hook of accelerate bring in a parameter of `module`, or of a module below it, when it runs."""
+    """whether a hook of accelerate brings in a parameter of `module`, or of a module below it, when it runs."""
     return any(hook.offload for part in module.modules() for hook in _align_hooks(part))
 
 
 @contextmanager
 def brought_in(module: nn.Module) -> Iterator[None]:
-    """Offloaded parameters of `module` and below are here, to be read, inside the context."""
+    """Bring offloaded parameters of `module` and below into memory, to be read inside the context."""
     with ExitStack() as stack:
         for part in module.modules():
             stack.enter_context(align_module_device(part))

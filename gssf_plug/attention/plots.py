@@ -34,11 +34,12 @@ def plot_heads(patch: AttentionPatch, inputs: Mapping[str, Any] | None = None, *
 
     Args:
         patch: the handle of a patched model.
-        inputs: keyword arguments for the model's forward: real inputs, with their `attention_mask` where padded.
-        title: above everything.
+        inputs: keyword arguments of the model's forward. Take real inputs, with their `attention_mask` where they are
+            padded.
+        title: text above the whole figure; none by default.
 
     Raises:
-        ArgumentError: merged, or the layers give no attention on `inputs`.
+        ArgumentError: the patch is merged, or its layers give no attention weights on `inputs`.
         ModuleNotFoundError: matplotlib is not installed.
     """
     blocks = {name: _matrices(patch, name) for name in patch.layers}
@@ -74,14 +75,14 @@ def plot_attention(
 
     Args:
         patch: the handle of a patched model.
-        inputs: keyword arguments for the model's forward.
+        inputs: keyword arguments of the model's forward.
         layer: path of a patched layer, as in `patch.layers`.
-        head: number of the head.
-        tokens: one text per position; default numbers.
-        title: above everything.
+        head: number of the head in that layer, from 0.
+        tokens: one text for each position, which labels the axes; None (default) labels them by numbers.
+        title: text above the whole figure; none by default.
 
     Raises:
-        ArgumentError: no such layer or head, another number of tokens, merged.
+        ArgumentError: there is no such layer or head, the number of tokens is another one, or the patch is merged.
         ModuleNotFoundError: matplotlib is not installed.
     """
     if layer not in patch.layers:
@@ -117,10 +118,10 @@ def attention_maps(
 
     Args:
         patch: the handle of a patched model.
-        inputs: keyword arguments for the model's forward.
+        inputs: keyword arguments of the model's forward.
 
     Raises:
-        ArgumentError: merged (unmerge first), or a layer gives no attention.
+        ArgumentError: the patch is merged (unmerge it first), or a layer gives no attention weights.
     """
     if patch.merged:
         raise ArgumentError("patch", "be unmerged to compare attention", "a merged one", "Call patch.unmerge() first.")

@@ -1,17 +1,15 @@
-"""QueryMetric: the metrics of one attention layer at its query, on the way out of the projection or of the query norm.
+"""The injected layer: what hangs below a patched attention layer, holds its metrics, and applies the one that acts.
 
-Its hooks are bound methods, so that copies of the model run their own. Where a layer hands its weight to a function
-instead of calling a projection, the weight is shadowed for the time of the layer's forward; so is a bias of the query
-that the layer adds by itself.
+A `LayerMetric` is a child of the attention layer by the name `gssf`, so the layer's own parameters keep their names in
+`state_dict`. It finds whatever it needs in the layer, so a deep copy, a pickle or an EMA copy of the model carries its
+own metrics. While it is disabled, or where the active adapter does not cover this layer, it changes nothing at all.
 
-LayerMetric: the child module of a patched attention layer that holds its metrics, one per adapter.
+`QueryMetric` acts at the query, on the way out of its projection or of the query norm; `ScoreMetric` (in `score_layer`)
+acts in the score itself. The hooks of a `QueryMetric` are bound methods, so that copies of the model run their own.
+Where a layer hands its weight to a function instead of calling a projection, the weight is shadowed for the time of
+the layer's forward; so is a bias of the query that the layer adds by itself.
 
-It hangs below the layer as `gssf`, so the layer's own parameters keep their names in `state_dict`. `QueryMetric` puts
-the active metric at the query's projection or norm, `ScoreMetric` into the score itself. What it needs it finds in the
-layer, so a deep copy, a pickle or an EMA copy of the model carries its own metrics. While it is disabled, or where the
-active adapter does not cover this layer, it changes nothing at all.
-
-torch.compile beside hooks: compiled code must notice that a metric came or went.
+`notice_hooks` lets code of torch.compile notice that a metric came or went.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -48,9 +46,9 @@ class LayerMetric(nn.Module):
     """The metrics of one attention layer and which of them acts. Subclasses say where.
 
     Args:
-        layout: name of the place, shown in summaries and kept in files.
+        layout: name of the place where the metric acts, which summaries show and files keep.
         heads: numbers and widths of the heads.
-        norm: path of the query norm that the metric follows; None elsewhere.
+        norm: path of the query norm behind which the metric acts; None where it acts at no norm.
 
     Shape:
         rows (…, heads·size) -> (…, heads·size); a metric of `size` channels is shared by all heads.
@@ -68,7 +66,7 @@ class LayerMetric(nn.Module):
         self.resting: dict[str, list[bool]] = {}  # `requires_grad` of each adapter that does not act, as it was
 
     def metric(self, adapter_name: str | None = None) -> GSSFMetric | None:
-        """The metric of an adapter, default the active one; None where it does not cover this layer."""
+        """The metric of an adapter (the active one by default); None where it does not cover this layer."""
         name = self.active if adapter_name is None else adapter_name
         adapters = cast(nn.ModuleDict, self._modules["adapters"])._modules  # straight: at every layer and token
         return cast("GSSFMetric | None", adapters.get(name)) if name is not None else None
@@ -120,7 +118,7 @@ class LayerMetric(nn.Module):
         raise NotImplementedError
 
     def lost(self, owner: nn.Module) -> str:
-        """Why the query of `owner` no longer passes here although this is its child; empty where it does."""
+        """Why the query of `owner` no longer passes through here although this is its child; "" where it does."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -145,7 +143,7 @@ class QueryMetric(LayerMetric):
     """The metrics of one attention layer, and the hooks that apply the active one.
 
     Args:
-        candidate: the proven layout.
+        candidate: the layout that the probe proved, with its numbers.
     """
 
     def __init__(self, candidate: Candidate) -> None:

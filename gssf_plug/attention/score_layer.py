@@ -36,8 +36,8 @@ class ScoreConfig:
     """A layer's view of its configuration: the same in everything but the name of the attention function.
 
     Args:
-        base: the configuration, shared with the model.
-        eager: the eager attention function of the layer's modeling file, which has no name of its own.
+        base: the layer's configuration, which it shares with the model.
+        eager: the eager attention function of the layer's modeling file, which transformers knows by no name.
     """
 
     def __init__(self, base: Any, eager: Attention) -> None:
@@ -72,9 +72,10 @@ class ScoreMetric(LayerMetric):
     """The metrics of one attention layer, applied where query and key meet.
 
     Args:
-        heads: numbers and widths of the heads that the attention function gets.
-        below: the layer's query, where it is proven: what a merge would fold into; else None.
-        why_not_below: why `below` is None.
+        heads: numbers and widths of the heads that the attention function is given.
+        below: the injected layer that would act at the query of this attention layer, into whose weights a merge folds;
+            None where that query is not proven.
+        why_not_below: the reason why `below` is None; "" where it is not.
     """
 
     def __init__(self, heads: Heads, below: QueryMetric | None, why_not_below: str = "") -> None:
@@ -125,7 +126,7 @@ def show(layer: nn.Module, config: Any) -> None:
 
 
 def calls_interface(layer: nn.Module) -> bool:
-    """Does the layer's forward ask transformers' `AttentionInterface` for its attention function."""
+    """whether the layer's forward asks transformers' `AttentionInterface` for its attention function."""
     code = getattr(inspect.unwrap(type(layer).forward), "__code__", None)
     configured = hasattr(getattr(layer, "config", None), "_attn_implementation")
     return configured and code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names

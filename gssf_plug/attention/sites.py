@@ -53,13 +53,13 @@ def make_metric_layers(
     The modules have their verdict afterwards.
 
     Args:
-        prober: of the model.
-        modules: those to be patched.
-        sites: where the metrics go.
-        follow: as in `Prober.prove`.
+        prober: the prober of the model.
+        modules: the attention modules to patch, by path.
+        sites: where the metrics go, "projection" or "score".
+        follow: modules of which the prober will be asked whether gradients reach them, as in `Prober.prove`.
 
     Raises:
-        ArgumentError: the model holds adapters at another site.
+        ArgumentError: the model holds adapters at the other site.
     """
     children = {path: getattr(module.module, CHILD, None) for path, module in modules.items()}
     here: dict[str, LayerMetric] = {path: child for path, child in children.items() if isinstance(child, LayerMetric)}

@@ -20,10 +20,10 @@ def table(
 
     Args:
         layers: the patched layers by path.
-        folds: those that would merge.
-        refused: why others would not.
-        lost: why some cannot act any more.
-        left_alone: attention modules that are not patched, and why.
+        folds: the layers that would merge, with their folds.
+        refused: the reason of each layer that would not merge.
+        lost: the reason of each layer whose metric cannot act any more.
+        left_alone: the reason of each attention module that is not patched.
     """
     rows = [f"{'layer':<44} {'site':<30} {'heads':>9} {'parameters':>11}  {'acting':<8} mergeable"]
     total, adapter = 0, next(iter(layers.values())).query.active

@@ -33,14 +33,15 @@ class AttentionModule:
     """A module with a query and a key, or one that asks transformers for its attention function.
 
     Args:
-        path: from the model.
+        path: path of the module from the model.
         module: the module itself.
-        layouts: those whose query and key exist in it, likeliest first; empty where its score alone is known.
-        verdict: what the probe found.
-        reason: why it is not proven; empty where it is.
-        candidate: the layout that was proven, with its numbers; None elsewhere.
-        scope: the module whose output proved it: `module`, or the parent that computes the attention.
-        tried: the candidates that failed on the first example that reached it, and how; None before that.
+        layouts: the layouts whose query and key exist in it, likeliest first; empty where only its score can be
+            reached.
+        verdict: what the probe found: "proven", "refused", "left alone", "out of reach", or "untried" before it.
+        reason: why the module is not proven; "" where it is.
+        candidate: the layout that was proven, with its numbers; None where there is none.
+        scope: the module whose output proved it: `module` itself, or the parent that computes the attention.
+        tried: the candidates that failed on the first example that reached the module, and how; None before that.
     """
 
     path: str
@@ -92,8 +93,8 @@ def attention_modules(model: nn.Module, also: Callable[[nn.Module], bool] | None
     """The attention modules of `model` by path; nothing is run, and nothing is proven.
 
     Args:
-        model: the model; what hangs below a patched layer holds none.
-        also: tells of a module that no layout fits whether it counts nevertheless.
+        model: the model to look through; what hangs below a patched layer as `gssf` is passed over.
+        also: a function that says of a module that fits no layout whether it counts nevertheless; default none does.
     """
     by_name: dict[str, list[int]] = {}
     layouts = known()
@@ -158,7 +159,7 @@ def select(modules: Mapping[str, AttentionModule], layers: Sequence[str | int] |
     """The modules that `layers` names: a path, a part of one, a glob, or a layer's number; all where it is None.
 
     Raises:
-        ArgumentError: an entry matches nothing; near matches are named.
+        ArgumentError: an entry of `layers` matches nothing; near matches are named.
     """
     if layers is None:
         return dict(modules)
@@ -187,8 +188,8 @@ def settle(modules: Mapping[str, AttentionModule], failures: Sequence[str]) -> N
     """Give each module its verdict, from what was tried.
 
     Args:
-        modules: by path; all that were tried together.
-        failures: how runs of the model failed; the first stands in the reason of what no run reached.
+        modules: all modules that were tried together, by path.
+        failures: how runs of the model failed; the first stands in the reason of every module that no run reached.
     """
     for module in modules.values():
         _settle(module, failures)

@@ -30,12 +30,13 @@ class Candidate:
     """One layout with its numbers filled in.
 
     Args:
-        layout: the layout.
+        layout: the layout that this candidate makes concrete.
         heads: numbers and widths of the heads.
         query: where the query is changed: after its norm, at its projection, or in its weight.
         key: where the key is changed; None where another layer makes it.
-        norm: path of the query norm that `query` is the output of; None elsewhere.
-        bias: parameter of the attention module that is added to the query behind `query`; None elsewhere.
+        norm: path of the query norm whose output `query` is; None where it is no norm.
+        bias: name of the parameter of the attention module that is added to the query behind `query`; None where there
+            is none.
     """
 
     layout: Layout
@@ -55,9 +56,9 @@ def candidates(owner: nn.Module, layouts: Iterable[Layout], shapes: Shapes, *, a
 
     Args:
         owner: the attention module.
-        layouts: those that fit it, likeliest first.
-        shapes: output shape of each module that ran and may make the query or the key.
-        after_norm: where a query norm follows the projection, change the query after it.
+        layouts: the layouts that fit it, likeliest first.
+        shapes: output shape of each module that ran and may make the query or the key, by path.
+        after_norm: True changes the query after a query norm that follows the projection; False changes it before.
     """
     for layout in layouts:
         for heads in _head_guesses(owner, layout, shapes):

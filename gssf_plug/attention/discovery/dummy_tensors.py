@@ -17,7 +17,7 @@ class DummyTensors:
     """Makes the tensors for one module.
 
     Args:
-        module: what will be run; the tensors have its device and dtype.
+        module: the module that will be run; the tensors get its device and data type.
     """
 
     def __init__(self, module: nn.Module) -> None:

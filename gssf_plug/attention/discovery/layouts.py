@@ -36,10 +36,11 @@ class Heads:
     """How wide one attention module is.
 
     Args:
-        query_heads: number of query heads H.
-        key_heads: number of key heads G; H is a multiple of it.
-        head_dim: channels d of a query head.
-        key_dim: channels of a key head that meet the query; fewer than `head_dim` where a rotary part is kept apart.
+        query_heads: number H of query heads.
+        key_heads: number G of key heads; H is a multiple of it.
+        head_dim: number d of channels of a query head.
+        key_dim: number of channels of a key head that meet the query; less than `head_dim` where a rotary part is kept
+            apart.
     """
 
     query_heads: int
@@ -58,9 +59,10 @@ class Packing:
     query (Qwen3-Next).
 
     Args:
-        order: parts as letters, in the order in which they lie: q, k, v as wide as k, and g (a gate) or V (a value) of
-            any width.
-        groups: a number, or "key_heads" or "query_heads" for one group per head.
+        order: the parts as letters, in the order in which they lie: q, k, v (as wide as k), and g (a gate) or V (a
+            value) of any width.
+        groups: number of groups in which the parts repeat, or "key_heads" or "query_heads" for one group for each head.
+            Default 1.
     """
 
     order: str
@@ -101,16 +103,19 @@ class Layout:
     """One way in which an attention module may keep its query and key.
 
     Args:
-        name: shown in summaries and kept in files.
-        query: path of the query's projection from the attention module (a child module, or a bare parameter).
-        key: path of the key's projection; None where the keys come from another layer's cache.
-        query_packing: how the query's channels are packed; default the whole output is the query.
-        key_packing: likewise for the key.
-        besides: children and parameters that add terms to the score which are free of this query (position biases,
-            position queries); silenced while the probe runs, never changed.
-        bias: a parameter with the query's bias, kept apart from the projection (`nn.MultiheadAttention`, DeBERTa).
-        key_is_value: the key's projection makes the value, too (DeepSeek V4), which the probe then takes into account.
-        only_attention: consider only classes that call themselves attention; for names that others use, too.
+        name: name of the layout, which summaries show and files keep.
+        query: path from the attention module to the query's projection, which is a child module or a bare parameter.
+        key: path to the key's projection; None where the keys come from another layer's cache.
+        query_packing: how the query's channels lie in the projection's output; by default all of it is the query.
+        key_packing: how the key's channels lie; by default all of the output is the key.
+        besides: names of children and parameters that add to the score what does not depend on this query (position
+            biases, position queries). They are silenced while the probe runs, and never changed.
+        bias: name of a parameter with the query's bias that is kept apart from the projection (`nn.MultiheadAttention`,
+            DeBERTa); None (default) where there is none.
+        key_is_value: True where the key's projection makes the value, too (DeepSeek V4), which the probe then takes
+            into account.
+        only_attention: True considers only classes that call themselves attention; for names that other modules use,
+            too.
     """
 
     name: str
@@ -128,7 +133,7 @@ def register(layout: Layout) -> None:
     """Declare a layout; it is tried before the built-in ones. The probe still has to prove it.
 
     Args:
-        layout: names the query and the key of your attention class.
+        layout: the layout that names the query and the key of your attention class.
 
     Raises:
         ArgumentError: another layout has this name.

@@ -42,11 +42,11 @@ class Trial:
 
     Args:
         owner: the module that holds query and key.
-        scope: the module that computes the attention, and whose output shows it: the owner, or a parent of it.
+        scope: the module that computes the attention and whose output shows it: the owner, or a parent of it.
         calls: how a run of the model called the scope.
-        pending: the candidates to try.
+        pending: the candidates that are still to be tried.
         proven: the candidate that was proven; None while there is none.
-        tried: candidates that failed, and how.
+        tried: the candidates that failed, and how.
     """
 
     owner: nn.Module
@@ -90,7 +90,7 @@ def try_all(trials: Mapping[str, Trial], run: Run) -> None:
     """Try the candidates of each trial until one is proven.
 
     Args:
-        trials: by path of the owner from the module that runs.
+        trials: the trials by the path of their owner from the module that runs.
         run: the run that was recorded, for the layers whose calls cannot be repeated alone.
     """
     together = {}

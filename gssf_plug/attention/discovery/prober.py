@@ -38,9 +38,9 @@ class Prober:
     """Runs one model to find out about its attention modules; the model is as before afterwards.
 
     Args:
-        model: the model; evaluated without gradients, whatever its mode.
-        after_norm: where a query norm follows the projection, look for the query after it.
-        example_inputs: keyword arguments of its forward; None makes some from the configuration.
+        model: the model; it runs in evaluation mode and without gradients, whatever its mode is.
+        after_norm: True looks for the query after a query norm that follows the projection; False looks before it.
+        example_inputs: keyword arguments of the model's forward; None makes some from the configuration.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Prober:
         """Give each of `modules` its verdict.
 
         Args:
-            modules: by path.
+            modules: the attention modules by path.
             follow: modules of which `without_gradient` will be asked: one run then answers both questions.
 
         Raises:
@@ -202,7 +202,7 @@ class GradientReach:
     """Follows gradients from the outputs of one run back to the layers of a model.
 
     Args:
-        layers: by path.
+        layers: the attention modules by path.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:

@@ -30,10 +30,11 @@ class HeadView(nn.Module):
     """Where the heads lie in a tensor.
 
     Args:
-        index: channels of each head.
+        index: numbers of the channels of each head, (heads, size).
         width: number of channels in all.
-        axis: axis of the channels.
-        head_axis: axis of the heads where they have one of their own (channels are then `width` = heads · size).
+        axis: axis on which the channels lie; default -1.
+        head_axis: axis of the heads where they have one of their own (`width` is then heads · size); None (default)
+            where they have none.
     """
 
     index: Int[Tensor, " channels"]

@@ -41,10 +41,10 @@ class LayerCall:
     """One call of a layer in a run.
 
     Args:
-        arguments: positional arguments, copied before the layer ran, since layers write into caches that they get;
-            None where they cannot be copied.
-        options: keyword arguments, likewise.
-        output: the first tensor of what the layer put out.
+        arguments: positional arguments, copied before the layer ran, since layers write into caches that they are
+            given; None where they cannot be copied.
+        options: keyword arguments, copied likewise.
+        output: the first tensor that the layer returned.
     """
 
     arguments: tuple[Any, ...] | None
@@ -193,7 +193,7 @@ class Snapshot:
     user's own file), so that neither a data loader nor a logger that happens to hang below the model is touched.
 
     Args:
-        model: the model; it is only read.
+        model: the model whose state is kept; it is only read.
     """
 
     def __init__(self, model: nn.Module) -> None:

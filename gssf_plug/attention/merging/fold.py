@@ -34,9 +34,9 @@ class MergedLayer:
 
     Args:
         name: path of the attention module.
-        into: the module whose weights took the metric.
-        kept: share of the learned change that is left after rounding to the weight's dtype, 1 - ‖error‖ / ‖change‖.
-        largest_change: largest change of a single weight.
+        into: name of the module whose weights took the metric.
+        kept: share of the learned change that is left after rounding to the weight's data type, 1 − ‖error‖ / ‖change‖.
+        largest_change: largest change of a single weight, in absolute value.
     """
 
     name: str
@@ -129,12 +129,12 @@ def plan_fold(owner: nn.Module, query: QueryMetric, metric: GSSFMetric, users: M
 
     Args:
         owner: the attention module.
-        query: its child that knows the layout.
-        metric: whose matrix is folded.
-        users: how many modules hold each parameter.
+        query: the injected layer below it, which knows where the heads lie.
+        metric: the metric whose matrix is folded.
+        users: number of modules that hold each parameter.
 
     Raises:
-        NotFoldable: with the reason.
+        NotFoldable: the metric cannot be folded; the error holds the reason.
     """
     if any(not bool(parameter.isfinite().all()) for parameter in metric.parameters()):
         raise NotFoldable("the metric holds NaN or infinite values; nothing was changed")

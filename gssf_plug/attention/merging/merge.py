@@ -110,12 +110,13 @@ def _check_as_left(model: nn.Module, layers: Layers, action: str) -> None:
     """Refuse to overwrite weights that were changed since a fold wrote or restored them.
 
     Args:
-        model: whose weights they are.
+        model: the model whose weights are looked at.
         layers: the layers whose folds are about to be written or restored.
         action: what is about to happen to the patch, for the message.
 
     Raises:
-        ArgumentError: names the first such weight; nothing was changed.
+        ArgumentError: a weight has other values than the fold left. The message names the first one; nothing was
+            changed.
     """
     held = {id(parameter): name for name, parameter in model.named_parameters()}
     for name, layer in layers.items():

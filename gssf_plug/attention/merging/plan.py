@@ -55,9 +55,10 @@ def plan_folds(
     """The fold of each layer's active metric, and why others have none.
 
     Args:
-        model: whose weights would change; each of them may belong to one module only.
+        model: the model whose weights would change; each of them may belong to one module only.
         layers: the patched layers by path.
-        once_trained: ask for any values that training may find, not for the present ones.
+        once_trained: True asks whether a layer could be folded with any values that training may find; False asks for
+            the present ones.
     """
     elsewhere = {name: reason for name, layer in layers.items() if (reason := _not_here(layer.owner))}
     users = Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
@@ -114,13 +115,13 @@ def plan_score_fold(
 
     Args:
         owner: the attention module.
-        score: its child.
-        metric: whose matrix is folded.
-        users: how many modules hold each parameter.
+        score: the injected layer below it.
+        metric: the metric whose matrix is folded.
+        users: number of modules that hold each parameter.
         call: an example of how the model calls `owner`.
 
     Raises:
-        NotFoldable: with the reason.
+        NotFoldable: the metric cannot be folded; the error holds the reason.
     """
     below = score.below
     if below is None:

@@ -20,9 +20,9 @@ class StandIn:
     """The folded weights of one layer, and what they were made of.
 
     Args:
-        fold: the new values.
-        holders: module and name of each parameter.
-        metric: what was folded.
+        fold: the folded values of the weights.
+        holders: the module and the name of each parameter that they stand in for.
+        metric: the metric that was folded.
     """
 
     def __init__(self, fold: Fold, holders: Mapping[nn.Parameter, tuple[nn.Module, str]], metric: nn.Module) -> None:
