@@ -1,17 +1,21 @@
 """Draw the pictures of the documentation again, from the root of a clone.
 
-    python docs/figures.py          # those that take seconds, from bundled data and models: the functions below
-    python docs/figures.py --all    # every one: hours of training on two cores, by the examples in BY_EXAMPLES
+    pip install "torch==2.13.*" ".[examples]"
+    python docs/figures.py                      # those that take a minute: the functions below
+    python docs/figures.py --all                # every one: half an hour of training on two quiet cores; resumable
+    python docs/figures.py --all --only growth  # those whose command has a word
 
-An example draws its pictures beside its table, so picture and numbers are of one run; here they are only put in place.
+Pictures of a table are drawn from the table as it stands in docs/results.md. The others are drawn by the examples in
+BY_EXAMPLES beside their own tables; they show seed 0, so only seed 0 is run. What the examples write stays in
+outputs/figures: a run that was stopped goes on.
 """
 
 import argparse
 import os
-import shutil
+import re
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,8 +25,12 @@ ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
 from data.emoji import load_emoji  # noqa: E402
+from matplotlib.colors import LinearSegmentedColormap  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from PIL import Image  # noqa: E402
 from shared.pretrained import load_text_encoder  # noqa: E402
+from studies.drawing import DARK, LIGHT, Row, darkened, plot_gains, plot_sizes  # noqa: E402
+from torch.nn.functional import normalize  # noqa: E402
 
 from gssf_plug import GSSFMetric  # noqa: E402
 from gssf_plug.distillation import Distiller, Tap  # noqa: E402
@@ -33,30 +41,28 @@ from gssf_plug.retrieval.plots import plot_structures  # noqa: E402
 
 # The command, with {out} for a folder to write to -> the pictures in that folder, and their places in docs/
 BY_EXAMPLES = {
-    "examples/adapt_embeddings.py --out {out}": {"retrieved.png": "images/keywords.png"},
-    "-m studies.three_tasks --output {out}": {
-        "gains_frozen.png": "images/gains_frozen.png",
-        "gains_scratch.png": "images/gains_scratch.png",
+    "-m studies.first_five --cache outputs/studies/features --output {out}": {
+        "first_five.png": "images/first_five.png",
+        "first_five_dark.png": "images/first_five_dark.png",
     },
-    "-m studies.data_size --output {out}": {
-        "data_size_text.png": "images/data_size_text.png",
-        "data_size_re-id.png": "images/data_size_re-id.png",
-    },
-    "examples/image_text_retrieval.py --output {out}": {
+    "examples/image_text_retrieval.py --seeds 1 --resume --output {out}": {
         "retrieved.png": "images/retrieved.png",
         "learned.png": "images/learned.png",
         "training.png": "images/training.png",
     },
-    "examples/re_identification.py --output {out}": {
+    "examples/re_identification.py --seeds 1 --resume --output {out}": {
         "ranked.png": "_static/reid_ranked.png",
         "cmc.png": "_static/reid_cmc.png",
     },
-    "examples/fine_grained_retrieval.py --output {out}": {"ranked.png": "_static/fine_grained_ranked.png"},
-    "examples/patch_decoder.py --out {out}": {  # after examples/data/build_smollm2.py
+    "examples/fine_grained_retrieval.py --seeds 1 --resume --output {out}": {
+        "ranked.png": "_static/fine_grained_ranked.png"
+    },
+    "tests/benchmarks/growth.py --figure {out}/growth.png": {"growth.png": "_static/growth.png"},
+    "examples/data/build_smollm2.py": {},  # SmolLM2-135M from a package; kept in ~/.cache/gssf-plug
+    "examples/patch_decoder.py --seeds 1 --rows GSSF_B-Diag_8_in_the_score --out {out}": {
         "GSSF_B-Diag_8_in_the_score_heads.png": "images/decoder_heads.png",
         "GSSF_B-Diag_8_in_the_score_maps.png": "images/decoder_maps.png",
     },
-    "tests/benchmarks/growth.py --figure {out}/growth.png": {"growth.png": "_static/growth.png"},
 }
 SUBGROUPS = (
     "animal-mammal", "animal-marine", "food-fruit", "food-vegetable", "drink", "transport-ground", "clothing", "office",
@@ -73,6 +79,90 @@ def structures() -> dict[str, Figure]:
         "dense": GSSFMetric(32, terms=("dense",)),
     }
     return {"structures": plot_structures(shown, title="U: which entries of W are learned")}
+
+
+def folding() -> dict[str, Figure]:
+    """W ⊙ U at 16 channels times a query is the folded query; a gallery times that is all scores."""
+    metric = GSSFMetric(16, terms=("block_diagonal",), block_size=4)
+    with torch.no_grad():
+        for parameter in metric.parameters():
+            parameter.add_(0.35 * torch.randn_like(parameter))  # stands for training
+        query, gallery = torch.randn(1, 16), metric.gallery(torch.randn(8, 16))
+        folded, unit = metric.fold(query), normalize(query, dim=1)
+        # name, matrix, sign before it, largest value shown
+        parts = [
+            ("W ⊙ U", metric.matrix(), "", 1.5),
+            ("query", unit.T, "×", 0.6),
+            ("folded\nquery", folded.T, "=", 0.6),
+            ("gallery, as it was", gallery, "", 0.6),
+            ("folded\nquery", folded.T, "×", 0.6),
+            ("scores", gallery @ folded.T, "=", 0.6),
+        ]
+    return {"folding": _products(parts, "white", "black"), "folding_dark": darkened(_products(parts, DARK, LIGHT))}
+
+
+def _products(parts: list[tuple[str, torch.Tensor, str, float]], ground: str, ink: str) -> Figure:
+    """Matrices beside one another, zero in the colour of the ground."""
+    size, cell, sign, apart = (8.75, 2.75), 0.13, 0.42, 0.85  # inches: all, an entry, around a sign, between products
+    middle, x = 1.17, 0.25  # where rows are centred, and where the next matrix begins
+    figure = Figure(figsize=size, facecolor=ground)
+    colours = LinearSegmentedColormap.from_list("signs", ["#e07a1f", ground, "#4a8df0"])
+    for place, (name, matrix, before, limit) in enumerate(parts):
+        x += sign if before else apart * bool(place)
+        height, width = (cell * entries for entries in matrix.shape)
+        width = max(width, 2.5 * cell)  # a column is drawn wider than its one entry
+        box = (x / size[0], (middle - height / 2) / size[1], width / size[0], height / size[1])
+        axis = figure.add_axes(box, xticks=[], yticks=[])
+        axis.imshow(matrix.numpy(), cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto")
+        for spine in axis.spines.values():
+            spine.set_color("#808080")
+        axis.text(0.5, 1 + 0.08 / height, name, ha="center", va="bottom", fontsize=11, transform=axis.transAxes)
+        figure.text(
+            (x - sign / 2) / size[0], middle / size[1], before, ha="center", va="center", fontsize=16, color=ink
+        )
+        x += width
+    return figure
+
+
+def gains() -> dict[str, Figure]:
+    """mAP gained over cosine with a learned scale, of the tables "task · state" in docs/results.md."""
+    found: dict[str, dict[str, dict[str, dict[str, Row]]]] = {}
+    for task, state, rows in re.findall(r"^\*\*([\w-]+) · (\w+)\*\*\n\n((?:\|.*\n)+)", _results(), re.MULTILINE):
+        cells = list(_cells(rows))
+        found.setdefault(state, {})[task] = {
+            loss: {name: _row(values[column]) for name, *values in cells}
+            for loss, column in (("hinge", 1), ("softmax", 4))
+        }
+    return {f"gains_{state}": plot_gains(found[state], "cosine + scale") for state in ("frozen", "scratch")}
+
+
+def sizes() -> dict[str, Figure]:
+    """mAP gained over cosine by the number of training queries, of the two tables in docs/results.md."""
+    tables = re.findall(r"^(\| training queries .*)\n\|---.*\n((?:\|.*\n)+)", _results(), re.MULTILINE)
+    drawn = {}
+    for name, (head, rows) in zip(("text", "re-id"), tables, strict=True):
+        (_, *names), cells = next(_cells(head)), list(_cells(rows))
+        values = {row: [_row(line[place]) for line in cells] for place, row in enumerate(names, start=1)}
+        drawn[f"data_size_{name}"] = plot_sizes([int(line[0].replace(",", "")) for line in cells], values, "cosine")
+    return drawn
+
+
+def _results() -> str:
+    return (DOCS / "results.md").read_text(encoding="utf-8")
+
+
+def _cells(table: str) -> Iterator[list[str]]:
+    """The lines of a Markdown table that hold values, or of its head, cell by cell."""
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] and not cells[0].startswith("---"):
+            yield cells
+
+
+def _row(cell: str) -> Row:
+    """Mean and spread of a cell "40.85 ± 0.33", bold or not."""
+    mean, _, spread = cell.strip("*").partition(" ± ")
+    return float(mean), float(spread)
 
 
 def similarities(epochs: int = 3) -> dict[str, Figure]:
@@ -114,26 +204,42 @@ def names_of(split: str) -> list[tuple[str, str]]:
     return [pair for group in SUBGROUPS for pair in [(r["name"], group) for r in rows if r["subgroup"] == group][:8]]
 
 
-def by_example(command: str, pictures: dict[str, str]) -> None:
+DRAWN: tuple[Callable[[], dict[str, Figure]], ...] = (structures, folding, gains, sizes, similarities)
+
+
+def by_example(command: str, pictures: dict[str, str], folder: Path) -> None:
     """Run an example, and put what it drew into place."""
-    with tempfile.TemporaryDirectory() as out:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples")}
-        subprocess.run([sys.executable, *command.format(out=out).split()], check=True, cwd=ROOT, env=environment)
-        for drawn, place in pictures.items():
-            shutil.copy(Path(out) / drawn, DOCS / place)
+    out = ROOT / "outputs" / "figures" / re.sub(r"\W+", "_", command.partition(" --")[0]).strip("_")
+    out.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples")}
+    words = [word.replace("_", " ") if word.startswith("GSSF_") else word for word in command.format(out=out).split()]
+    subprocess.run([sys.executable, *words], check=True, cwd=ROOT, env=environment)
+    for drawn, place in pictures.items():
+        keep(Image.open(out / drawn), folder / place)
+
+
+def keep(picture: Image.Image, path: Path) -> None:
+    """Save a picture with 256 colours, which a page does not show and a clone does not carry."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="those of the examples, too")
-    parser.add_argument("--folder", type=Path, default=DOCS / "images", help="for the pictures that take seconds")
+    parser.add_argument("--only", default="", help="a word that the names of functions and commands must hold")
+    parser.add_argument("--folder", type=Path, default=DOCS, help="where to put them instead of docs/")
     options = parser.parse_args()
-    torch.manual_seed(0)
-    for draw in (structures, similarities):
-        for name, figure in draw().items():
-            figure.savefig(options.folder / f"{name}.png", dpi=110)
+    for draw in DRAWN:
+        torch.manual_seed(0)
+        for name, figure in draw().items() if options.only in draw.__name__ else ():
+            path = options.folder / "images" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=160 if "folding" in name else 110)
+            keep(Image.open(path), path)
     for command, pictures in BY_EXAMPLES.items() if options.all else ():
-        by_example(command, pictures)
+        if options.only in command:
+            by_example(command, pictures, options.folder)
 
 
 if __name__ == "__main__":

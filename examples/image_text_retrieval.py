@@ -186,7 +186,7 @@ def draw(data: dict[str, EmojiCaptions], options: argparse.Namespace) -> None:
         torch.cat(right, dim=1),
         systems=("cosine", SHOWN),
         title="A caption and its five nearest drawings, of emoji never trained on; right ones framed",
-    ).savefig(options.output / "retrieved.png", dpi=200)
+    ).savefig(options.output / "retrieved.png", dpi=160)
     plot_metric(metric, title=f"{SHOWN}: what was learned").savefig(options.output / "learned.png", dpi=110)
     runs = {variant.name: folder_of(variant, 0, options) for variant in variants()}
     plot_training(runs, title="Seed 0 of every row").savefig(options.output / "training.png", dpi=110)

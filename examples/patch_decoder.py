@@ -132,7 +132,7 @@ def adapt(method: Method, task: Task, seed: int, options: argparse.Namespace) ->
     scores = likelihoods(model, task.test)
     made = {}
     if patch is not None and seed == 0:
-        draw(patch, task, options.out / method.name.replace(" ", "_").replace(",", ""))
+        draw(patch, task, method.name, options.out)
         made = round_trip(model, patch, task, scores)
     return {
         "rate": options.rate or method.rate,
@@ -145,15 +145,16 @@ def adapt(method: Method, task: Task, seed: int, options: argparse.Namespace) ->
     }
 
 
-def draw(patch: AttentionPatch, task: Task, name: Path) -> None:
+def draw(patch: AttentionPatch, task: Task, title: str, folder: Path) -> None:
     """What each head learned, on real text, and the attention of the head whose matrix moved furthest."""
     text = {"input_ids": task.test[:4]}
-    plot_heads(patch, text, title=name.name).savefig(name.with_name(f"{name.name}_heads.png"), dpi=110)
+    name = title.replace(" ", "_")
+    plot_heads(patch, text, title=title).savefig(folder / f"{name}_heads.png", dpi=110)
     moved = {path: layer.metric_layer.metric() for path, layer in patch.layers.items()}
     layer = max(moved, key=lambda path: float(moved[path].deviation().detach().norm()))
     heads = patch.layers[layer].metric_layer.heads.query_heads
     head = int(moved[layer].deviation().reshape(heads, -1).norm(dim=1).argmax())
-    plot_attention(patch, text, layer=layer, head=head).savefig(name.with_name(f"{name.name}_maps.png"), dpi=110)
+    plot_attention(patch, text, layer=layer, head=head).savefig(folder / f"{name}_maps.png", dpi=110)
 
 
 def round_trip(model: nn.Module, patch: AttentionPatch, task: Task, scores: Tensor) -> dict[str, Any]:

@@ -8,13 +8,13 @@ Frozen features, softmax loss, equal steps; rate by validation with seed 0 for e
 that a row that only overfits falls back to cosine.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean
 
 import torch
 from shared.runs import finished
 
-from gssf_plug.retrieval.plots import plot_curves
+from studies.drawing import plot_sizes, row_of
 from studies.grid import fill, parser, table
 from studies.tasks import load_task
 from studies.training import LOSSES, ROWS
@@ -32,26 +32,25 @@ def main() -> None:
     texts = []
     for name in tasks:
         task, rows = load_task(name, options.cache), {row: ROWS[row] for row in names}
-        for share in SHARES[:2] if options.quick else SHARES:
+        sizes = {
+            share: int(share * len(task.splits["train"].queries)) for share in SHARES[: 2 if options.quick else None]
+        }
+        for share, queries in sizes.items():
             log = options.output / f"{name}-{share:.4f}.jsonl"
             fill(log, task, rows, LOSSES["softmax"], seeds, encoder="frozen", fraction=share)
-            queries = int(share * len(task.splits["train"].queries))
             texts.append(table(finished(log), f"{name}, about {queries} training queries", "cosine"))
-        draw(options.output, name, names, options.quick)
+        draw(options.output, name, names, sizes)
     (options.output / "data_size.md").write_text("\n\n".join(texts) + "\n")
     print("\n\n".join(texts))
 
 
-def draw(output: Path, name: str, names: tuple[str, ...], quick: bool) -> None:
-    """Mean mAP of each row over the sizes."""
-    logs = [finished(output / f"{name}-{share:.4f}.jsonl") for share in (SHARES[:2] if quick else SHARES)]
-    curves = {
-        row: [mean(run["mAP"] for (other, _), run in log.items() if other == row) for log in logs] for row in names
+def draw(output: Path, name: str, names: tuple[str, ...], sizes: Mapping[float, int]) -> None:
+    """Gain over cosine of each row over the sizes."""
+    logs = [finished(output / f"{name}-{share:.4f}.jsonl") for share in sizes]
+    rows = {
+        row: [row_of([run["mAP"] for (other, _), run in log.items() if other == row]) for log in logs] for row in names
     }
-    ticks = ", ".join(f"{place}: {share:.3g}" for place, share in enumerate(SHARES, start=1))
-    plot_curves(
-        curves, title=f"{name}: mAP on emoji never trained on", x=f"share of the training queries ({ticks})", y="mAP, %"
-    ).savefig(output / f"data_size_{name}.png", dpi=110)
+    plot_sizes(list(sizes.values()), rows, "cosine").savefig(output / f"data_size_{name}.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from shared.runs import append, finished
 
-from studies.drawing import plot_gains
+from studies.drawing import Row, plot_gains, row_of
 from studies.grid import Runs, beside, fill, parser
 from studies.tasks import load_task
 from studies.training import LOSSES, ROWS
@@ -62,16 +62,16 @@ def draw(output: Path, cells: list[tuple[str, str]]) -> None:
     for state in dict.fromkeys(state for _, state in cells):
         panels = {}
         for task in (task for task, other in cells if other == state):
-            panels[task] = {loss: scores_of(runs) for loss, runs in logs_of(output, task, state).items()}
+            panels[task] = {loss: rows_of(runs) for loss, runs in logs_of(output, task, state).items()}
         plot_gains(panels, BASELINE).savefig(output / f"gains_{state}.png", dpi=110)
 
 
-def scores_of(runs: Runs) -> dict[str, list[float]]:
-    """MAP of every seed, by row."""
+def rows_of(runs: Runs) -> dict[str, Row]:
+    """MAP over the seeds, by row."""
     scores: dict[str, list[float]] = {}
     for (name, _), run in runs.items():
         scores.setdefault(name, []).append(run["mAP"])
-    return scores
+    return {name: row_of(values) for name, values in scores.items()}
 
 
 def run_cell(task: str, state: str, loss: str, options: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ from gssf_plug import GSSFMetric
 from gssf_plug.losses import Hinge, InfoNCE
 from studies.tasks import PIXELS, Split, Task, average_precision
 
-__all__ = ["LOSSES", "ROWS", "Scorer", "mean_ap", "measured", "train"]
+__all__ = ["LOSSES", "ROWS", "Scorer", "fitted", "mean_ap", "measured", "train"]
 
 STEPS, BATCH, LOOKS = 300, 256, 3
 CHANNELS, WIDTH, ENCODER_RATE = (16, 32, 64), 256, 1e-3
@@ -73,14 +73,28 @@ def train(
     encoder: str,
     seed: int,
     rate: float,
+    **more: Any,
+) -> dict[str, Any]:
+    """The measures of `fitted`, which has the arguments."""
+    return fitted(task, build, loss, encoder=encoder, seed=seed, rate=rate, **more)[1]
+
+
+def fitted(
+    task: Task,
+    build: Callable[[Options], nn.Module],
+    loss: nn.Module,
+    *,
+    encoder: str,
+    seed: int,
+    rate: float,
     penalty: float = 0.0,
     metric_from: int = 0,
     encoder_from: int = 0,
     encoder_until: int = STEPS,
     encoder_rate: float = ENCODER_RATE,
     fraction: float = 1.0,
-) -> dict[str, Any]:
-    """Train one row; its mAP on validation and test, per query on test, parameters and seconds.
+) -> tuple[Scorer, dict[str, Any]]:
+    """Train one row: what was chosen, with its mAP on validation and test, per query on test, parameters and seconds.
 
     Args:
         task: features and splits.
@@ -125,7 +139,7 @@ def train(
             looks.append((mean_ap(scorer, task.splits["validation"]), step, _copy(scorer)))
     best, step, weights = max(looks, key=lambda look: look[0])
     scorer.load_state_dict(weights)
-    return {
+    return scorer, {
         "validation": best,
         **measured(scorer, task.splits["test"]),
         "parameters": sum(parameter.numel() for parameter in metric),

@@ -100,8 +100,8 @@ def plot_retrieved(
 def plot_metric(metric: GSSFMetric, *, title: str = "") -> "Figure":
     """What a metric learned: its diagonal, the strength of each block off the diagonal, and the blocks themselves.
 
-    A neutral metric shows a diagonal of ones and strengths of zero. Channels are in the order of the metric's grouping;
-    in the third panel only the first 64 channels are shown.
+    A neutral metric shows no bars: those of the diagonal start at one, those of the strengths at zero. Channels are in
+    the order of the metric's grouping; in the third panel only the first 64 channels are shown.
 
     Args:
         metric: any GSSFMetric.
@@ -115,11 +115,13 @@ def plot_metric(metric: GSSFMetric, *, title: str = "") -> "Figure":
     strengths = torch.linalg.vector_norm(blocks - torch.diag_embed(diagonal), dim=(-2, -1))
     figure = make_figure(12, 3.4)
     weights, norms, picture = figure.subplots(1, 3)
-    weights.bar(range(metric.dim), diagonal.flatten().tolist(), width=1.0, color="#3b6ea5")
+    learned = (diagonal.flatten() - 1).tolist()
+    weights.bar(range(metric.dim), learned, width=1.0, bottom=1.0, color="#3b6ea5")  # from where nothing was learned
     weights.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     weights.set(title="diagonal: weight of each channel", xlabel="channel")
     norms.bar(range(len(strengths)), strengths.tolist(), width=0.9, color="#b5651d")
     norms.set(title=f"blocks of {blocks.shape[-1]}: norm off the diagonal", xlabel="block")
+    norms.locator_params(axis="x", integer=True)
     shown = torch.block_diag(*blocks)[:64, :64] - torch.eye(metric.dim)[:64, :64]
     limit = max(float(shown.abs().max()), 1e-12)
     drawn = picture.imshow(shown.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
