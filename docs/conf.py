@@ -1,6 +1,8 @@
 """Sphinx: MyST pages, Furo, API from docstrings. `sphinx-build -W -b html docs docs/_build/html` builds it."""
 
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -17,7 +19,7 @@ copyright = "2026, the gssf-plug developers"
 release = gssf_plug.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
+myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 
@@ -39,6 +41,15 @@ def setup(app: Sphinx) -> None:
     """Formulas as MathML, which browsers draw without a network; signatures of constructors as they are."""
     app.add_html_math_renderer("mathml", (inline_formula, None), (displayed_formula, None))
     app.connect("autodoc-process-signature", constructor_signature)
+    app.connect("include-read", pictures_of_both_themes)
+
+
+def pictures_of_both_themes(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
+    """The README's <picture>, which GitHub chooses by the reader's theme, as two images, of which Furo shows one."""
+    light, dark = r"![\2](\3){.only-light}", r"![\2](\1){.only-dark}"
+    content[0] = re.sub(
+        r'<picture><source [^>]*srcset="(.+?)"><img alt="(.+?)" src="(.+?)"></picture>', light + dark, content[0]
+    )
 
 
 def inline_formula(writer: Any, node: nodes.math) -> None:

@@ -125,26 +125,37 @@ def _products(parts: list[tuple[str, torch.Tensor, str, float]], ground: str, in
 
 
 def gains() -> dict[str, Figure]:
-    """mAP gained over cosine with a learned scale, of the tables "task · state" in docs/results.md."""
-    found: dict[str, dict[str, dict[str, dict[str, Row]]]] = {}
-    for task, state, rows in re.findall(r"^\*\*([\w-]+) · (\w+)\*\*\n\n((?:\|.*\n)+)", _results(), re.MULTILINE):
-        cells = list(_cells(rows))
-        found.setdefault(state, {})[task] = {
-            loss: {name: _row(values[column]) for name, *values in cells}
-            for loss, column in (("hinge", 1), ("softmax", 4))
-        }
+    """mAP gained over cosine with a learned scale, of the tables in docs/results.md."""
+    found = tables_of_gains()
     return {f"gains_{state}": plot_gains(found[state], "cosine + scale") for state in ("frozen", "scratch")}
 
 
+def tables_of_gains() -> dict[str, dict[str, dict[str, dict[str, Row]]]]:
+    """The tables "task · state": by state, task, loss and row."""
+    found: dict[str, dict[str, dict[str, dict[str, Row]]]] = {}
+    for task, state, table in re.findall(r"^\*\*([\w-]+) · (\w+)\*\*\n\n((?:\|.*\n)+)", _results(), re.MULTILINE):
+        lines = list(_cells(table))
+        found.setdefault(state, {})[task] = {
+            loss: {name: _row(values[column]) for name, *values in lines}
+            for loss, column in (("hinge", 1), ("softmax", 4))
+        }
+    return found
+
+
 def sizes() -> dict[str, Figure]:
-    """mAP gained over cosine by the number of training queries, of the two tables in docs/results.md."""
+    """mAP gained over cosine by the number of training queries, of the tables in docs/results.md."""
+    return {f"data_size_{task}": plot_sizes(*table, "cosine") for task, table in tables_of_sizes().items()}
+
+
+def tables_of_sizes() -> dict[str, tuple[list[int], dict[str, list[Row]]]]:
+    """The tables of training queries: by task the numbers of queries, and the rows with a value for each."""
     tables = re.findall(r"^(\| training queries .*)\n\|---.*\n((?:\|.*\n)+)", _results(), re.MULTILINE)
-    drawn = {}
-    for name, (head, rows) in zip(("text", "re-id"), tables, strict=True):
-        (_, *names), cells = next(_cells(head)), list(_cells(rows))
-        values = {row: [_row(line[place]) for line in cells] for place, row in enumerate(names, start=1)}
-        drawn[f"data_size_{name}"] = plot_sizes([int(line[0].replace(",", "")) for line in cells], values, "cosine")
-    return drawn
+    found = {}
+    for task, (head, table) in zip(("text", "re-id"), tables, strict=True):
+        (_, *names), lines = next(_cells(head)), list(_cells(table))
+        rows = {name: [_row(line[place]) for line in lines] for place, name in enumerate(names, start=1)}
+        found[task] = [int(line[0].replace(",", "")) for line in lines], rows
+    return found
 
 
 def _results() -> str:
@@ -207,6 +218,25 @@ def names_of(split: str) -> list[tuple[str, str]]:
 DRAWN: tuple[Callable[[], dict[str, Figure]], ...] = (structures, folding, gains, sizes, similarities)
 
 
+def badges() -> dict[str, str]:
+    """Small signs for the README, drawn here so that a page needs no network: what a reader asks first."""
+    told = {"python": "3.11+", "licence": "Apache-2.0", "tests": "one command"}
+    return {name: _badge(name, value) for name, value in told.items()}
+
+
+def _badge(name: str, value: str) -> str:
+    left, right = (12 + 7 * len(text) for text in (name, value))
+    letters = 'fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" font-size="11" text-anchor="middle"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + right}" height="20" role="img">'
+        f"<title>{name}: {value}</title>"
+        f'<rect width="{left + right}" height="20" rx="3" fill="#555"/>'
+        f'<path d="M{left} 0h{right - 3}q3 0 3 3v14q0 3-3 3H{left}z" fill="#3b6ea5"/>'
+        f'<g {letters}><text x="{left / 2}" y="14">{name}</text>'
+        f'<text x="{left + right / 2}" y="14">{value}</text></g></svg>\n'
+    )
+
+
 def by_example(command: str, pictures: dict[str, str], folder: Path) -> None:
     """Run an example, and put what it drew into place."""
     out = ROOT / "outputs" / "figures" / re.sub(r"\W+", "_", command.partition(" --")[0]).strip("_")
@@ -216,6 +246,14 @@ def by_example(command: str, pictures: dict[str, str], folder: Path) -> None:
     subprocess.run([sys.executable, *words], check=True, cwd=ROOT, env=environment)
     for drawn, place in pictures.items():
         keep(Image.open(out / drawn), folder / place)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """About 1,400 pixels wide: sharp where a page shows it at half of that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=round(1400 / figure.get_figwidth()))
+    with Image.open(path) as picture:
+        keep(picture, path)
 
 
 def keep(picture: Image.Image, path: Path) -> None:
@@ -233,10 +271,9 @@ def main() -> None:
     for draw in DRAWN:
         torch.manual_seed(0)
         for name, figure in draw().items() if options.only in draw.__name__ else ():
-            path = options.folder / "images" / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=160 if "folding" in name else 110)
-            keep(Image.open(path), path)
+            save(figure, options.folder / "images" / f"{name}.png")
+    for name, drawing in badges().items() if options.only in "badges" else ():
+        (options.folder / "images" / f"{name}.svg").write_text(drawing)
     for command, pictures in BY_EXAMPLES.items() if options.all else ():
         if options.only in command:
             by_example(command, pictures, options.folder)

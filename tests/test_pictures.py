@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+\.png)\)|\b(?:src|srcset)=\"([^\"]+\.png)\"")
 PAGES = [ROOT / "README.md", *(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)]
 
 
@@ -25,18 +27,21 @@ def figures() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def drawn(figures: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Places of the pictures that take seconds; distillation of no epoch here."""
-    folder, every = tmp_path_factory.mktemp("images"), {**figures.structures(), **figures.similarities(epochs=0)}
+    """Places of the pictures that take a minute; distillation of no epoch here."""
+    folder, every = tmp_path_factory.mktemp("images"), {}
+    for draw in figures.DRAWN:
+        every |= draw(epochs=0) if draw is figures.similarities else draw()
     for name, figure in every.items():
-        figure.savefig(folder / f"{name}.png")
-        assert (folder / f"{name}.png").stat().st_size > 5000
+        figures.save(figure, folder / f"{name}.png")
+        assert (folder / f"{name}.png").stat().st_size > 4000
     return {f"images/{name}.png" for name in every}
 
 
 def shown(pages: list[Path]) -> set[str]:
     found = set()
     for page in pages:
-        for link in re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", page.read_text(encoding="utf-8")):
+        for links in re.findall(PICTURE, page.read_text(encoding="utf-8")):
+            link = "".join(links)
             picture = (page.parent / link).resolve()
             assert picture.is_file(), f"{page.name} shows {link}, which is not there"
             found.add(picture.relative_to(DOCS).as_posix())
@@ -58,3 +63,21 @@ def test_a_page_that_shows_nothing_is_found(tmp_path: Path) -> None:
     page.write_text("![none](images/none.png)")
     with pytest.raises(AssertionError, match="which is not there"):
         shown([page])
+
+
+def test_pictures_of_tables_hold_what_the_tables_say(figures: ModuleType) -> None:
+    panels, sizes = figures.tables_of_gains()["frozen"], figures.tables_of_sizes()
+    assert list(panels) == ["re-id", "fine-grained", "text"]
+    assert panels["re-id"]["hinge"]["full"] == (40.85, 0.33)
+    assert panels["text"]["softmax"]["cosine, whitened by pairs"] == (46.34, 0.0)
+    assert sizes["re-id"][0] == [95, 383, 1533, 6133]
+    assert sizes["re-id"][1]["full"][-1] == (39.88, 0.30)
+
+
+def test_badges_say_what_the_package_says(figures: ModuleType) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, said in (("python", project["requires-python"].strip(">=") + "+"), ("licence", project["license"])):
+        drawing = (DOCS / "images" / f"{name}.svg").read_text()
+        assert f">{said}</text>" in drawing
+    for name, drawing in figures.badges().items():
+        assert (DOCS / "images" / f"{name}.svg").read_text() == drawing

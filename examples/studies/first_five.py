@@ -62,7 +62,7 @@ def middles(change: Tensor, parts: int) -> Tensor:
     return change.argsort(stable=True)[places.long()]
 
 
-def draw(both: Compared, options: argparse.Namespace) -> tuple[Figure, str]:
+def draw(both: Compared) -> tuple[Figure, str]:
     """The picture, and in words how many queries gain."""
     change = both.precision[1] - both.precision[0]
     positive = (both.split.relevant & ~both.split.hidden).any(1).nonzero()[:, 0]  # the queries that have a precision
@@ -86,7 +86,7 @@ def main() -> None:
     options = parser(__doc__ or "", "first_five").parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    figure, told = draw(compared(*train_metric(options)), options)
+    figure, told = draw(compared(*train_metric(options)))
     figure.savefig(options.output / "first_five.png", dpi=160)
     darkened(figure).savefig(options.output / "first_five_dark.png", dpi=160)
     (options.output / "first_five.txt").write_text(told + "\n")

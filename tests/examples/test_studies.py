@@ -8,10 +8,14 @@ import pytest
 import torch
 from data.emoji import SPLITS, load_emoji
 from safetensors.torch import save_file
+from studies.first_five import FIRST, SHOWN, compared, middles
+from studies.first_five import draw as draw_first_five
 from studies.grid import paired
 from studies.tasks import Split, Task, average_precision, load_task
 from studies.whitening import whiten
 from torch.nn.functional import normalize
+
+from gssf_plug import GSSFMetric
 
 WIDTH = 64
 
@@ -110,3 +114,33 @@ def test_fit_metric_as_it_comes(
     monkeypatch.setattr(sys, "argv", ["fit_auto", "--quick", "--cache", str(cache)])
     importlib.import_module("studies.fit_auto").main()
     assert "| text | " in capsys.readouterr().out
+
+
+def test_the_first_picture_takes_the_middle_of_each_fifth() -> None:
+    change = torch.tensor([5.0, -3, 0, 9, 1, -1, 2, 8, 7, 6, -9, -8, 4, 3, -2])
+    assert change[middles(change, 5)].tolist() == [-8, -1, 2, 5, 8]
+    assert change[middles(-change, 5)].tolist() == [8, 5, 2, -1, -8]  # the same queries, whichever side is asked for
+
+
+def test_the_first_picture_shows_both_as_they_rank(cache: Path) -> None:
+    split = load_task("re-id", cache).splits["test"]
+    metric = GSSFMetric(WIDTH, block_size=16)
+    with torch.no_grad():
+        for parameter in metric.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    both = compared(metric, split)
+    figure, told = draw_first_five(both)
+    cells = [axis for axis in figure.axes if axis.images]
+    assert len(cells) == SHOWN * (1 + 2 * FIRST)
+    change = both.precision[1] - both.precision[0]
+    assert f"{int((change > 0).sum())} gain, {int((change < 0).sum())} lose" in told
+    unit = normalize(split.queries, dim=1)
+    torch.testing.assert_close(both.scores[0], unit @ unit.T)
+    framed = sum(axis.spines["top"].get_linewidth() > 2 for axis in cells if axis.spines["top"].get_visible())
+    queries = (split.relevant & ~split.hidden).any(1).nonzero()[:, 0][middles(change, SHOWN)]
+    expected = 0
+    for scores in both.scores:
+        for query in queries.tolist():
+            order = [item for item in scores[query].argsort(descending=True).tolist() if not split.hidden[query, item]]
+            expected += int(split.relevant[query, order[:FIRST]].sum())
+    assert framed == expected
