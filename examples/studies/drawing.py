@@ -23,7 +23,7 @@ def plot_gains(panels: Mapping[str, Mapping[str, Mapping[str, Row]]], baseline: 
         panels: of each panel and loss the rows by name. Panels hold the same rows.
         baseline: the row that the others are compared with. Plain cosine is left out.
     """
-    figure = Figure(figsize=(2.6 + 2.2 * len(panels), 3.8), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(2.4 + 1.9 * len(panels), 3.6), layout="constrained", facecolor="white")
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axis, (title, losses) in zip(axes, panels.items(), strict=True):
         for place, (loss, rows) in enumerate(losses.items()):

@@ -51,12 +51,15 @@ def plot_heads(patch: AttentionPatch, inputs: Mapping[str, Any] | None = None, *
         mask = inputs.get("attention_mask")
         maps = attention_maps(patch, inputs)
         panels["change of entropy (nats)"] = [_entropy(new, mask) - _entropy(old, mask) for old, new in maps.values()]
-    height = 1.2 + 0.22 * len(blocks)
-    figure = make_figure(3.4 * len(panels), max(2.6, height))
+    named = len(blocks) <= 16  # more layers are numbered, every fifth of them
+    height = 1.2 + (0.22 if named else 0.14) * len(blocks)
+    figure = make_figure(3 * len(panels), max(2.6, height))
     for axis, (name, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         image = _heat(axis, _stacked(rows), signed="change" in name)
         axis.set(title=name, xlabel="head", ylabel="layer")
-        axis.set_yticks(range(len(blocks)), list(blocks) if len(blocks) <= 16 else range(len(blocks)), fontsize=5)
+        ticks = range(0, len(blocks), 1 if named else 5)
+        axis.set_yticks(ticks, list(blocks) if named else ticks, fontsize=5 if named else 8)
+        axis.locator_params(axis="x", integer=True)
         figure.colorbar(image, ax=axis)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -113,7 +113,7 @@ def plot_metric(metric: GSSFMetric, *, title: str = "") -> "Figure":
     blocks = metric.blocks().detach().float().cpu()
     diagonal = blocks.diagonal(dim1=-2, dim2=-1)
     strengths = torch.linalg.vector_norm(blocks - torch.diag_embed(diagonal), dim=(-2, -1))
-    figure = make_figure(12, 3.4)
+    figure = make_figure(10, 3)
     weights, norms, picture = figure.subplots(1, 3)
     learned = (diagonal.flatten() - 1).tolist()
     weights.bar(range(metric.dim), learned, width=1.0, bottom=1.0, color="#3b6ea5")  # from where nothing was learned
@@ -144,7 +144,7 @@ def plot_structures(metrics: Mapping[str, GSSFMetric], *, title: str = "") -> "F
     """
     if not metrics:
         raise ArgumentError("metrics", "hold at least one metric", "none", "Give metrics by name.")
-    figure = make_figure(2.6 * len(metrics), 3.1)
+    figure = make_figure(1.9 * len(metrics), 2.5)
     for axis, (name, metric) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
         structure = _learnable(metric)
         axis.imshow(structure.numpy(), cmap="Blues", vmin=0, vmax=1.3, interpolation="nearest")
@@ -198,7 +198,7 @@ def plot_training(runs: Mapping[str, str | os.PathLike[str]], *, measure: str = 
     if not runs:
         raise ArgumentError("runs", "hold at least one run", "none", "Give output folders by name.")
     logs = {name: RunLog(Path(folder) / "log.jsonl").records() for name, folder in runs.items()}
-    figure = make_figure(10, 3.8)
+    figure = make_figure(8.4, 3.6)
     losses, measures = figure.subplots(1, 2)
     for name, log in logs.items():
         losses.plot(*_points(log, "train", "loss", name), marker="o", markersize=3, label=name)

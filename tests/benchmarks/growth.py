@@ -92,7 +92,7 @@ def measured(small: bool) -> list[Curve]:
 
 def draw(curves: Sequence[Curve]) -> Figure:
     """Measured points, and a line of the theory's slope through the last of them."""
-    figure = Figure(figsize=(10, 5.6), layout="constrained")
+    figure = Figure(figsize=(8.8, 5.2), layout="constrained")
     for axis, curve in zip(figure.subplots(2, 3).flat, curves, strict=True):
         last = curve.sizes[-1], curve.values[-1]
         line = [last[1] * (size / last[0]) ** curve.theory for size in curve.sizes]
