@@ -1,6 +1,7 @@
 """What a part found: rows of claims, measures and things that could not be run, written down one by one."""
 
 import json
+import math
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,10 +43,15 @@ class Record:
     Args:
         part: name of the part.
         path: file of JSON lines.
+        until: when the part has to be done, by `time.monotonic`; never without it.
     """
 
-    def __init__(self, part: str, path: Path) -> None:
-        self.part, self.path = part, path
+    def __init__(self, part: str, path: Path, until: float = math.inf) -> None:
+        self.part, self.path, self.until = part, path, until
+
+    def seconds_left(self) -> float:
+        """Until the part is stopped; parts that have more to do than fits look at it and say what they left out."""
+        return self.until - time.monotonic()
 
     def add(self, name: str, outcome: str, value: str = "", claim: str = "", note: str = "") -> None:
         with self.path.open("a", encoding="utf-8") as file:

@@ -4,6 +4,7 @@ A part that is not there in time, dies or misses something says so as "not run" 
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -12,7 +13,6 @@ import time
 from pathlib import Path
 
 import torch
-import transformers  # noqa: F401 — once, for all parts
 
 from device.record import Record, Row
 
@@ -20,9 +20,18 @@ FORK = multiprocessing.get_context("fork")
 PARTS = {
     "environment": 30, "metric": 60, "losses": 40, "ranking": 60, "processes": 30, "attention_types": 110,
     "attention_speed": 110, "decoding": 80, "distillation": 50, "training": 80, "search": 90,
+    "attention_types_speed": 300,
 }  # fmt: skip
-"""Seconds that each part may take, in the order of running."""
+"""Seconds that each part may take at most, in the order of running; the last takes what is left of the whole."""
 TOTAL_SECONDS = 590
+
+
+def sees(device: str) -> bool:
+    """Whether torch has this device, asked in a process of its own: forks of one that has asked cannot use it."""
+    process = FORK.Process(target=lambda: sys.exit(int(device.startswith("cuda") and not torch.cuda.is_available())))
+    process.start()
+    process.join()
+    return process.exitcode == 0
 
 
 def one_part(name: str, path: Path, options: argparse.Namespace, seconds: float) -> None:
@@ -30,11 +39,11 @@ def one_part(name: str, path: Path, options: argparse.Namespace, seconds: float)
 
     This process never touches the device, so each part opens it for itself, and a part that dies takes nothing along.
     """
-    record = Record(name, path)
+    record = Record(name, path, time.monotonic() + seconds)
     if seconds < 5:
         record.not_run(name, f"the {TOTAL_SECONDS} s of the whole run were over")
         return
-    process = FORK.Process(target=run_part, args=(name, path, options.device, options.quick))
+    process = FORK.Process(target=run_part, args=(name, record, options.device, options.quick))
     process.start()
     process.join(seconds)
     if process.is_alive():
@@ -45,12 +54,8 @@ def one_part(name: str, path: Path, options: argparse.Namespace, seconds: float)
         record.add(f"the rest of {name}", "failed", note=f"the process ended with {process.exitcode}")
 
 
-def run_part(name: str, path: Path, device: str, quick: bool) -> None:
+def run_part(name: str, record: Record, device: str, quick: bool) -> None:
     """Inside the part's own process."""
-    record = Record(name, path)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        record.not_run(name, "torch sees no CUDA device here")
-        return
     torch.manual_seed(0)
     with record.step(name):
         importlib.import_module(f"device.parts.{name}").run(record, torch.device(device), quick)
@@ -81,7 +86,14 @@ def main(arguments: list[str] | None = None) -> int:
     lines = options.output / "rows.jsonl"
     lines.unlink(missing_ok=True)
     began = time.monotonic()
+    there = sees(options.device)
+    for name in options.only:  # once for all: what a part cannot import fails in that part
+        with contextlib.suppress(Exception):
+            importlib.import_module(f"device.parts.{name}")
     for name in options.only:
+        if not there:
+            Record(name, lines).not_run(name, "torch sees no CUDA device here")
+            continue
         left = TOTAL_SECONDS - (time.monotonic() - began)
         one_part(name, lines, options, min(PARTS[name], left))
         print(f"{name}: done after {time.monotonic() - began:.0f} s", flush=True)

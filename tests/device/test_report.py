@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from device import report
+from device.parts import attention_types_speed, ranking
 from device.record import Record
 
 SCRIPT = Path(__file__).with_name("run.sh")
@@ -31,6 +33,34 @@ def test_the_whole_runs_on_a_cpu(tmp_path):
     assert all(row["claim"] for row in rows if row["outcome"] == "passed")
     page = (tmp_path / "report.md").read_text()
     assert all(f"## {part}" in page for part in report.PARTS)
+
+
+@pytest.mark.parametrize("what", ["topk", "instance_recall", "reid_ranking", "image_text_recall"])
+def test_a_wrong_rank_fails_on_a_cpu_too(monkeypatch, tmp_path, what):
+    right = getattr(ranking, what)
+
+    def swapped(*args, **options):
+        found = right(*args, **options)
+        if what != "topk":
+            return {**found, "R@1": found.get("R@1", 0.0) + 100 / 40}  # one query
+        found.indices[3, [4, 5]] = found.indices[3, [5, 4]]
+        return found
+
+    monkeypatch.setattr(ranking, what, swapped)
+    record = Record("ranking", tmp_path / "rows.jsonl")
+    ranking.run(record, torch.device("cpu"), quick=True)
+    rows = [json.loads(line) for line in record.path.read_text().splitlines()]
+    failed = {row["name"].partition(":")[0] for row in rows if row["outcome"] == "failed"}
+    assert failed == {what}
+    assert sum(row["outcome"] == "passed" for row in rows) == 3 * 3 * 3
+
+
+def test_types_that_do_not_fit_in_the_time_are_said_not_to_have_run(tmp_path):
+    record = Record("attention_types_speed", tmp_path / "rows.jsonl", until=time.monotonic())
+    attention_types_speed.run(record, torch.device("cpu"), quick=False)
+    rows = [json.loads(line) for line in record.path.read_text().splitlines()]
+    assert len(rows) == 2 * len(attention_types_speed.MOST_USED)
+    assert {(row["outcome"], row["note"]) for row in rows} == {("not run", "the time of this part was over")}
 
 
 def only(monkeypatch, tmp_path: Path, run: object, seconds: float = 60) -> tuple[int, list[dict]]:

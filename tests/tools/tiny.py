@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "moonshine_streaming": {"num_key_value_heads": HEADS},
     "pocket_tts": {"flow_head_config": {"condition_dim": HIDDEN}},
     "pvt": {"image_size": 4 * IMAGE},
+    "siglip": {"text_config": {"projection_size": HIDDEN}},
 }
 """What a type insists on and neither its default nor the rule gives."""
 
@@ -85,10 +86,13 @@ def model_types() -> list[str]:
     return sorted(CONFIG_MAPPING)
 
 
-def tiny_model(model_type: str) -> PreTrainedModel:
-    """A randomly initialised tiny model of this type; raises the first error where none can be built."""
+def tiny_model(model_type: str, *, grown: bool = False) -> PreTrainedModel:
+    """A randomly initialised tiny model of this type, or one `grown` to sizes whose time says something.
+
+    Raises the first error where none can be built.
+    """
     errors: list[Exception] = []
-    for config in tiny_configs(model_type, errors):
+    for config in tiny_configs(model_type, errors, grow if grown else dict):
         for model_class in model_classes(type(config)):
             try:
                 _refuse_giants(model_class, config)
@@ -105,8 +109,10 @@ def tiny_model(model_type: str) -> PreTrainedModel:
     raise LookupError(f"no model of its own: a part of {', '.join(parents(model_type)) or 'other models'}")
 
 
-def tiny_configs(model_type: str, errors: list[Exception]) -> Iterator[PreTrainedConfig]:
-    """Configurations to try, the smallest first."""
+def tiny_configs(
+    model_type: str, errors: list[Exception], change: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> Iterator[PreTrainedConfig]:
+    """Configurations to try, the smallest first; `change` has the last word on their values."""
     kind, settings = CONFIG_MAPPING[model_type], SETTINGS.get(model_type, {})
     for options in (
         {"fields": True, "typed": True},
@@ -116,10 +122,30 @@ def tiny_configs(model_type: str, errors: list[Exception]) -> Iterator[PreTraine
         {},
     ):
         try:
-            yield kind(**_merged(shrink(kind(), **options), settings))
+            yield kind(**change(_merged(shrink(kind(), **options), settings)))
         except Exception as error:
             errors.append(error)
-    yield kind(**settings)
+    yield kind(**change(settings))
+
+
+GROWTH = {HIDDEN: 16, 96: 32, HEAD: 4, HEADS: 4, 8: 4, 128: 16, VOCABULARY: 50}
+"""By what a size of `SIZES` is multiplied: two layers, 1,024 wide, sixteen heads of 64."""
+GROWN_APART = {"coordinate_size": 16, "shape_size": 16, "projection_size": 16}  # widths unknown to the rule
+
+
+def grow(values: dict[str, Any]) -> dict[str, Any]:
+    """The constructor arguments of a tiny configuration, in sizes that keep a GPU busy; as many layers and experts."""
+    made = dict(values)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            made[name] = grow(value)
+        elif type(value) is int and name == "image_size":
+            made[name] = 224
+        elif type(value) is int and name in RATIOS_STAY and value > 1:
+            made[name] = value * GROWTH[HEADS]
+        elif type(value) is int and (value == SIZES.get(name) or name in GROWN_APART) and "expert" not in name:
+            made[name] = value * GROWN_APART.get(name, GROWTH.get(value, 1))
+    return made
 
 
 def parents(model_type: str) -> list[str]:

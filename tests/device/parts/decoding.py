@@ -1,11 +1,13 @@
 """Generation of a SmolLM2-shaped model: same tokens patched and merged, the offloaded cache, time of 256 tokens."""
 
 import copy
+from collections.abc import Callable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 from device.record import Record, compared, peak_mebibytes, timed
+from device.variants import cache_argument
 from gssf_plug.attention import patch_attention
 
 PATCHED = 1.05
@@ -55,19 +57,19 @@ def run(record: Record, device: torch.device, quick: bool) -> None:
 
 def _graphs(record: Record, bare: LlamaForCausalLM, patched: LlamaForCausalLM, device: torch.device) -> None:
     """One step at a fixed position with a static cache, captured as a CUDA graph, replayed."""
-    runs = {name: _captured(model, device) for name, model in (("bare", bare), ("patched", patched))}
+    runs = {name: captured(model, device) for name, model in (("bare", bare), ("patched", patched))}
     value, shown = compared(timed(runs, device, 50), "patched", "bare")
     record.at_most("decode of one token, CUDA graph, patched ÷ bare", value, PATCHED, shown)
 
 
 @torch.inference_mode()
-def _captured(model: LlamaForCausalLM, device: torch.device) -> torch.cuda.CUDAGraph:
-    from transformers import StaticCache
-
+def captured(model: PreTrainedModel, device: torch.device) -> Callable[[], object]:
+    """A token of a decoder behind a static cache; the call replays the graph."""
     cache = StaticCache(config=model.config, max_cache_len=512)
     token = torch.ones(1, 1, dtype=torch.long, device=device)
     place = torch.full((1, 1), 256, device=device)
-    call = lambda: model(input_ids=token, position_ids=place, past_key_values=cache, use_cache=True)  # noqa: E731
+    given = {cache_argument(model): cache, "use_cache": True}
+    call = lambda: model(input_ids=token, position_ids=place, **given)  # noqa: E731
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -77,4 +79,5 @@ def _captured(model: LlamaForCausalLM, device: torch.device) -> torch.cuda.CUDAG
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    return graph.replay
+    held = (cache, token, place)  # what the graph reads and writes: nobody else may get that memory
+    return lambda: (graph.replay(), held)

@@ -40,6 +40,10 @@ def run(record: Record, device: torch.device, quick: bool) -> None:
             finite = all(p.grad is None or bool(p.grad.isfinite().all()) for p in distiller.parameters())
             record.equal(f"{loss}: gradients of a bfloat16 step are finite", finite)
             record.at_most(f"{loss}: bfloat16 ÷ float32 loss − 1", abs(half.item() / exact - 1), 0.05)
+            teacher.bfloat16()
+            with torch.autocast(device.type, torch.bfloat16):
+                held = distiller(batch)["loss"].item()
+            record.at_most(f"{loss}: teacher held in bfloat16 ÷ float32 loss − 1", abs(held / exact - 1), 0.05)
             if loss == "gssf":
                 _cost(record, distiller, student, batch, device, quick)
 
