@@ -26,9 +26,11 @@ class AdapterKind:
     """How one kind of adapter is saved with the model that it is in.
 
     Args:
-        describe: JSON of what is in a model, `{"names": [...], "active": name, "enabled": bool}`; None for a plain one.
-        save: writes such a model into a folder: the base as transformers reads it, and the adapters beside it.
-        restore: puts what `save` wrote into the base; takes the base, the folder and the JSON.
+        describe: function that gives JSON of what is in a model, `{"names": [...], "active": name, "enabled": bool}`,
+            or None for a plain model.
+        save: function that writes such a model into a folder: the base as transformers reads it, and the adapters
+            beside it.
+        restore: function that puts what `save` wrote into the base; it takes the base, the folder and the JSON.
     """
 
     describe: Callable[[nn.Module], dict[str, Any] | None]
@@ -81,8 +83,8 @@ def restore_adapters(model: nn.Module, folder: Path, saved: Mapping[str, Mapping
     """Put the adapters that `save_model` wrote into `folder` back into the plain `model`.
 
     Raises:
-        CheckpointError: an adapter is missing, damaged or of another model.
-        ArgumentError: the model cannot hold it.
+        CheckpointError: an adapter is missing, damaged, or of another model.
+        ArgumentError: the model cannot hold the adapter.
     """
     for name, record in saved.items():
         importlib.import_module(HOMES[name])  # which registers its kind

@@ -97,10 +97,11 @@ def gather(rows: Float[Tensor, " n *rest"]) -> Float[Tensor, " total *rest"]:
     """Rows of all processes in the order of rank, differentiable; see the module's text for the scale.
 
     Args:
-        rows: (n_p, ...) floating; n_p may differ between processes, also 0. A collective: every process must call it.
+        rows: this process's rows, (n_p, ...) of a floating-point type. n_p may differ between processes and be 0. Every
+            process must call this at the same time: it is a collective.
 
     Returns:
-        (Σ_p n_p, ...) on every process; `rows` itself with one process.
+        The rows of all processes, (Σ_p n_p, ...), on every process; `rows` itself where there is one process.
     """
     if process_count() == 1:
         return rows
@@ -118,7 +119,7 @@ def share(pieces: Sequence[Piece], distributed: bool) -> Sequence[Piece]:
     """This process's contiguous part of `pieces`, or all where `distributed` is False.
 
     Raises:
-        ArgumentError: `distributed` is no truth value, or True without an initialised process group.
+        ArgumentError: `distributed` is no truth value, or it is True and no process group is initialised.
     """
     if not isinstance(distributed, bool):
         raise ArgumentError("distributed", "be True or False", repr(distributed), "Leave the default.")

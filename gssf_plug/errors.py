@@ -31,9 +31,9 @@ class ArgumentError(GSSFError, ValueError):
 
     Args:
         argument: name of the argument, as the caller writes it.
-        rule: what holds for a right value; completes the sentence "`argument` must ...".
-        got: what came.
-        remedy: what to do, one sentence.
+        rule: rule that holds for a right value; it completes the sentence "`argument` must ...".
+        got: value that came instead.
+        remedy: one sentence that says what to do.
     """
 
     def __init__(self, argument: str, rule: str, got: object, remedy: str) -> None:
@@ -46,8 +46,8 @@ class _PathError(GSSFError, ValueError):
 
     Args:
         path: the file or folder.
-        problem: what is wrong with it; completes the sentence "`path` ...".
-        remedy: what to do, one sentence.
+        problem: what is wrong with it; it completes the sentence "`path` ...".
+        remedy: one sentence that says what to do.
     """
 
     def __init__(self, path: str | PathLike[str], problem: str, remedy: str) -> None:
@@ -60,8 +60,8 @@ class CheckpointError(_PathError):
 
     Args:
         path: the file or folder.
-        problem: what is wrong with it; completes the sentence "`path` ...".
-        remedy: what to do, one sentence.
+        problem: what is wrong with it; it completes the sentence "`path` ...".
+        remedy: one sentence that says what to do.
     """
 
 
@@ -72,8 +72,8 @@ class DataError(_PathError):
 
     Args:
         path: the file or folder.
-        problem: what is wrong with it; completes the sentence "`path` ...".
-        remedy: what to do, one sentence.
+        problem: what is wrong with it; it completes the sentence "`path` ...".
+        remedy: one sentence that says what to do.
     """
 
 

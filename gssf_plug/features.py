@@ -48,12 +48,14 @@ def feature_tensor(output: Any, *, name: str | None = None) -> Tensor:
     """The tensor of features in an encoder's output.
 
     Args:
-        output: a tensor; a mapping or transformers ModelOutput; or a tuple or list, whose first tensor is taken.
-        name: the entry of a mapping to take. Default: the first present of last_hidden_state, image_embeds,
-            text_embeds, sentence_embedding, pooler_output, feature_maps (of which the last, as of an AutoBackbone).
+        output: output of an encoder: a tensor, a mapping, a ModelOutput of transformers, or a tuple or list, of which
+            the first tensor is taken.
+        name: name of the entry of a mapping to take. None (default) takes the first that is present of
+            last_hidden_state, image_embeds, text_embeds, sentence_embedding, pooler_output, and feature_maps (the last
+            map of an AutoBackbone).
 
     Raises:
-        ArgumentError: no such entry, or nothing in it that is a tensor.
+        ArgumentError: there is no such entry, or nothing in the output is a tensor.
     """
     if isinstance(output, Tensor):
         return output
@@ -80,7 +82,7 @@ def as_tokens(features: Tensor) -> Float[Tensor, "n t dim"]:
     """Features as tokens: vectors become one token, maps (N, C, H, W) become H·W tokens of C channels.
 
     Raises:
-        ArgumentError: another number of dimensions than 2, 3 or 4.
+        ArgumentError: the tensor has another number of dimensions than 2, 3 or 4.
     """
     if features.ndim == 2:
         return features[:, None]
@@ -139,11 +141,12 @@ class SizeAugmentation(nn.Module):
     """A pooling that, while training, leaves out a random share of each row's tokens: VSE∞'s size augmentation.
 
     Args:
-        pooling: any pooling, such as `GPO()`.
-        share: probability of a token to be left out, 0 ≤ share < 1; default 0.2. A row that would lose all keeps all.
+        pooling: pooling that the tokens are given to, such as `GPO()`.
+        share: probability that a token is left out, 0 ≤ share < 1; default 0.2. A row that would lose all its tokens
+            keeps them all.
 
     Raises:
-        ArgumentError: a share outside its range.
+        ArgumentError: the share is outside its range.
 
     References:
         Chen et al., VSE∞, arXiv 2011.04305. Its code drops regions before they are projected (which changes the batch
@@ -175,7 +178,7 @@ class GPO(nn.Module):
     mean, max and k-max pooling.
 
     Args:
-        code: width of the code of a place, even; default 32.
+        code: width of the code of a place, an even number; default 32.
         hidden: width of the GRU; default 32.
 
     Shape:
@@ -229,7 +232,7 @@ class BNNeck(nn.BatchNorm1d):
     so that the metric that is trained is the metric that searches.
 
     Args:
-        dim: width of the features.
+        dim: width D of the features.
 
     References:
         Luo et al., "Bag of tricks and a strong baseline for deep person re-identification", arXiv 1903.07071.

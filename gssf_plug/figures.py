@@ -16,8 +16,8 @@ def make_figure(width: float, height: float) -> "Figure":
     """A figure with its own white ground, so that it can be read on light and dark pages; save it with `savefig(path)`.
 
     Args:
-        width: of the figure in inches.
-        height: of the figure in inches.
+        width: width of the figure in inches.
+        height: height of the figure in inches.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed; the message says how to install it.

@@ -38,9 +38,9 @@ def save_parts(parts: nn.Module, config: Mapping[str, Any], folder: str | os.Pat
     """Write the trained parts of a planned distiller.
 
     Args:
-        parts: a module that holds them and nothing else.
-        config: what they were built from; JSON.
-        folder: created where missing.
+        parts: module that holds the projectors and losses, and nothing else.
+        config: JSON of what they were built from.
+        folder: folder to write, which is created where it is missing.
     """
     write_folder(folder, FORMAT, dict(config), parts.state_dict(), argument="folder")
 
@@ -51,13 +51,13 @@ def load_parts(
     """Read them back into parts that were built in the same way, by value: optimizers hold these parameters.
 
     Args:
-        parts: as they were saved.
-        config: what these were built from.
-        folder: written by `save_parts`.
-        device: where they live.
+        parts: module with the same projectors and losses that were saved.
+        config: JSON of what these were built from.
+        folder: folder that `save_parts` wrote.
+        device: device on which they live.
 
     Raises:
-        CheckpointError: missing, damaged, or of other pairs or losses.
+        CheckpointError: the folder is missing, damaged, or of other pairs or losses.
     """
     saved, tensors = read_folder(folder, FORMAT)
     saved.setdefault("metrics", config["metrics"])  # folders of before they were written
@@ -85,9 +85,9 @@ def write_batch(folder: Path, args: TrainingArguments, rows: int) -> None:
     """Note in a checkpoint how its batches were formed.
 
     Args:
-        folder: of the distillation's files in a checkpoint.
-        args: of the run.
-        rows: of one process's batch.
+        folder: folder of the distillation's files in a checkpoint.
+        args: training arguments of the run.
+        rows: number of rows in the batch of one process.
     """
     noted = {"rows": rows * args.world_size, "processes": args.world_size, "steps": args.gradient_accumulation_steps}
     own_folder(folder.parent, folder.name)
@@ -98,7 +98,8 @@ def check_batch(folder: Path, args: TrainingArguments, rows: int) -> None:
     """Whether a run forms its batches as that of the checkpoint did; a checkpoint without a note passes.
 
     Raises:
-        ArgumentError: another number of rows in the batch of all processes, or of batches in a step.
+        ArgumentError: the batch of all processes together has another number of rows than before, or a step another
+            number of batches.
         CheckpointError: the note is damaged.
     """
     path = folder / BATCH
@@ -134,11 +135,11 @@ def find_checkpoint(asked: bool | str | os.PathLike[str], runs: str | os.PathLik
     from the last folder, whatever is in it: without optimizer.pt it goes on silently with a new optimizer.
 
     Args:
-        asked: True for the last one of the run, or a folder.
-        runs: the output folder of the run.
+        asked: True for the last checkpoint of the run, or the folder of one.
+        runs: output folder of the run.
 
     Raises:
-        CheckpointError: the folder asked for is unfinished, or the run has no finished one.
+        CheckpointError: the folder that was asked for is unfinished, or the run has no finished one.
     """
     if not isinstance(asked, bool):
         if _is_finished(Path(asked)):
@@ -171,12 +172,12 @@ def restore_student(student: nn.Module, folder: str | os.PathLike[str]) -> None:
     Trainer underneath reads those itself.
 
     Args:
-        student: the model that is trained; its parameters stay the same objects, so that optimizers may hold them.
-        folder: a checkpoint of a Trainer.
+        student: the model that is trained. Its parameters stay the same objects, so that optimizers may hold them.
+        folder: folder of a checkpoint of a Trainer.
 
     Raises:
-        CheckpointError: a tensor of the student that the checkpoint does not hold, or one of the checkpoint that the
-            student does not have. The student may then hold a part of the checkpoint: build it anew.
+        CheckpointError: the checkpoint lacks a tensor of the student, or holds one that the student does not have. The
+            student may then hold a part of the checkpoint: build it anew.
     """
     saved = _saved_names(Path(folder))
     if not saved:

@@ -23,9 +23,9 @@ class TeacherColumns:
     """A collator that keeps the columns of both models, as the rows at hand have them.
 
     Args:
-        collate: makes a batch of the rows that are left.
-        student: the columns that the Trainer underneath keeps.
-        teacher: of some columns those that the teacher needs (`Teacher.columns`).
+        collate: collate function that makes a batch of the columns that are left.
+        student: columns that the Trainer underneath keeps.
+        teacher: function that picks from some columns those that the teacher needs (`Teacher.columns`).
     """
 
     collate: Callable[[list[Any]], Any]
@@ -49,8 +49,8 @@ class PeekedRows(IterableDataset[Any]):
     A later pass asks the stream anew.
 
     Args:
-        stream: any torch IterableDataset.
-        count: how many rows to look at.
+        stream: any IterableDataset of torch.
+        count: number of rows to look at.
     """
 
     def __init__(self, stream: IterableDataset[Any], count: int) -> None:
@@ -80,12 +80,13 @@ def take_rows(dataset: Any, count: int, workers: int) -> tuple[list[Any], Any]:
     """The first rows of a data set, and what is to be read in its place, beginning with the same rows.
 
     Args:
-        dataset: of any kind that a Trainer takes.
-        count: how many rows; fewer where it holds fewer.
-        workers: processes that will read it, besides this one.
+        dataset: data set of any kind that a Trainer takes.
+        count: number of rows to take; a shorter data set gives fewer.
+        workers: number of processes that will read it, besides this one.
 
     Raises:
-        ArgumentError: a stream of torch that several workers will read, or a data set without rows: plan by hand.
+        ArgumentError: a stream of torch will be read by several workers, or the data set has no rows: then call
+            `Distiller.plan` by hand.
     """
     stream = isinstance(dataset, IterableDataset) and not isinstance(dataset, datasets.IterableDataset)
     if not stream:  # datasets' streams are read anew from their first row

@@ -28,7 +28,7 @@ def check_student(model: nn.Module, distiller: Distiller, model_init: object) ->
     """Whether what is trained is the distiller's student, from the beginning to the end.
 
     Raises:
-        ArgumentError: another model, or a Trainer that would make a new one.
+        ArgumentError: the model is not the distiller's student, or the Trainer would make a new one.
     """
     if model_init is not None:
         raise ArgumentError(
@@ -45,7 +45,7 @@ def check_arguments(args: TrainingArguments, *, sharded: bool) -> None:
     """Whether a run is asked for that works: one process or DDP, with whatever of the rest is not refused.
 
     Raises:
-        ArgumentError: FSDP, DeepSpeed, nn.DataParallel, or an argument of `REFUSED`.
+        ArgumentError: the run asks for FSDP, DeepSpeed or nn.DataParallel, or for an argument of `REFUSED`.
     """
     if sharded or args.n_gpu > 1:
         raise ArgumentError(
@@ -79,7 +79,7 @@ def check_last_batches(args: TrainingArguments, train: Any, evaluated: Any) -> N
     """A relational loss would stop the run at a last batch of one example: say so now; of a stream nothing is known.
 
     Raises:
-        ArgumentError: a data set that ends so, or batches of one.
+        ArgumentError: the data set ends in a batch of one example, or all batches hold one.
     """
     for name, size, given in (
         ("train", args.per_device_train_batch_size, train),
@@ -100,7 +100,7 @@ def check_optimizer(absent: Mapping[str, object]) -> None:
     """Whether an optimizer that the user gave holds projectors and metrics.
 
     Raises:
-        ArgumentError: some parameters of the distiller, by name, are not in it.
+        ArgumentError: the optimizer lacks parameters of the distiller, which are named.
     """
     if absent:
         raise ArgumentError(

@@ -46,24 +46,30 @@ class Distiller(nn.Module):
 
     Args:
         student: the model to train; any module.
-        teacher: a model; a `TeacherModel`, which has more options; or a `TeacherCache`: then no teacher is loaded.
-        pairs: {student path: teacher path}, a list of pairs of paths or `Tap` objects, or a rule: "last", "uniform".
-        loss: a short name, a loss object, or a list of them: every pair gets every one. A loss object with parameters
-            serves one pair; by name each pair gets its own.
-        weight: of the loss, or one per loss of the list; default 1.
-        projector: "auto" (a Linear where a loss needs equal widths and they differ), None (never), or a module from the
-            student's width to the teacher's, for a single pair. The losses of a pair share it.
-        task_weight: of the student's own loss (`outputs.loss`, the batch must hold labels); default 0.
-        student_inputs: a function from a batch to the student's inputs; default the columns that its forward takes.
-            With it `run` may run the student as often as it likes; features are then read in one forward more.
-        teacher_inputs: the teacher's inputs out of a batch, see `TeacherModel`. Default: the columns "teacher_*" where
-            there are any (another tokenizer, another image size, another modality), else the same as the student's.
-        teacher_dtype: such as torch.bfloat16; default as it is.
-        teacher_device: default the student's.
+        teacher: a model, a `TeacherModel`, which has more options, or a `TeacherCache`, with which no teacher is
+            loaded.
+        pairs: which feature of the student is compared with which of the teacher: {student path: teacher path}, a list
+            of pairs of paths or `Tap` objects, or a rule: "last" (the last stacked layers) or "uniform" (layers at
+            equal distances).
+        loss: short name, loss object, or a list of them, of which every pair gets all. A name makes losses of its own
+            for each pair; a loss object with parameters serves one pair.
+        weight: factor of the loss, or one for each loss of the list; default 1.
+        projector: "auto" (default) puts a Linear before losses that need equal widths, where the widths differ; None
+            never does; a module from the student's width to the teacher's serves a single pair. The losses of a pair
+            share its projector.
+        task_weight: factor of the student's own loss, `outputs.loss`, for which the batch must hold labels; 0 (default)
+            leaves it out.
+        student_inputs: function from a batch to the student's inputs; None (default) takes the columns that its forward
+            names. With it `run` may run the student as often as it likes; features are then read in one forward more.
+        teacher_inputs: how the teacher's inputs are made of a batch, see `TeacherModel`. None (default) takes the
+            columns "teacher_*" where there are any (another tokenizer, image size or modality), else those of the
+            student.
+        teacher_dtype: data type that the teacher is brought to, such as torch.bfloat16; None (default) leaves it.
+        teacher_device: device of the teacher; None (default) takes the student's.
 
     Raises:
-        ArgumentError: paths that match nothing or not one-to-one, an unknown loss, a teacher that shares weights with
-            the student; at the first batch: shapes that no loss can compare.
+        ArgumentError: a path matches nothing or more than one module, a loss is unknown, or the teacher shares weights
+            with the student; at the first batch: no loss can compare the shapes of two features.
 
     Example:
         >>> student, teacher = nn.Sequential(nn.Linear(4, 6)), nn.Sequential(nn.Linear(4, 8))
@@ -161,7 +167,7 @@ class Distiller(nn.Module):
         Call it before the optimizer is made: projectors and metrics are parameters. Later calls build nothing.
 
         Raises:
-            ArgumentError: the features cannot be compared.
+            ArgumentError: two features cannot be compared.
         """
         was_training = self.training
         with torch.no_grad():
@@ -184,7 +190,8 @@ class Distiller(nn.Module):
         Nothing is left behind: no gradients, buffers and random state as before.
 
         Raises:
-            ArgumentError: a term whose gradient does not reach the student, or a teacher that moved.
+            ArgumentError: the gradient of a term does not reach the student, or the teacher gives other features the
+                second time.
         """
         self._require_plan()
         with untouched(self):
@@ -201,13 +208,14 @@ class Distiller(nn.Module):
         """The losses of a batch.
 
         Args:
-            batch: a mapping of columns (student and teacher each get those that their forward takes), or a tensor.
-            run: how the student is run, (student, batch) -> outputs; default the student on the columns it takes.
-            return_outputs: also return the student's outputs.
+            batch: mapping of columns, of which student and teacher each get those that their forward names, or a
+                tensor.
+            run: function (student, batch) -> outputs that runs the student; None (default) calls it with its columns.
+            return_outputs: True also returns the student's outputs. Default False.
 
         Returns:
-            {"loss": weighted sum, term: unweighted loss, ...}, with "task" where `task_weight` is not 0; with
-            `return_outputs` a pair of that and the outputs.
+            {"loss": weighted sum, name of a term: its loss without weight, ...}, with "task" where `task_weight` is not
+            0. With `return_outputs` a pair of that and the outputs.
         """
         self._require_plan()
         ours, theirs, outputs = self._read(batch, run)
@@ -228,7 +236,7 @@ class Distiller(nn.Module):
         """Read what `save_parts` wrote, strictly, after `plan`.
 
         Raises:
-            CheckpointError: missing, damaged, or saved from other pairs or losses.
+            CheckpointError: the parts are missing, damaged, or saved from other pairs or losses.
         """
         self._require_plan()
         load_parts(self._parts(), self._config(), folder, self._device())

@@ -42,7 +42,7 @@ def find_modules(model: nn.Module, pattern: str, *, argument: str = "path") -> l
     """Paths of the plain model that `pattern` matches, at least one.
 
     Raises:
-        ArgumentError: nothing matches; names near matches.
+        ArgumentError: the pattern matches nothing; near matches are named.
     """
     names = list(plain_modules(model))
     found = [name for part in _expand_braces(pattern) for name in names if _glob(part).fullmatch(name)]

@@ -50,13 +50,13 @@ def resolve_pairs(
 
     Args:
         student: the student.
-        pairs: see the module's text.
-        layers: the teacher's stacked layers.
-        find: the teacher's paths that match a pattern.
+        pairs: the pairs as the caller gave them, see the text of the module.
+        layers: paths of the teacher's stacked layers.
+        find: function that gives the teacher's paths that match a pattern.
 
     Raises:
-        ArgumentError: an unknown rule, a rule on a model without a stack, no pair, a path that matches nothing, or
-            different numbers of matches on the two sides.
+        ArgumentError: the rule is unknown, or the model has no stack of layers to apply it to; there is no pair; a path
+            matches nothing; or a pattern matches different numbers of modules on the two sides.
     """
     if isinstance(pairs, str):
         return [(Tap(ours), Tap(theirs)) for ours, theirs in _by_rule(pairs, layer_paths(student), layers())]

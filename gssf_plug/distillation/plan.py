@@ -126,12 +126,12 @@ def check_still(first: Mapping[str, Feature], second: Mapping[str, Feature], pat
     """Whether a teacher gave the same features twice.
 
     Args:
-        first: its features of a batch, by the name of the pair.
+        first: the teacher's features of a batch, by the name of the pair.
         second: its features of the same batch once more.
-        paths: where each was read, for the message.
+        paths: path at which each was read, for the message.
 
     Raises:
-        ArgumentError: it did not.
+        ArgumentError: a feature is another one the second time.
     """
     for name, feature in first.items():
         if not torch.equal(feature.tensor, second[name].tensor):
@@ -151,12 +151,12 @@ def check_terms(
     """Whether the gradient of each term reaches the student.
 
     Args:
-        losses: by the name of the term, with their graph.
-        features: of student and teacher that each term compares, by the same names.
-        parameters: the student's trained ones.
+        losses: the losses by the name of the term, with their graph.
+        features: the features of student and teacher that each term compares, by the same names.
+        parameters: the student's parameters that are trained.
 
     Raises:
-        ArgumentError: a term whose gradient is nothing, infinite or NaN.
+        ArgumentError: the gradient of a term is zero, infinite or NaN.
     """
     rows = []
     for name, loss in losses.items():

@@ -47,15 +47,15 @@ def plot_similarities(
     values).
 
     Args:
-        student: its features, one row an example.
-        teacher: its features of the same examples in the same order; of any width.
-        groups: what each example belongs to; examples of a group then stand together, groups in the order in which
-            they come, with a line between them and their names at the side.
-        metric: for the student, in place of cosine. The teacher's similarity is cosine.
-        title: above everything.
+        student: the student's features, (N, D), one row for each example.
+        teacher: the teacher's features of the same examples in the same order, of any width.
+        groups: name of the group of each example. Examples of a group are put together, in the order in which the
+            groups come, with a line between them and their names at the side. None (default) keeps the order.
+        metric: metric for the student; None (default) compares by cosine, as the teacher always does.
+        title: text above the whole figure; none by default.
 
     Raises:
-        ArgumentError: other numbers of examples or groups, fewer than three examples.
+        ArgumentError: the numbers of examples or groups differ, or there are fewer than three examples.
         ModuleNotFoundError: matplotlib is not installed.
     """
     count = len(teacher)
@@ -94,13 +94,13 @@ def plot_training(
     Training is drawn as a line, evaluation dashed in the same colour.
 
     Args:
-        history: `trainer.state.log_history`; or a checkpoint's folder, whose trainer_state.json holds it.
-        weights: of the terms; they then stand beside their names. Terms are drawn without them.
-        title: above everything.
+        history: `trainer.state.log_history`, or the folder of a checkpoint, whose trainer_state.json holds it.
+        weights: factors of the terms by name, which then stand beside their names; the curves are drawn without them.
+        title: text above the whole figure; none by default.
 
     Raises:
         ArgumentError: nothing was logged.
-        CheckpointError: a folder without a readable trainer_state.json.
+        CheckpointError: the folder has no trainer_state.json that can be read.
         ModuleNotFoundError: matplotlib is not installed.
     """
     logs = history if isinstance(history, Sequence) and not isinstance(history, str) else _read_history(history)

@@ -28,7 +28,7 @@ def align(student: Feature, teacher: Feature) -> tuple[Tensor, Tensor, Tensor | 
     """Vectors (N, D) or tokens (N, T, D) of both, and the mask of the tokens.
 
     Raises:
-        ArgumentError: unequal batch sizes; tokens that form no square grid against a map.
+        ArgumentError: the batch sizes differ, or the tokens form no square grid that could be compared with a map.
     """
     if len(student.tensor) != len(teacher.tensor):
         raise ArgumentError(

@@ -50,13 +50,15 @@ class Tap:
     """Where to read and what to keep.
 
     Args:
-        path: of a module in the plain model, "" for the model itself; globs and braces as in `paths`.
-        output: which part of the module's output: a key of a mapping or an index of a tuple. Default: the first
-            tensor, as in `feature_tensor`.
-        pooling: (N, T, D), mask -> (N, D), such as `mean_pool`; default: keep the tokens.
-        token: keep one token, such as 0 for the class token; not together with `pooling`.
-        masked: let the attention mask travel with the tokens (default). False for a module whose tokens are not those
-            of the mask.
+        path: path of a module in the plain model, "" for the model itself; globs and braces as in `module_paths`.
+        output: the part of the module's output to read: a key of a mapping, or an index of a tuple. None (default)
+            takes the first tensor, as `feature_tensor` does.
+        pooling: function from tokens (N, T, D) and mask (N, T) to vectors (N, D), such as `mean_pool`; None (default)
+            keeps the tokens.
+        token: number of the one token to keep, such as 0 for the class token; None (default) keeps all. Not together
+            with `pooling`.
+        masked: True (default) lets the attention mask travel with the tokens; False is for a module whose tokens are
+            not those of the mask.
     """
 
     path: str
@@ -136,13 +138,14 @@ class FeatureTaps:
 
     Args:
         model: any module, wrapped or not. It is not edited: only hooks are added, and `remove` takes them away.
-        taps: name -> path or `Tap`, each of which must match one module; or a list of paths, globs and braces, whose
+        taps: a path or `Tap` by name, each of which must match one module; or a list of paths, globs and braces, whose
             names are then the paths found.
-        mask_argument: the argument of the model's forward that holds the mask, default "attention_mask".
-        attach: read in every forward from now on (default). False: only in the forwards inside `recording()`.
+        mask_argument: name of the argument of the model's forward that holds the mask; default "attention_mask".
+        attach: True (default) reads in every forward from now on; False reads only in the forwards inside
+            `recording()`.
 
     Raises:
-        ArgumentError: a path that matches nothing (names near matches), or several.
+        ArgumentError: a path matches nothing (near matches are named), or several modules.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -179,7 +182,7 @@ class FeatureTaps:
         """The record of the last forward, by name.
 
         Raises:
-            ArgumentError: a tapped module has not run; a token that is not there; a mask of another shape.
+            ArgumentError: a tapped module has not run, a token is not there, or the mask has another shape.
         """
         for name, tap in self.taps.items():
             if name not in self._record:

@@ -64,11 +64,14 @@ class TeacherModel:
 
     Args:
         model: any module. It is put into evaluation mode, and moved where `dtype` or `device` say so.
-        inputs: the teacher's inputs out of a batch: a mapping from its arguments to columns, a function of the batch,
-            or None: the columns that begin with `"teacher_"` (less that prefix) if there are any, else the student's.
-        dtype: such as torch.bfloat16; None leaves it alone (quantised models must be left alone).
-        device: None follows the student.
-        early_exit: stop each forward after the last tapped module; None (default): where that is safe, see above.
+        inputs: how the teacher's inputs are made of a batch: a mapping from its arguments to columns, or a function of
+            the batch. None (default) takes the columns that begin with "teacher_" (without that prefix) if there are
+            any, else those of the student.
+        dtype: data type that the model is brought to, such as torch.bfloat16; None (default) leaves it, as quantised
+            models need it.
+        device: device that the model is moved to; None (default) follows the student.
+        early_exit: True stops each forward after the last tapped module, False never; None (default) does so where it
+            is safe, see above.
     """
 
     def __init__(
@@ -188,7 +191,7 @@ def get_inputs(model: nn.Module, batch: Any, inputs: TeacherInputs) -> Any:
     """What the teacher is called with; see `TeacherModel`.
 
     Raises:
-        ArgumentError: a named column is not in the batch; the batch says that the two sides are different examples.
+        ArgumentError: a named column is not in the batch, or the batch says that the two sides hold different examples.
     """
     if isinstance(batch, Mapping):
         _check_same_examples(batch)
@@ -233,13 +236,13 @@ def call(model: nn.Module, inputs: Any, side: str) -> Any:
     """model(**inputs) for a mapping, else model(inputs).
 
     Args:
-        model: student or teacher.
-        inputs: what it is given.
+        model: the student or the teacher.
+        inputs: what it is called with.
         side: "student" or "teacher", for the message.
 
     Raises:
-        ArgumentError: the model fails, and the batch shows why: it holds what is no tensor, or lacks what the model
-            reads.
+        ArgumentError: the model fails and the batch shows why: it holds something that is no tensor, or lacks what the
+            model reads.
     """
     try:
         return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)

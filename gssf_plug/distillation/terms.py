@@ -27,10 +27,10 @@ class Term:
     """What is compared at one pair of places, how, and with what weight.
 
     Args:
-        name: of the pair, the only one with it in its Distiller.
+        name: name of the pair, which no other pair of the Distiller has.
         pair: where the student and where the teacher is read.
         losses: short names or loss objects, all of which the pair gets.
-        weights: of these losses.
+        weights: factor of each of these losses.
 
     Attributes:
         names: of its losses in what a Distiller returns: the pair's, with the loss behind it where there are several.
@@ -58,13 +58,14 @@ class Term:
         """Make losses and projector for features as wide as these.
 
         Args:
-            student: read at the student's place, from a first batch.
-            teacher: read at the teacher's place, from the same batch.
+            student: feature that was read at the student's place from a first batch.
+            teacher: feature that was read at the teacher's place from the same batch.
             projector: "auto", None or a module, as the Distiller was given it.
             taken: losses that serve other terms.
 
         Raises:
-            ArgumentError: a loss with parameters that serves another term; a given projector that no loss would use.
+            ArgumentError: a loss with parameters serves another term already, or no loss would use the projector that
+                was given.
         """
         widths, device = (_width(student.tensor), _width(teacher.tensor)), student.tensor.device
         self.losses = [loss_by_name(loss, *widths) if isinstance(loss, str) else loss for loss in self._asked]

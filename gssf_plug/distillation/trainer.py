@@ -65,15 +65,15 @@ class DistillationMixin(Above):
     """Put before a Trainer class: `class MyTrainer(DistillationMixin, SFTTrainer)`, or `distillation_trainer(base)`.
 
     Args:
-        distiller: around the very student that is given as `model`. Planned here on the first rows of the training
-            data where it is not planned yet.
-        args: positional arguments of the Trainer underneath, whose signature is its own.
-        kwargs: its keyword arguments.
+        distiller: the distiller around the very student that is given as `model`. It is planned here on the first rows
+            of the training data, where it is not planned yet.
+        args: positional arguments of the Trainer underneath, in the order of its own signature.
+        kwargs: keyword arguments of the Trainer underneath.
 
     Raises:
-        ArgumentError: another model than the distiller's student; FSDP, DeepSpeed, nn.DataParallel or another argument
-            of `gssf_plug.distillation.compatibility.REFUSED`; features that cannot be compared; a relational loss
-            whose last batch would be one example.
+        ArgumentError: the model is not the distiller's student; the run asks for FSDP, DeepSpeed, nn.DataParallel or
+            another argument of `gssf_plug.distillation.compatibility.REFUSED`; two features cannot be compared; or the
+            last batch of a relational loss would hold one example.
     """
 
     loss_is_scaled_for_ga: bool | None = (

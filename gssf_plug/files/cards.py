@@ -47,14 +47,14 @@ def render_card(title: str, about: str, usage: str, tags: Sequence[str], facts: 
     """A model card as Markdown.
 
     Args:
-        title: heading.
-        about: what it is, one or a few sentences.
-        usage: Python that loads it.
-        tags: for the Hub's search.
-        facts: what the author says.
+        title: heading of the card.
+        about: one or a few sentences that say what is in the folder.
+        usage: Python code that loads it.
+        tags: words that the Hub's search finds it by.
+        facts: what only the author can say, see `CardFacts`.
 
     Raises:
-        ArgumentError: an unknown fact; a measure that is no finite number; an id that the Hub would refuse.
+        ArgumentError: a fact is unknown, a measure is no finite number, or the Hub would refuse an id.
     """
     facts = facts or {}
     _check(facts)

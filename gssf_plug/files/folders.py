@@ -64,11 +64,11 @@ class Format:
     """One kind of folder that we write.
 
     Args:
-        kind: what the folder holds, such as "gssf-plug/metric"; stands in its configuration.
-        version: newest format version this library writes; it reads every version up to that.
+        kind: word for what the folder holds, such as "gssf-plug/metric"; it stands in the configuration.
+        version: newest version of the format, which this library writes; it reads every version up to that.
         config: name of the JSON file.
         weights: name of the safetensors file.
-        whole: the folder has further parts, so that all of it is taken from the Hub; default False.
+        whole: True where the folder has further parts, so that all of it is taken from the Hub; default False.
     """
 
     kind: str
@@ -92,19 +92,21 @@ def write_folder(
     """Save `tensors`, `config`, a model card and further parts into `folder`, all at once.
 
     Args:
-        folder: created where missing.
+        folder: folder to write, which is created where it is missing.
         layout: kind, version and file names.
-        config: JSON-able; format, version and digests are added.
-        tensors: written contiguous, on the CPU.
+        config: configuration as JSON can hold it; format, version and digests are added.
+        tensors: tensors to write, which are made contiguous and moved to the CPU.
         card: Markdown for README.md.
-        replace_card: write the card over one that is already there; default keep that: people edit cards.
-        parts: writes further files into the folder that it is given; their digests come into the configuration under
-            "files". Those of the save before that are no longer among them are removed.
-        argument: what the caller's caller calls `folder`, for the error.
+        replace_card: True writes the card over one that is already there; False (default) keeps that, since people edit
+            cards.
+        parts: function that writes further files into the folder that it is given. Their digests come into the
+            configuration under "files"; files of the save before that are no longer among them are removed. Default
+            none.
+        argument: name by which the user knows `folder`, for the error.
 
     Raises:
         ArgumentError: `folder` is no path, or an empty one.
-        CheckpointError: where the disk refuses; the earlier save is still whole.
+        CheckpointError: the disk refuses; the earlier save is still whole.
     """
     folder = named_folder(argument, folder)
     try:

@@ -28,7 +28,7 @@ def locate(name_or_path: str | os.PathLike[str], layout: Format, **hub: Any) -> 
     Args:
         name_or_path: a folder, or a Hub id such as "user/name".
         layout: names of the files that are needed.
-        hub: `revision`, `cache_dir`, `force_download`, `token`, `local_files_only` of `hf_hub_download`.
+        hub: options `revision`, `cache_dir`, `force_download`, `token` and `local_files_only` of `hf_hub_download`.
     """
     if os.path.isdir(name_or_path):
         return Path(name_or_path)
@@ -97,18 +97,20 @@ class HubModule(ModelHubMixin):
         """Write weights, configuration and model card; with `push_to_hub=True` upload them too.
 
         Args:
-            save_directory: folder, created where missing; an earlier save in it is replaced as a whole.
-            push_to_hub: upload after saving.
-            repo_id: Hub id for the upload; default the folder's name.
-            config: always our own; accepted only because the mixin passes it.
-            model_card_kwargs: what only you know, for the model card: {"data": ..., "measures": {"mAP": 45.6},
-                "license": ..., ...}, see `gssf_plug.files.CardFacts`. A card that is already there is kept, unless this
+            save_directory: folder to write, which is created where it is missing; an earlier save in it is replaced as
+                a whole.
+            push_to_hub: True uploads the folder after saving. Default False.
+            repo_id: hub id of the upload; None (default) takes the name of the folder.
+            config: not used: the configuration is always our own. The argument is accepted because the mixin passes it.
+            model_card_kwargs: facts for the model card that only you know, as {"data": ..., "measures": {"mAP": 45.6},
+                "license": ..., ...}; see `gssf_plug.files.CardFacts`. A card that is already there is kept, unless this
                 is given.
-            push_to_hub_kwargs: `private`, `token`, `branch`, `commit_message`, … of the mixin's `push_to_hub`.
+            push_to_hub_kwargs: options of the mixin's `push_to_hub`, such as `private`, `token`, `branch` and
+                `commit_message`.
 
         Raises:
-            CheckpointError: where the disk refuses; what was saved there before is still whole.
-            ArgumentError: no folder is named, or a fact that the card cannot hold; nothing is written.
+            CheckpointError: the disk refuses; what was saved there before is still whole.
+            ArgumentError: no folder is named, or the card cannot hold a fact; nothing is written.
         """
         del config
         named_folder("save_directory", save_directory)
@@ -134,16 +136,16 @@ class HubModule(ModelHubMixin):
         """Load what `save_pretrained` wrote, from a folder or the Hub, in evaluation mode and strictly.
 
         Args:
-            pretrained_model_name_or_path: folder, or Hub id such as "user/name".
-            force_download: as in huggingface_hub, like the four that follow.
-            token: access token.
-            cache_dir: where downloads are kept.
-            local_files_only: never ask the network.
-            revision: branch, tag or commit.
-            unknown: nothing more is accepted; a misspelt option is not swallowed.
+            pretrained_model_name_or_path: a folder, or a Hub id such as "user/name".
+            force_download: True downloads again what the cache of huggingface_hub holds. Default False.
+            token: access token of the Hub, or True for the one that is stored on this machine.
+            cache_dir: folder in which downloads are kept; None (default) takes that of huggingface_hub.
+            local_files_only: True never asks the network and takes what was downloaded before. Default False.
+            revision: branch, tag or commit on the Hub; None (default) takes the main branch.
+            unknown: any further option, which is refused, so that a misspelt one is not swallowed.
 
         Raises:
-            CheckpointError: the folder is missing, damaged, foreign or of a newer format.
+            CheckpointError: the folder is missing, damaged, of another kind or of a newer format.
         """
         if unknown:
             raise ArgumentError(

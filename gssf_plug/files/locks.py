@@ -28,10 +28,11 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
     Args:
         folder: a folder that exists.
-        shared: let others hold it likewise, as readers do; default alone, as writers do.
+        shared: True lets others hold the lock at the same time, as readers do; False (default) holds it alone, as
+            writers do.
 
     Raises:
-        TimeoutError: somebody else has held it for a minute.
+        TimeoutError: another process has held the lock for a minute.
     """
     if fcntl is None:  # pragma: no cover - Windows
         yield

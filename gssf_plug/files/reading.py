@@ -66,9 +66,10 @@ def build_from(
     """What `build` makes of a folder that `write_folder` wrote, all of it from one and the same save.
 
     Args:
-        folder: others may save into it meanwhile: then it is read again.
+        folder: folder to read. Others may save into it meanwhile; it is then read again.
         layout: kind, version and file names.
-        build: gets the configuration (without its header), the tensors, and the folder where the further parts are.
+        build: function that is given the configuration (without its header), the tensors, and the folder where the
+            further parts are, and makes the object.
 
     Raises:
         CheckpointError: a file is missing, damaged, truncated, too large, of another kind or of a newer format.
@@ -96,7 +97,8 @@ class _Watch:
     """Tells whether another save took effect while a folder was read.
 
     Args:
-        weights: whose renaming is the switch. Held open, so that no new file can get the number of the old one.
+        weights: the file whose renaming is the switch of a save. It is held open, so that no new file can get the
+            number of the old one.
     """
 
     def __init__(self, weights: Path) -> None:
@@ -151,12 +153,13 @@ def parse_json(path: Path, text: str, *, most: int = VALUES_LIMIT) -> dict[str, 
     """The JSON object in `text`.
 
     Args:
-        path: for the error.
-        text: JSON.
-        most: values that it may hold; default 200,000. Each takes some fifty times the memory of its text.
+        path: file that the text came from, for the error.
+        text: the JSON text.
+        most: number of values that it may hold; default 200,000. Each takes some fifty times the memory of its text.
 
     Raises:
-        CheckpointError: no JSON, no object, a key twice, too deep, too many values; names `path`.
+        CheckpointError: the text is no JSON or no object, holds a key twice, is nested too deep, or holds too many
+            values; the message names `path`.
     """
     if text.count(",") + text.count("[") + text.count("{") > most:
         raise CheckpointError(path, f"holds more than {most:,} values", "It is no configuration of ours.")
@@ -176,7 +179,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, and its metadata.
 
     Raises:
-        CheckpointError: missing, damaged, truncated, or with a header that is too large.
+        CheckpointError: the file is missing, damaged or truncated, or its header is too large.
     """
     _check_file(path)
     try:
@@ -198,7 +201,7 @@ def inside(folder: str | os.PathLike[str], name: Any) -> Path:
     """The path of a file that a configuration names, below `folder`.
 
     Raises:
-        CheckpointError: no text, an absolute path, or one with "..", a backslash, a drive or a NUL in it.
+        CheckpointError: the name is no text, an absolute path, or one with "..", a backslash, a drive or a NUL in it.
     """
     safe = isinstance(name, str) and name and not set(name) & {"\0", "\\"} and not PureWindowsPath(name).drive
     if not safe or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -214,8 +217,8 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | 
     The module may be on the meta device.
 
     Raises:
-        CheckpointError: names the first key that is missing, unknown, of another shape or dtype, or not finite;
-            `module` is untouched.
+        CheckpointError: a key is missing or unknown, or a tensor has another shape or dtype or is not finite. The
+            message names the first one; `module` is untouched.
     """
     check_tensors(module.state_dict(), tensors, path)
     for name, tensor in sorted(tensors.items()):

@@ -30,10 +30,10 @@ def named_folder(argument: str, folder: str | os.PathLike[str]) -> Path:
 
     Args:
         argument: name of the caller's argument, for the error.
-        folder: what came.
+        folder: value that the caller gave.
 
     Raises:
-        ArgumentError: no path, or an empty one, which would be the current folder.
+        ArgumentError: the value is no path, or an empty one, which would be the current folder.
     """
     given: Any = folder
     if not isinstance(given, str | os.PathLike) or not isinstance(os.fspath(given), str):
@@ -89,7 +89,7 @@ def own_folder(root: Path, name: str | PurePath) -> Path:
     """The folder `name` below `root`, made where it is missing; a link on the way is replaced by a folder.
 
     Raises:
-        OSError: a file is in its place, or the disk refuses.
+        OSError: a file is in the place of the folder, or the disk refuses.
     """
     folder = root
     for part in PurePath(name).parts:

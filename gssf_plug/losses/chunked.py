@@ -37,13 +37,14 @@ def loss_of_pairs(
     """`loss` of the scores of all queries with all gallery items.
 
     Args:
-        loss: `loss(scores, relevance, exclude=...)`, or with the older name `forbidden` for the mask.
-        score: features of both sides to their scores.
-        queries: features.
-        query_ids: ids of the queries; equal ids belong together.
-        gallery: features.
-        gallery_ids: ids of the gallery.
-        itself: both sides are one list, and an item is not compared with itself.
+        loss: loss that is called as `loss(scores, relevance, exclude=...)`, or with the older name `forbidden` for the
+            mask.
+        score: function from the features of both sides to their scores.
+        queries: features of the queries, (N, D).
+        query_ids: ids of the queries, (N,); equal ids belong together.
+        gallery: features of the gallery, (M, D).
+        gallery_ids: ids of the gallery, (M,).
+        itself: True where both sides are one list, so that an item is not compared with itself.
     """
     batch = _Batch(score, queries, query_ids, gallery, gallery_ids, itself)
     if isinstance(loss, RowLoss) and len(queries) * len(gallery) > WHOLE_SCORES:

@@ -26,9 +26,9 @@ class EmbeddingLoss(nn.Module):
         """The loss of one batch.
 
         Args:
-            features: one row per item, not normalised.
-            labels: identity or class of each.
-            score: the similarity of the model, learned or cosine.
+            features: one row for each item, (N, D), not normalised.
+            labels: identity or class of each item, (N,).
+            score: function from two sets of rows to all their similarities: the model's metric, or cosine.
         """
         raise NotImplementedError
 
@@ -44,12 +44,12 @@ class IdentityLoss(EmbeddingLoss):
     Put `BNNeck` before it, as the projection of the tower: the classifier has no bias and sees features around zero.
 
     Args:
-        dim: width of the features.
+        dim: width D of the features.
         identities: number C of identities; labels are 0 … C-1.
-        smoothing: ε, 0 … 1 (not 1); default 0.1.
+        smoothing: share ε of the target that is spread over all identities, 0 ≤ ε < 1; default 0.1.
 
     Raises:
-        ArgumentError: a smoothing outside its range; a label outside 0 … C-1.
+        ArgumentError: the smoothing is outside its range, or a label is outside 0 … C-1.
 
     References:
         Luo et al., "Bag of tricks", arXiv 1903.07071; Szegedy et al., arXiv 1512.00567.
@@ -90,11 +90,11 @@ class WeightedSum(EmbeddingLoss):
     """Several losses at once, on features or on scores: Σ weight · loss.
 
     Args:
-        losses: each a `EmbeddingLoss` or a loss on scores.
-        weights: one per loss; default all 1.
+        losses: losses to add, each an `EmbeddingLoss` or a loss on scores.
+        weights: factor of each loss; None (default) takes 1 for all.
 
     Raises:
-        ArgumentError: no loss, or not as many weights.
+        ArgumentError: there is no loss, or the number of weights is another one.
 
     Example:
         >>> from gssf_plug import GSSFMetric
@@ -138,8 +138,8 @@ def check_features(features: object, labels: object, width: int | None = None) -
     """Features of one tower with a label each.
 
     Raises:
-        ArgumentError: no matrix of floating-point features with values, another width than `width`, labels that are no
-            whole numbers.
+        ArgumentError: the features are no floating-point matrix with values or have another width than `width`, or the
+            labels are no whole numbers.
     """
     matrix = isinstance(features, Tensor) and features.ndim == 2 and features.is_floating_point()
     if not isinstance(features, Tensor) or not matrix or features.is_meta or features.layout != torch.strided:

@@ -29,18 +29,19 @@ class Hinge(RowLoss):
     """Bidirectional hinge with hardest negatives.
 
     Args:
-        margin: in units of the score, above 0; default 0.2 (VSE++, SCAN, SGRAF, RCAR).
-        warmup_steps: calls in training mode that sum over all negatives before the hardest alone counts; default 0.
-            The counter is saved with the module, so a resumed run goes on where it was. With gradient accumulation
-            one optimizer step is several calls.
-        learned_scale: multiply the scores by a learned factor, 1 at the start; default False.
-        scale_range: bounds of that factor, default (0.01, 100).
+        margin: distance that a positive must keep from a negative, in units of the score and above 0; default 0.2
+            (VSE++, SCAN, SGRAF, RCAR).
+        warmup_steps: number of calls in training mode that sum over all negatives before the hardest alone counts;
+            default 0. The counter is saved with the module, so a resumed run goes on where it was. With gradient
+            accumulation one optimizer step is several calls.
+        learned_scale: True multiplies the scores by a learned factor, which is 1 at the start. Default False.
+        scale_range: smallest and largest value of that factor; default (0.01, 100).
 
     Shape:
         scores (N, M), relevance (N, M), exclude (N, M) -> scalar, float32 or better.
 
     Raises:
-        ArgumentError: a margin or warm-up outside its range; masks of another shape or dtype.
+        ArgumentError: the margin or the warm-up is outside its range, or a mask has another shape or dtype.
 
     References:
         Faghri et al., VSE++, arXiv 1707.05612; warm-up: Chen et al., VSE∞, arXiv 2011.04305.

@@ -25,15 +25,16 @@ class InfoNCE(RowLoss):
     """Softmax contrastive loss over all pairs of a batch.
 
     Args:
-        scale: α at the start, default 1/0.07 ≈ 14.3 (CLIP's). Below about 1 the softmax over cosines is nearly flat.
-        scale_range: bounds of α, default (1, 100).
-        learned_scale: train α (default) or keep it.
+        scale: factor α on the scores at the start, the inverse of the temperature; default 1/0.07 ≈ 14.3 (CLIP's).
+            Below about 1 the softmax over cosines is nearly flat.
+        scale_range: smallest and largest value of α; default (1, 100).
+        learned_scale: True (default) trains α; False keeps it.
 
     Shape:
         scores (N, M), relevance (N, M), exclude (N, M) -> scalar, float32 or better.
 
     Raises:
-        ArgumentError: a scale outside its range; masks of another shape or dtype.
+        ArgumentError: the scale is outside its range, or a mask has another shape or dtype.
 
     References:
         van den Oord et al., arXiv 1807.03748; several positives: Khosla et al., SupCon, arXiv 2004.11362 (L_out).

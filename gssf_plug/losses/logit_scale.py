@@ -13,10 +13,10 @@ __all__ = ["LearnedScale", "checked_range"]
 
 
 def checked_range(scale_range: tuple[float, float]) -> tuple[float, float]:
-    """Two numbers; `LearnedScale` checks their order.
+    """The two numbers of a range, whose order `LearnedScale` checks.
 
     Raises:
-        ArgumentError: anything else.
+        ArgumentError: the range is no pair.
     """
     if not isinstance(scale_range, tuple | list) or len(scale_range) != 2:
         rule, remedy = "be two numbers (lowest, highest)", "Such as (0.01, 100.0)."
@@ -36,7 +36,7 @@ class LearnedScale(nn.Module):
         highest: largest factor; CLIP's is 100.
 
     Raises:
-        ArgumentError: not 0 < lowest <= initial <= highest < ∞.
+        ArgumentError: the three numbers are not 0 < lowest <= initial <= highest < ∞.
 
     Source: Radford et al., CLIP, arXiv 2103.00020, §2.5.
     """

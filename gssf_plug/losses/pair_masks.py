@@ -28,11 +28,11 @@ def relevance_by_id(query_ids: Int[Tensor, " n"], gallery_ids: Int[Tensor, " m"]
     """True where the ids agree, so that several captions of an image, or equal items of a batch, are all positives.
 
     Args:
-        query_ids: one whole number per query; a tensor, a numpy array or a list.
-        gallery_ids: likewise, one per gallery item.
+        query_ids: one whole number for each query, (N,), as a tensor, a numpy array or a list.
+        gallery_ids: one whole number for each gallery item, (M,), likewise.
 
     Raises:
-        ArgumentError: ids that are no list of whole numbers.
+        ArgumentError: the ids are no list of whole numbers.
     """
     sides = {"query_ids": to_tensor("query_ids", query_ids), "gallery_ids": to_tensor("gallery_ids", gallery_ids)}
     for name, ids in sides.items():
@@ -52,10 +52,10 @@ def sort_pairs(
     """Check the three matrices against each other and split the pairs.
 
     Args:
-        scores: similarities, larger is better.
-        relevance: True where a pair belongs together.
-        exclude: True where a pair counts neither way.
-        name: of `exclude`, as the caller writes it.
+        scores: similarities (N, M); larger is better.
+        relevance: True where a pair belongs together, (N, M).
+        exclude: True where a pair counts neither way, (N, M); None leaves out none.
+        name: name of `exclude`, as the caller writes it.
 
     Raises:
         ArgumentError: `scores` is no matrix of floating-point numbers, or a mask is not boolean or not of its shape.

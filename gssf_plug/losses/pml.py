@@ -40,11 +40,12 @@ class GSSFDistance(BaseDistance):
     """A pytorch-metric-learning distance that is a similarity (`is_inverted=True`): larger is nearer.
 
     Args:
-        metric: a submodule from then on; its normalisation is used, the distance adds none. Any module that scores all
-            pairs when called, and single pairs with `pairwise` (or `aligned`), will do.
+        metric: metric that gives the similarities; it becomes a submodule. Its own normalisation is used, the distance
+            adds none. Any module will do that scores all pairs when called, and single pairs with `pairwise` (or
+            `aligned`).
 
     Raises:
-        ArgumentError: embeddings of another width than the metric's.
+        ArgumentError: the embeddings have another width than the metric.
     """
 
     def __init__(self, metric: nn.Module) -> None:
@@ -68,9 +69,9 @@ class MetricLearningLoss(EmbeddingLoss):
     """A pytorch-metric-learning loss, and a miner where wanted, as a loss of RetrievalTrainer.
 
     Args:
-        loss: any of its losses on embeddings and labels. Give it `distance=GSSFDistance(metric)` with the metric of
-            the model; proxies and other parameters of the loss are trained too.
-        miner: any of its tuple miners, or None.
+        loss: any loss of pytorch-metric-learning on embeddings and labels. Give it `distance=GSSFDistance(metric)` with
+            the metric of the model; proxies and other parameters of the loss are trained too.
+        miner: any of its miners that give tuples, or None (default).
     """
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:

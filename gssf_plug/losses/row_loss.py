@@ -48,9 +48,10 @@ class RowLoss(nn.Module):
         """The loss of one batch.
 
         Args:
-            scores: similarities of N queries with M gallery items, larger is better.
-            relevance: True where a pair belongs together.
-            exclude: True where a pair counts neither way, such as an item with itself; default: all pairs count.
+            scores: similarities of N queries with M gallery items, (N, M); larger is better.
+            relevance: True where a pair belongs together, (N, M).
+            exclude: True where a pair counts neither way, such as an item with itself; None (default) lets all pairs
+                count.
             forbidden: the older name of `exclude`.
         """
         if exclude is not None and forbidden is not None:

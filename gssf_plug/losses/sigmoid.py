@@ -23,15 +23,15 @@ class Sigmoid(RowLoss):
     """Binary cross-entropy over all pairs, summed over the gallery and averaged over the queries.
 
     Args:
-        learned: train α and β, from α = 10 and β = −10 (SigLIP's); False (default) takes the scores as logits, for a
-            `DualEncoder`, whose model has α and β.
-        scale_range: bounds of α, default (0.1, 1000).
+        learned: True trains α and β, from α = 10 and β = −10 (SigLIP's). False (default) takes the scores as logits,
+            for a `DualEncoder`, whose model has α and β.
+        scale_range: smallest and largest value of α; default (0.1, 1000).
 
     Shape:
         scores (N, M), relevance (N, M), exclude (N, M) -> scalar, float32 or better.
 
     Raises:
-        ArgumentError: masks of another shape or dtype.
+        ArgumentError: a mask has another shape or dtype.
 
     References:
         Zhai et al., "Sigmoid loss for language image pre-training", arXiv 2303.15343.

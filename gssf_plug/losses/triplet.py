@@ -69,14 +69,15 @@ class BatchHardTriplet(_Triplet):
     """For every item its farthest positive and its nearest negative.
 
     Args:
-        margin: in units of the score, above 0; default 0.3 (BoT). None: the soft margin log(1 + exp(x)).
-        learned_scale: multiply the scores by a learned factor, 1 at the start; default False.
+        margin: distance that a positive must keep from a negative, in units of the score and above 0; default 0.3
+            (BoT). None takes the soft margin log(1 + exp(x)).
+        learned_scale: True multiplies the scores by a learned factor, which is 1 at the start. Default False.
 
     Shape:
         scores (N, M), relevance (N, M), exclude (N, M) -> scalar, float32 or better.
 
     Raises:
-        ArgumentError: a margin that is not positive; masks of another shape or dtype.
+        ArgumentError: the margin is not positive, or a mask has another shape or dtype.
 
     References:
         Hermans et al., "In defense of the triplet loss", arXiv 1703.07737.
@@ -105,14 +106,14 @@ class SemiHardTriplet(_Triplet):
     sorted negatives of each row finds it.
 
     Args:
-        margin: as in `BatchHardTriplet`.
-        learned_scale: likewise.
+        margin: distance that a positive must keep from a negative, as in `BatchHardTriplet`.
+        learned_scale: True multiplies the scores by a learned factor, as in `BatchHardTriplet`.
 
     Shape:
         scores (N, M), relevance (N, M), exclude (N, M) -> scalar, float32 or better.
 
     Raises:
-        ArgumentError: a margin that is not positive; masks of another shape or dtype.
+        ArgumentError: the margin is not positive, or a mask has another shape or dtype.
 
     References:
         Schroff et al., FaceNet, arXiv 1503.03832.

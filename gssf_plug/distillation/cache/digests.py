@@ -59,7 +59,8 @@ def tap_key(tap: Tap) -> dict[str, Any]:
     """A tap as JSON; a pooling function by its qualified name, a pooling module by its form and weights.
 
     Raises:
-        ArgumentError: a pooling that has neither: a lambda, a partial, a function inside a function.
+        ArgumentError: the pooling has neither a name nor weights of its own: a lambda, a partial, a function inside a
+            function.
     """
     return {
         "path": tap.path,

@@ -28,7 +28,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What a folder holds and what it was made from.
 
     Raises:
-        CheckpointError: missing, damaged, of a newer format, or naming files elsewhere.
+        CheckpointError: the manifest is missing, damaged or of a newer format, or it names files outside the folder.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -59,7 +59,7 @@ def read_shard(folder: Path, shard: Mapping[str, Any], kinds: list[str], *, veri
     """The features of one shard, memory-mapped.
 
     Raises:
-        CheckpointError: missing, damaged, or not what the manifest says.
+        CheckpointError: the shard is missing or damaged, or holds something else than the manifest says.
     """
     path = inside(folder, shard["name"])
     if not path.is_file():

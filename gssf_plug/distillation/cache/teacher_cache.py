@@ -47,12 +47,13 @@ class TeacherCache:
     """The features that `precompute` left in a folder, as the teacher of a `Distiller`.
 
     Args:
-        folder: written by `precompute`, complete.
-        teacher: check that the features are this model's; default: trust the folder.
-        verify: read every shard once and compare its digest; default True.
+        folder: folder that `precompute` wrote and finished.
+        teacher: model that the features must come from, which a digest of its weights shows; None (default) trusts the
+            folder.
+        verify: True (default) reads every shard once and compares its digest; False trusts the files.
 
     Raises:
-        CheckpointError: missing, incomplete, damaged, or of another teacher.
+        CheckpointError: the folder is missing, incomplete, damaged, or made from another teacher.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class TeacherCache:
         """Where each example of a data set lies in the cache.
 
         Raises:
-            ArgumentError: an example that the cache does not hold.
+            ArgumentError: the cache does not hold an example.
         """
         return [self._row(number, example) for number, example in enumerate(dataset)]
 
@@ -172,24 +173,27 @@ def precompute(
     """Run the teacher over a data set and keep its features; goes on where a killed run stopped.
 
     Args:
-        teacher: a model, or a `TeacherModel` with its dtype and device.
-        taps: what to keep. Give them a pooling where the loss wants vectors: tokens are T times as large.
-        dataset: has a length, and dicts as rows: a datasets.Dataset, or a list.
-        folder: created where missing.
-        collate: rows -> the batch that the teacher is given.
-        batch_size: examples per forward, default 64.
-        shard_batches: batches per shard, default 16: what a kill can lose.
-        columns: that make an example; default all. Name the teacher's where rows also carry student columns.
-        teacher_inputs: as in `TeacherModel`; only with a plain model.
+        teacher: the model whose features are kept, or a `TeacherModel`, which has its dtype and device.
+        taps: features to keep, as a list or by name. Give a tap a pooling where the loss compares vectors, since tokens
+            take T times as much room.
+        dataset: data set with a length whose rows are dicts: a `datasets.Dataset` or a list.
+        folder: folder of the cache, which is created where it is missing.
+        collate: function that makes of a list of rows the batch that the teacher is given. It must not draw random
+            numbers.
+        batch_size: number of examples in a forward; default 64.
+        shard_batches: number of batches in a shard, which is what a kill can lose; default 16.
+        columns: columns that make an example; None (default) takes all. Name those of the teacher where rows also hold
+            columns of the student.
+        teacher_inputs: how the teacher's inputs are made of a batch, as in `TeacherModel`; only with a plain model.
 
     Returns:
         The cache, verified.
 
     Raises:
-        CheckpointError: the folder holds the features of another teacher, other taps, dtype, columns, inputs (a
-            collate of another tokenizer, or one with chance in it) or examples.
-        ArgumentError: an empty data set; no columns, or columns that do not tell examples apart; NaN in a feature; a
-            pooling without a name, such as a lambda.
+        CheckpointError: the folder holds the features of another teacher, or of other taps, dtype, columns, examples or
+            inputs (a collate function of another tokenizer, or one that draws random numbers).
+        ArgumentError: the data set is empty; there are no columns, or they do not tell examples apart; a feature holds
+            NaN; or a pooling has no name, such as a lambda.
     """
     folder = named_folder("folder", folder)
     source = teacher if isinstance(teacher, TeacherModel) else TeacherModel(teacher, inputs=teacher_inputs)

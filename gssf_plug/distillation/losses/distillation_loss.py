@@ -38,8 +38,8 @@ class DistillationLoss(nn.Module):
         student (N, D) or (N, T, D), teacher the same with its own width, mask (N, T) -> scalar, float32 or better.
 
     Raises:
-        ArgumentError: unequal batch sizes, lengths or (where `same_width`) widths; a mask of another shape; fewer than
-            two examples in a relational loss.
+        ArgumentError: the two sides have unequal batch sizes, lengths or (where `same_width`) widths; the mask has
+            another shape; or a relational loss gets fewer than two examples.
     """
 
     relational: ClassVar[bool] = False

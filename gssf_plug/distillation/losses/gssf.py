@@ -27,13 +27,15 @@ class Relation(DistillationLoss):
     with afterwards (`metric.fold` on the query side), and without it the plain cosine of the student still serves.
 
     Args:
-        metric: of the student's width; of the teacher's where `projected`. Items are of one kind, so give it
-            constraint="symmetric" or "psd".
-        projected: measure the student's features after the pair's projector, which then ships with the metric.
-        temperature: τ, above 0, usually 0.05 to 0.2; default None, the squared error.
+        metric: metric of the student's width, or of the teacher's where `projected`. Both sides of a pair are of one
+            kind, so give it constraint="symmetric" or "psd".
+        projected: True measures the student's features behind the pair's projector, which then ships with the metric.
+            Default False.
+        temperature: temperature τ of the softmax over similarities, above 0, usually 0.05 to 0.2; None (default) takes
+            the squared error instead.
 
     Raises:
-        ArgumentError: a temperature that is not positive.
+        ArgumentError: the temperature is not positive.
 
     Relations:
         `SP` compares rows after normalisation, `PKT` distributions without a temperature; both take the metric too.
@@ -70,8 +72,8 @@ class Contrastive(DistillationLoss):
     Rows with equal teacher features count as the same example.
 
     Args:
-        metric: of the teacher's width, the critic; the student comes through a projector.
-        scale: of the scores at the start, default 1/0.07; learned, at most 100.
+        metric: metric of the teacher's width that scores student and teacher; the student comes through a projector.
+        scale: factor on the scores at the start, which is learned and at most 100; default 1/0.07.
 
     References:
         CRD, arXiv 1910.10699, for the idea; CLIP, arXiv 2103.00020, for the learned scale.
@@ -98,10 +100,11 @@ class Regression(DistillationLoss):
     start Λ = 1, and the loss is half of `MSE`.
 
     Args:
-        metric: of the teacher's width, constraint="psd" and normalize=False; the student comes through a projector.
+        metric: metric of the teacher's width with constraint="psd" and normalize=False, the precision; the student
+            comes through a projector.
 
     Raises:
-        ArgumentError: a metric that is not positive (semi)definite, or that normalises: a residual has a length.
+        ArgumentError: the metric may be negative, or it normalises, which would take a residual's length away.
 
     Relations:
         `VID` is the diagonal case.

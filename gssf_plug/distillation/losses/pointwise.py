@@ -67,7 +67,7 @@ class VID(DistillationLoss):
 
     Args:
         dim: width of the teacher's features; the student comes through a projector.
-        initial_variance: v at the start, default 5 (RepDistiller).
+        initial_variance: variance v of every channel at the start, above 0; default 5 (RepDistiller).
 
     References:
         Ahn et al., arXiv 1904.05835.
@@ -101,7 +101,7 @@ class MGD(DistillationLoss):
 
     Args:
         dim: width of the teacher's features; the student comes through a projector.
-        share: of channels that are dropped, default 0.15 (the paper's for classification).
+        share: share of the channels that are dropped, 0 ≤ share < 1; default 0.15 (the paper's for classification).
 
     References:
         Yang et al., arXiv 2205.01529.
@@ -128,11 +128,12 @@ class LogitKL(DistillationLoss):
     """Softened logits: T² KL(softmax(t / T) ‖ softmax(s / T)), mean over examples and valid tokens.
 
     Args:
-        temperature: T, above 0; default 4 (CIFAR practice). Language models take 1 to 2.
+        temperature: temperature T of both softmaxes, above 0; default 4, as is usual on CIFAR. Language models take 1
+            to 2.
 
     Raises:
-        ArgumentError: a temperature that is not positive; other classes than the teacher (a projector makes no sense
-            here: tap two heads with the same classes).
+        ArgumentError: the temperature is not positive, or the student has other classes than the teacher (a projector
+            makes no sense here: tap two heads with the same classes).
 
     References:
         Hinton et al., arXiv 1503.02531.

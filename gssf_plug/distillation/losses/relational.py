@@ -21,7 +21,8 @@ class SP(DistillationLoss):
     """Similarity-preserving: G = X Xᵀ, rows L2-normalised; ‖Ĝ_s - Ĝ_t‖² / N².
 
     Args:
-        metric: of the student's width, in the place of the student's inner product; default None.
+        metric: metric of the student's width that takes the place of the student's inner product; None (default) keeps
+            it.
 
     References:
         Tung and Mori, arXiv 1907.09682.
@@ -43,8 +44,8 @@ class PKT(DistillationLoss):
     """Probabilistic knowledge transfer: rows of (cos + 1) / 2 as distributions; mean of p_t log(p_t / p_s) over pairs.
 
     Args:
-        metric: of the student's width, in the place of its cosine; default None. Where it leaves [-1, 1], (s + 1) / 2
-            is kept above 1e-7.
+        metric: metric of the student's width that takes the place of its cosine s; None (default) keeps it. Where
+            scores leave [-1, 1], (s + 1) / 2 is kept above 1e-7.
 
     References:
         Passalis and Tefas, arXiv 1803.10837; the mean over N² as in RepDistiller.
@@ -69,11 +70,11 @@ class RKD(DistillationLoss):
         distance: d_ij / mean of d_ij > 0, over all pairs;   angle: cos ∠(i, j, k), over all triples
 
     Args:
-        metric: of the student's width; d_ij² = s_ii + s_jj - s_ij - s_ji in the place of ‖x_i - x_j‖²; default None.
-            Use constraint="psd", or distances below 0 are cut.
-        distance_weight: w_d, default 25.
-        angle_weight: w_a, default 50 (both the paper's for classification). 0 leaves a part out; memory of the angles
-            is N³.
+        metric: metric of the student's width: d_ij² = s_ii + s_jj - s_ij - s_ji takes the place of ‖x_i - x_j‖²; None
+            (default) keeps that. Use constraint="psd", or distances below 0 are cut off.
+        distance_weight: factor w_d of the distances, at least 0; default 25, the paper's for classification.
+        angle_weight: factor w_a of the angles, at least 0; default 50, the paper's. 0 leaves a part out; the angles
+            take memory N³.
 
     References:
         Park et al., arXiv 1904.05068.
@@ -110,8 +111,8 @@ class CRD(DistillationLoss):
     InfoNCE over cos(s, t) / T. The paper's memory bank of the whole data set is replaced by the batch of all processes.
 
     Args:
-        metric: of the teacher's width, in the place of the cosine; default None.
-        temperature: T, above 0; default 0.07 (the paper's).
+        metric: metric of the teacher's width that takes the place of the cosine; None (default) keeps it.
+        temperature: temperature T, above 0; default 0.07 (the paper's).
 
     References:
         Tian et al., arXiv 1910.10699.

@@ -47,7 +47,7 @@ def loss_by_name(name: str, student_dim: int, teacher_dim: int) -> DistillationL
     """The loss of that name with its defaults.
 
     Raises:
-        ArgumentError: no such name.
+        ArgumentError: there is no loss of that name.
     """
     if name not in LOSSES:
         raise ArgumentError("loss", "be a loss object or a short name", repr(name), near_matches(name, LOSSES))
