@@ -53,34 +53,28 @@ def patch_attention(
 
     Args:
         model: the pretrained model to patch: a model of Hugging Face, or any module whose attention a layout describes.
-        terms: structures that are summed in each metric, any of "diagonal", "block_diagonal" and "dense" as in
-            `GSSFMetric`; "dense" is one full matrix for each head and excludes "block_diagonal". Default: the first
-            two.
-        block_size: side b of a block, in channels; it must divide the head dimension of every patched layer. Default 8.
-        layers: which attention modules get a metric: paths, parts of paths, globs or layer numbers. None (default)
-            patches all that can be patched.
-        per_head: True (default) gives each head a metric of its own; False lets all heads of a layer share one.
-        sites: where the metric acts. "projection" (default) changes the query before rotary embedding and cache, and
-            can be merged. "score" changes it where it meets the key, through transformers' `AttentionInterface`: the
-            logits are then exactly qᵀAk in every model, and it can be merged only where nothing lies between that A
-            does not commute with.
-        query_norm: where the metric stands in models that normalise the query, with sites="projection". "after"
-            (default) the norm gives the true qᵀAk, of which only a diagonal shared by the heads can be merged; "before"
-            it can be merged, and its result is normalised.
-        dtype: data type of the metric's parameters. None (default) takes float32 (float64 in float64 models), also in
-            half-precision models, since a learned 1 + 1e-3 is 1 in bfloat16.
-        adapter_name: name of this set of metrics, without dots; default "default". On a patched model another name adds
-            a further set and activates it.
-        example_inputs: keyword arguments of `model.forward` with which the layouts are proven, of two or more tokens.
-            None (default) makes some from the configuration.
+        terms: structures that are summed in each metric, as in `GSSFMetric`; "dense" is one full matrix for each head.
+        block_size: side of a block, in channels; it must divide the head dimension of every patched layer.
+        layers: which attention modules get a metric, by path, part of a path, glob or layer number; None takes all.
+        per_head: True (default) gives each head a metric of its own; False lets the heads of a layer share one.
+        sites: "projection" (default) changes the query before rotary embedding and cache, and can be merged. "score"
+            changes it where it meets the key, through transformers' `AttentionInterface`: the logits are then exactly
+            qᵀAk, and it can be merged only where nothing lies between that A does not commute with.
+        query_norm: in models that normalise the query, with sites="projection", the metric stands "after" the norm (the
+            true qᵀAk; only a diagonal shared by the heads can be merged) or "before" it (can be merged, then
+            normalised).
+        dtype: data type of the metric's parameters; None takes float32 (float64 in float64 models), also beside a
+            half-precision model, since a learned 1 + 1e-3 is 1 in bfloat16.
+        adapter_name: name of this set of metrics. On a patched model another name adds a further set and activates it.
+        example_inputs: keyword arguments of `model.forward` with which layouts are proven; None makes some by the
+            configuration.
 
     Returns:
-        The handle of the patched model, which prints a summary, gives the parameters, and disables, merges, saves and
-        removes the metrics.
+        The handle of the patched model, which gives the parameters, and disables, merges, saves and removes the
+        metrics.
 
     Raises:
-        ArgumentError: the model cannot be patched, or an option breaks its rule. The message names the first problem;
-            the model is untouched.
+        ArgumentError: the model cannot be patched, or an option breaks its rule; the model is untouched.
 
     References:
         GSSF, IEEE TIP 2024, arXiv 2410.15266; its place in attention is our choice. The diagonal term alone equals

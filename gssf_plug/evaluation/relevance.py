@@ -40,15 +40,16 @@ def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Re
     """Pairs from what a caller gave.
 
     Args:
-        name: the argument as the caller writes it.
+        name: name of the argument, as the caller writes it.
         relevant: (P, 2) whole numbers: pairs (query, document), also where the matrix would have two columns; a
             dense or sparse (torch, scipy) matrix queries × documents whose entries above 0 are grades and True is 1; N
             lists of document numbers; N mappings {document number: grade}.
-        queries: N.
-        documents: M, how many there are.
+        queries: number N of queries.
+        documents: number M of documents.
 
     Raises:
-        ArgumentError: another form or shape, numbers outside the queries or documents, grades that are not finite.
+        ArgumentError: the relevance has another form or shape, names numbers outside the queries or documents, or holds
+            grades that are not finite.
     """
     if hasattr(relevant, "tocoo"):  # scipy's sparse matrices and arrays
         matrix = relevant.tocoo()

@@ -43,13 +43,13 @@ class KReciprocal:
     name it beside the number.
 
     Args:
-        k1: length of the neighbour lists, default 20.
-        k2: neighbours whose encodings are averaged, default 6; 1 leaves that out.
-        weight: λ, the share of the original distance, 0 … 1, default 0.3. All three as in the source.
+        k1: length of the neighbour lists; default 20, as in the source.
+        k2: number of neighbours whose encodings are averaged; default 6, as in the source. 1 leaves that out.
+        weight: share λ of the original distance, 0 … 1; default 0.3, as in the source.
 
     Raises:
-        ArgumentError: a value outside its range, k1 not below the number of items; at the call what `reid_ranking`
-            refuses in features and metric.
+        ArgumentError: a value is outside its range, or k1 is not below the number of items; at the call what
+            `reid_ranking` refuses in features and metric.
     """
 
     k1: int = 20

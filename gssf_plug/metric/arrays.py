@@ -21,11 +21,11 @@ def to_tensor(name: str, value: object) -> Tensor:
     """A tensor that shares the memory of a numpy array; lists are copied.
 
     Args:
-        name: the argument, as the caller writes it.
-        value: a tensor (returned as it is), an array, a number, or lists of numbers of equal length.
+        name: name of the argument, as the caller writes it.
+        value: a tensor (which is returned as it is), an array, a number, or lists of numbers of equal length.
 
     Raises:
-        ArgumentError: anything else.
+        ArgumentError: the value is none of these.
     """
     if isinstance(value, Tensor):
         return value
@@ -61,7 +61,7 @@ def float_features(name: str, value: object) -> Tensor:
     """Features as a floating-point tensor: whole numbers and booleans are converted to torch's default dtype.
 
     Raises:
-        ArgumentError: no array of real numbers, or a tensor on the meta device, which holds no values.
+        ArgumentError: the value is no array of real numbers, or a tensor on the meta device, which holds no values.
     """
     features = to_tensor(name, value)
     if features.is_complex() or features.is_quantized or features.layout != torch.strided:
@@ -76,7 +76,7 @@ def check_has_values(name: str, tensor: Tensor) -> None:
     """Refuse a tensor on the meta device.
 
     Raises:
-        ArgumentError: it has a shape and no values.
+        ArgumentError: the tensor has a shape and no values.
     """
     if tensor.is_meta:
         raise ArgumentError(name, "hold values", "a tensor on the meta device", "Load it, or move it to a real device.")
@@ -86,7 +86,7 @@ def checked_device(name: str, device: object) -> torch.device | None:
     """None, or a device of this machine, as torch names it.
 
     Raises:
-        ArgumentError: another kind of value, a device that is not here, or "meta", which holds no values.
+        ArgumentError: the value names no device, a device that is not here, or "meta", which holds no values.
     """
     if device is None:
         return None

@@ -38,8 +38,8 @@ def read_metric(
     """The metric that `build`, the constructor, makes of a configuration, with these tensors for its own.
 
     Raises:
-        CheckpointError: a key that is unknown or missing, a value of another type or range, tensors that do not belong
-            to it, NaN.
+        CheckpointError: a key is unknown or missing, a value has another type or range, the tensors do not belong to
+            it, or one holds NaN.
     """
     grouping = tensors.get("grouping")
     config = {"grouped": grouping is not None, **config}  # folders of before this key say it by the tensor alone

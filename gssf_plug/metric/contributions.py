@@ -25,14 +25,15 @@ def block_contributions(
 
     Args:
         metric: any GSSFMetric.
-        queries: (..., D), not yet folded.
-        items: (..., D), not yet normalised; leading dimensions are broadcast against those of `queries`.
+        queries: features of the query side, (..., D), not yet folded.
+        items: features of the gallery side, (..., D), not yet normalised; leading dimensions are broadcast against
+            those of `queries`.
 
     Returns:
-        (..., D/s), in the dtype of the features.
+        What each block adds to the score, (..., D/s) for blocks of s channels, in the dtype of the features.
 
     Raises:
-        ArgumentError: no metric, or features of another width than its.
+        ArgumentError: `metric` is no metric, or the features have another width.
 
     Example:
         >>> import torch

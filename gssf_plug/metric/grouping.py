@@ -33,17 +33,19 @@ def group_channels(
     """A permutation for `GSSFMetric(dim, block_size=block_size, grouping=...)`, found from matching pairs.
 
     Args:
-        x: N×D features of one side, of the training set.
-        y: N×D features of the other; row i belongs to row i of `x`. In one-tower tasks another item of its class.
-        block_size: b, a divisor of D.
-        swaps: at most so many swaps after the greedy start; default 4·D. Each costs D² operations.
+        x: features of one side of the training set, (N, D).
+        y: features of the other side, (N, D); row i belongs to row i of `x`. In one-tower tasks take another item of
+            its class.
+        block_size: side b of a block, a divisor of D.
+        swaps: largest number of swaps after the greedy start; default 4·D. Each costs D² operations.
 
     Returns:
-        D channel numbers; the first b are the first block, ascending inside a block, blocks by their first channel.
-        The same data give the same permutation.
+        The D channel numbers, of which the first b are the first block; ascending inside a block, and blocks in the
+        order of their first channel. The same data give the same permutation.
 
     Raises:
-        ArgumentError: sides of different shape, fewer than two pairs, NaN features, a block that does not divide D.
+        ArgumentError: the sides have different shapes or fewer than two pairs, a feature is NaN, or the block does not
+            divide D.
     """
     given = x
     x, y = float_features("x", x), float_features("y", y)

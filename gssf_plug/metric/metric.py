@@ -91,23 +91,24 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
 
     Args:
         dim: number of channels D of a feature, at least 1.
-        terms: which structures are summed, any of "diagonal" (D parameters), "block_diagonal" (D·block_size), "dense"
+        terms: structures that are summed: any of "diagonal" (D parameters), "block_diagonal" (D·block_size) and "dense"
             (D²). The first of them, in this order, starts at the identity, the others at zero. Default: the first two.
-        block_size: side b of a block, a divisor of `dim`; default 16. Only read with "block_diagonal".
-        normalize: score directions (True, default) or raw vectors (False, as attention does). Without normalisation W
-            can vanish into a linear layer before it.
-        constraint: None (default); "symmetric", (M + Mᵀ)/2, so that s(x, y) = s(y, x); "psd", M = LᵀL of one structured
-            L that starts at the identity, so that s(x, x) ≥ 0.
-        grouping: permutation of the D channels; channels grouping[0:b] share the first block. Default: contiguous.
-        adjacency: boolean D×D matrix U, instead of `terms` and `block_size`. Contains the diagonal; symmetric for
-            `constraint="symmetric"`; not with "psd" (LᵀL leaves U).
+        block_size: side b of a block, a divisor of `dim`; default 16. It is only read with "block_diagonal".
+        normalize: True (default) scores directions; False scores raw vectors, as attention does. Without normalisation
+            W can vanish into a linear layer before it.
+        constraint: None (default) leaves M free; "symmetric" takes (M + Mᵀ)/2, so that s(x, y) = s(y, x); "psd" takes M
+            = LᵀL of one structured L that starts at the identity, so that s(x, x) ≥ 0.
+        grouping: permutation of the D channels, of which grouping[0:b] share the first block; None (default) takes them
+            as they lie.
+        adjacency: boolean D×D matrix U that takes the place of `terms` and `block_size`. It contains the diagonal, and
+            is symmetric for `constraint="symmetric"`; "psd" refuses it, since LᵀL leaves U. Default none.
 
     Shape:
         queries (..., N, D), gallery (..., M, D) -> scores (..., N, M), in the dtype of the features.
 
     Raises:
-        ArgumentError: a block that does not divide D, an unknown term or constraint, an invalid grouping or
-            adjacency, features of another width.
+        ArgumentError: a block does not divide D, a term or constraint is unknown, the grouping or the adjacency is
+            invalid, or features have another width.
 
     Example:
         >>> metric = GSSFMetric(dim=8, block_size=4)
@@ -155,7 +156,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         """Scores of all pairs. Leading dimensions are batches, broadcast as in `torch.matmul`; numpy gives numpy.
 
         Raises:
-            ArgumentError: a side has fewer than two dimensions or another width than `dim`.
+            ArgumentError: a side has fewer than two dimensions, or another width than `dim`.
         """
         sides = {"queries": float_features("queries", queries), "gallery": float_features("gallery", gallery)}
         for name, features in sides.items():
@@ -248,11 +249,11 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         are new ones, so an optimizer made before must be made again. What `diagonal` learned is kept.
 
         Args:
-            threshold: blocks with ‖B_k - start‖_F up to this are dropped, at least 0; these distances are
-                `metric.structures["block_diagonal"].distances()`. With `constraint="psd"` B_k is a block of L.
+            threshold: largest distance ‖B_k - start‖_F at which a block is dropped, at least 0. The distances are
+                `metric.structures["block_diagonal"].distances()`; with `constraint="psd"` B_k is a block of L.
 
         Raises:
-            ArgumentError: a negative threshold, or a metric without blocks.
+            ArgumentError: the threshold is negative, or the metric has no blocks.
         """
         blocked = {name: part for name, part in self.structures.items() if isinstance(part, BlockDiagonal)}
         if not blocked:
@@ -290,7 +291,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
         """A metric from its configuration and tensors, whoever wrote them; see `metric.checkpoint`.
 
         Raises:
-            CheckpointError: they do not describe a metric; nothing is allocated for numbers in the configuration.
+            CheckpointError: the files do not describe a metric; nothing is allocated for numbers in the configuration.
         """
         return read_metric(cls, config, tensors, folder)
 

@@ -69,7 +69,7 @@ def checked_count(
     """A whole number of at least `least`, numpy's and zero-dimensional tensors' too, as an int.
 
     Raises:
-        ArgumentError: below `least`, above `most`, or not a whole number; `rule` says which is right.
+        ArgumentError: the value is below `least`, above `most`, or no whole number; `rule` says which is right.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
@@ -84,7 +84,8 @@ def checked_number(name: str, value: object, rule: str, remedy: str, right: Call
     """A finite number, numpy's too, as a float.
 
     Raises:
-        ArgumentError: no number, a truth value, NaN or infinity, or not `right`; `rule` says which is right.
+        ArgumentError: the value is no number, a truth value, NaN or infinite, or not `right`; `rule` says which is
+            right.
     """
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number) or not right(number):
@@ -101,7 +102,7 @@ def check_metric(metric: object) -> None:
     """None, or a metric on a device that holds values.
 
     Raises:
-        ArgumentError: anything else.
+        ArgumentError: the value is neither None nor a metric, or its weights are on the meta device.
     """
     if metric is not None and not (hasattr(metric, "fold") and hasattr(metric, "gallery") and hasattr(metric, "dim")):
         raise ArgumentError("metric", "be a GSSFMetric or None", type(metric).__name__, "None means cosine.")

@@ -48,8 +48,8 @@ class Structure(nn.Module):
 
     Args:
         dim: number of channels D.
-        block_size: s, the side of a block; divides D.
-        identity: start at the identity (True) or at zero (False).
+        block_size: side s of a block, a divisor of D.
+        identity: True starts at the identity, False at zero.
     """
 
     weight: nn.Parameter

@@ -19,7 +19,7 @@ def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"
     two, which rounds nothing. A row of zeros stays zero; it scores 0 with everything.
 
     Raises:
-        ArgumentError: anything but a floating-point tensor with a last dimension.
+        ArgumentError: the value is no floating-point tensor with a last dimension.
 
     Example:
         >>> normalize_rows(torch.tensor([[3e30, 4e30], [3e-40, 4e-40], [0.0, 0.0]]))

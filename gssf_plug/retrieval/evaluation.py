@@ -63,11 +63,11 @@ def embed_rows(
     """Encode every batch of `reader` in evaluation mode.
 
     Args:
-        weights: whose model is left in the mode it was in.
-        reader: reads this process's part of each batch.
-        accelerator: device and mixed precision.
-        workers: processes that read ahead.
-        progress: show a bar.
+        weights: weights of the model, which is left in the mode that it was in.
+        reader: reader of this process's part of each batch.
+        accelerator: accelerator that knows device and mixed precision.
+        workers: number of processes that read ahead; 0 reads in this one.
+        progress: whether a progress bar is shown.
 
     Returns:
         The embedding of all rows that could be read, in their order, and a text for each row of this process's part
@@ -99,12 +99,14 @@ def image_text_measures(
     Where rows are (image, caption) pairs an image comes several times; its first row counts.
 
     Args:
-        embedding: of all rows.
-        metric: None means cosine.
-        folds: as in `image_text_recall`; 5 on COCO's 5,000 images is "COCO 1K".
+        embedding: embedding of all rows.
+        metric: metric that ranks; None means cosine.
+        folds: number of galleries that the images are cut into, as in `image_text_recall`; 5 on COCO's 5,000 images is
+            "COCO 1K".
 
     Raises:
-        ArgumentError: a text whose id no image has; fragments, which are for `alignment_measures`.
+        ArgumentError: no image has the id of a text, or the embedding holds fragments, which are for
+            `alignment_measures`.
     """
     first, owners = _owners(embedding)
     images, texts = vectors("queries", embedding.queries)[first], vectors("gallery", embedding.gallery)
@@ -115,8 +117,9 @@ def alignment_measures(model: RetrievalModel, *, folds: int | None = None) -> Ev
     """An evaluation that ranks by `model.score`, each process scoring its share of the images.
 
     Args:
-        model: such as `LocalAlignment`; its metrics are used, the evaluation's `metric` is not.
-        folds: as in `image_text_recall`.
+        model: model that scores fragments, such as `LocalAlignment`; its metrics are used, the evaluation's `metric` is
+            not.
+        folds: number of galleries, as in `image_text_recall`.
     """
 
     @torch.no_grad()
@@ -144,12 +147,12 @@ def reid_measures(
         ids: identity of each row.
         cameras: camera of each row.
         is_query: True for rows that are queries, the others being the gallery; None (default): every row is both.
-        ranks: places k of R@k.
+        ranks: places k of "R@k".
         asks: the former name of `is_query`.
 
     Raises:
-        ArgumentError: no query's identity is seen by another camera in the gallery, as where all rows have one camera:
-            said when the evaluation is made, before anything is trained.
+        ArgumentError: no query's identity is seen by another camera in the gallery, as where all rows have one camera.
+            This is said when the evaluation is made, before anything is trained.
     """
     is_query = _renamed(is_query, asks)
     _check_cameras(ids, cameras, is_query)
@@ -197,7 +200,7 @@ def instance_measures(
         labels: class of each row.
         is_query: True for rows that are queries, the others being the gallery, as in In-Shop; None (default): every
             row asks all others.
-        ks: places k of R@k.
+        ks: places k of "R@k".
         asks: the former name of `is_query`.
     """
     is_query = _renamed(is_query, asks)
@@ -256,7 +259,7 @@ def checked_measures(given: Any) -> dict[str, float]:
     """What an evaluation gave, as numbers; tensors and arrays of one number are taken.
 
     Raises:
-        ArgumentError: no mapping, or a value that is no number.
+        ArgumentError: the evaluation gives no mapping, or a value that is no number.
     """
     remedy = 'Return a dict such as {"mAP": 41.2}; of a tensor of one number take .item().'
     if not isinstance(given, Mapping):

@@ -51,15 +51,16 @@ def plot_retrieved(
 
     Args:
         queries: N texts or images.
-        results: for each query k texts or images. To compare systems give the results of each, one after the other,
+        results: for each query its k texts or images. To compare systems give the results of each, one after the other,
             equally many of each.
-        right: which of them belong to the query.
+        right: for each query and result whether it belongs to the query.
         headings: k texts above the results; default their places, 1 … k, or nothing below the names of systems.
-        systems: names of the systems compared: one heading for each above its results, and a gap between them.
-        title: above everything.
+        systems: names of the systems that are compared: each stands above its results, and a gap lies between them.
+            Default none.
+        title: text above the whole figure; none by default.
 
     Raises:
-        ArgumentError: numbers of queries, results, `right`, headings and systems that do not fit together.
+        ArgumentError: the numbers of queries, results, `right`, headings and systems do not fit together.
         ModuleNotFoundError: matplotlib is not installed.
     """
     if len(queries) != len(results) or right.shape != (len(results), len(results[0]) if results else 0):
@@ -105,7 +106,7 @@ def plot_metric(metric: GSSFMetric, *, title: str = "") -> "Figure":
 
     Args:
         metric: any GSSFMetric.
-        title: above everything.
+        title: text above the whole figure; none by default.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -135,11 +136,11 @@ def plot_structures(metrics: Mapping[str, GSSFMetric], *, title: str = "") -> "F
     """Which entries of the matrix may differ from the identity: U, channels in the caller's order, one panel a metric.
 
     Args:
-        metrics: by name; drawn in this order, at their own width.
-        title: above everything.
+        metrics: metrics by name, which are drawn in this order, each at its own width.
+        title: text above the whole figure; none by default.
 
     Raises:
-        ArgumentError: no metric.
+        ArgumentError: there is no metric.
         ModuleNotFoundError: matplotlib is not installed.
     """
     if not metrics:
@@ -157,13 +158,13 @@ def plot_curves(curves: Mapping[str, Sequence[float]], *, title: str = "", x: st
     """Several curves over ranks 1, 2, …, such as CMC: "R@k" of `reid_ranking(..., ranks=range(1, 21))`.
 
     Args:
-        curves: values at ranks 1, 2, … by name; drawn in this order.
-        title: above everything.
+        curves: values at ranks 1, 2, … by the name of the curve; they are drawn in this order.
+        title: text above the whole figure; none by default.
         x: label of the axis of ranks.
         y: label of the axis of values.
 
     Raises:
-        ArgumentError: no curve, or an empty one.
+        ArgumentError: there is no curve, or one is empty.
         ModuleNotFoundError: matplotlib is not installed.
     """
     if not curves or not all(len(values) for values in curves.values()):
@@ -187,12 +188,12 @@ def plot_training(runs: Mapping[str, str | os.PathLike[str]], *, measure: str = 
     before it (`RetrievalConfig.log_every`).
 
     Args:
-        runs: the `output_dir` of each run by name; drawn in this order.
-        measure: a name that the evaluation gives, such as "rsum" or "mAP".
-        title: above everything.
+        runs: `output_dir` of each run by name; they are drawn in this order.
+        measure: name of a measure that the evaluation gives, such as "rsum" or "mAP".
+        title: text above the whole figure; none by default.
 
     Raises:
-        ArgumentError: no run, a folder without a log, or without values of `measure`.
+        ArgumentError: there is no run, or a folder has no log or no values of `measure`.
         ModuleNotFoundError: matplotlib is not installed.
     """
     if not runs:

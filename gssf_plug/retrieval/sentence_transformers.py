@@ -57,7 +57,7 @@ class MetricModule(Module):
         """Replace "sentence_embedding", (batch, dim), by the fold or by the normalised embedding.
 
         Raises:
-            ArgumentError: a task of another name; none while training.
+            ArgumentError: the task has another name than the two, or there is none while training.
         """
         task = task or features.get("task")
         if task is None and self.training and torch.is_grad_enabled():
@@ -96,7 +96,7 @@ class MetricModule(Module):
         """Read what `save` wrote, from a folder or the Hub; the arguments are the library's own.
 
         Raises:
-            CheckpointError: missing, damaged or of another kind.
+            CheckpointError: the folder is missing, damaged or of another kind.
         """
         folder = cls.load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
         return cls(GSSFMetric.from_pretrained(folder or subfolder))
@@ -106,11 +106,11 @@ def merged_modules(metric: GSSFMetric) -> list[nn.Module]:
     """The trained metric as modules of sentence-transformers alone, to put after the encoder's own.
 
     Args:
-        metric: D×D once folded; its values are copied.
+        metric: metric of width D, whose folded matrix (D×D) is copied.
 
     Returns:
-        A router: for queries what normalises (unless `normalize=False`) and one Dense layer without bias or activation,
-        for documents what normalises alone. Equal to `MetricModule` up to rounding.
+        A router that normalises queries (unless `normalize=False`) and sends them through one Dense layer without bias
+        or activation, and normalises documents alone. It equals `MetricModule` up to rounding.
     """
     matrix: Tensor = metric.matrix().detach().T.contiguous()
     fold = Dense(metric.dim, metric.dim, bias=False, activation_function=None, init_weight=matrix)

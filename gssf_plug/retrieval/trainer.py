@@ -6,8 +6,6 @@ Promises. A run killed at any moment, also while it writes, goes on with `train(
 and on CPU ends in the very bits of an unbroken run. SIGTERM finishes the step, writes a checkpoint and ends the process
 with code 143. The batches of a run do not depend on the number of processes. The library's own models, losses,
 metrics and samplers keep this; a data set with hidden state of its own cannot.
-
-Refuses to start over a folder that holds checkpoints of another run.
 """
 
 import logging
@@ -56,26 +54,25 @@ class RetrievalTrainer:
     """Trains a retrieval model.
 
     Args:
-        model: TwoTower, OneTower, or any `RetrievalModel`.
-        loss: `loss(scores, relevance, forbidden=...)`, see `gssf_plug.losses`; its parameters are trained too.
-        config: the recipe.
+        model: a `TwoTower`, `OneTower`, or any `RetrievalModel`.
+        loss: loss on a score matrix or on embeddings, see `gssf_plug.losses`; its parameters are trained, too.
+        config: recipe of the run.
         train_data: map-style data set: a `datasets.Dataset`, a list of dicts, a torch Dataset, `ImageRows`, …; or a
             stream, such as a `datasets.IterableDataset`, with `config.max_steps`. Every process reads a stream whole
             and keeps its part of each batch.
-        collate: list of rows to a batch with the keys that `model` reads.
-        eval_data: map-style data set for evaluation; None (default) trains without.
+        collate: function that makes of a list of rows a batch with the keys that `model` reads.
+        eval_data: map-style data set to evaluate on; None (default) trains without evaluation.
         eval_gallery: map-style data set of documents: every row of `eval_data` is a query that ranks all of them, and
-            relevant are those of its id. `eval_collate` makes batches of them with the item side alone ("items" and
-            "item_ids"). None (default): the rows of `eval_data` are ranked among themselves.
-        eval_collate: collate function of the evaluation; default `collate`.
-        batches: batch sampler with `set_epoch`, giving row numbers of whole batches; default `RandomBatches`. The same
-            on every process.
-        evaluation: `(embedding, metric) -> measures`; default `image_text_measures`, or `document_measures()` where
-            there is an `eval_gallery`.
-        accelerator: default one made from `config`.
+            relevant are those of its id. `eval_collate` then makes batches of their "items" and "item_ids" alone. None
+            (default) ranks the rows of `eval_data` among themselves.
+        eval_collate: collate function of the evaluation; None (default) takes `collate`.
+        batches: batch sampler with `set_epoch`, the same on every process; None (default) takes `RandomBatches`.
+        evaluation: function `(embedding, metric) -> measures`; None (default) takes `image_text_measures`, or
+            `document_measures()` where there is an `eval_gallery`.
+        accelerator: accelerator to run on; None (default) makes one from `config`.
 
     Raises:
-        ArgumentError: parts that do not fit together.
+        ArgumentError: the parts do not fit together.
 
     Example:
         >>> import tempfile, torch; from gssf_plug import GSSFMetric
@@ -147,21 +144,22 @@ class RetrievalTrainer:
         """Train to the last step; weights, optimizer and generators are then those of it.
 
         Args:
-            resume: True goes on from the last checkpoint in `output_dir`, or starts where there is none. "anyway" does
-                so with another recipe, model setting, loss setting or other data too, and warns of each difference.
+            resume: False (default) starts anew. True goes on from the last checkpoint in `output_dir`, or starts where
+                there is none; "anyway" does so with another recipe, model, loss or data, too, and warns of each
+                difference.
 
         Returns:
-            Where the run is: steps, best score, what was skipped. The best weights are in `best.safetensors`; see
-            `load_best`.
+            Where the run is: steps, best score, what was skipped. `load_best` reads the best weights.
 
         Raises:
-            ArgumentError: `resume=False` over a folder with checkpoints; `resume=True` with another recipe, model, loss
-                or other data, naming every difference; a batch sampler that gives more or fewer batches than it says.
+            ArgumentError: `resume=False` meets a folder with checkpoints; `resume=True` meets another recipe, model,
+                loss or data, of which every difference is named; or a batch sampler gives not as many batches as it
+                says.
             CheckpointError: a checkpoint is damaged, of another model or loss, or cannot be written.
-            DataError: a row whose data set raises, naming it.
-            NotFiniteError: a NaN loss or gradient, with `on_nan="stop"`.
-            UnreadableError: a row that cannot be read, with `on_unreadable="raise"`.
-            SystemExit: after SIGTERM, with code 143.
+            DataError: the data set raises at a row, which is named.
+            NotFiniteError: a loss or gradient is NaN or infinite, with `on_nan="stop"`.
+            UnreadableError: a row cannot be read, with `on_unreadable="raise"`.
+            SystemExit: SIGTERM came; the code is 143.
         """
         self._begin(resume)
         with Interruption() as interruption, self.reports.bar(self.steps, self.progress):
@@ -197,11 +195,11 @@ class RetrievalTrainer:
         """Measures of the present weights.
 
         Args:
-            data: default `eval_data`.
-            evaluation: default the trainer's.
+            data: data set to evaluate on; None (default) takes `eval_data`.
+            evaluation: function of embedding and metric; None (default) takes the trainer's.
 
         Raises:
-            ArgumentError: nothing to evaluate on; an evaluation that does not give numbers by name.
+            ArgumentError: there is nothing to evaluate on, or the evaluation does not give numbers by name.
         """
         data = data if data is not None else self.eval_data
         if data is None:
@@ -219,7 +217,7 @@ class RetrievalTrainer:
         """Put the best weights of the run into the model.
 
         Raises:
-            CheckpointError: there are none, or they are damaged.
+            CheckpointError: there are no best weights, or they are damaged.
         """
         self.weights.replace(self.best.load)
 
@@ -227,11 +225,11 @@ class RetrievalTrainer:
         """Write the model with its present weights as a folder that loads without the trainer; every process calls it.
 
         Args:
-            folder: for `type(model).from_pretrained(folder)`. After `load_best()` it holds the best weights.
+            folder: folder for `type(model).from_pretrained(folder)`. After `load_best()` it holds the best weights.
             model_card_kwargs: facts for the model card, as in `save_pretrained`.
 
         Raises:
-            CheckpointError: where the disk refuses.
+            CheckpointError: the disk refuses.
         """
         plain = self.weights.plain_model()
         if plain is not None:

@@ -32,12 +32,12 @@ class Answer:
     """What the store answered to one set of queries.
 
     Args:
-        recall: share of the k best items, by score, that were found; 0 … 1.
-        ordered: share of queries whose items came best first.
-        forms: the forms that the numbers can have, the nearest first, with their errors (see `fitting_forms`).
-        direction: "larger first", "smaller first" or "not sorted": the order of the numbers themselves.
-        largest_error: of a number of the nearest form, in the number's own unit; NaN without a form.
-        missing: how many of the N·k places held no item: rows that ended early, ids outside 0 … M−1, numbers of NaN.
+        recall: share of the k best items, by score, that the store found; 0 … 1.
+        ordered: share of the queries whose items came best first; 0 … 1.
+        forms: forms that the numbers can have, the nearest first, with their errors (see `fitting_forms`).
+        direction: order of the numbers themselves: "larger first", "smaller first" or "not sorted".
+        largest_error: largest error of a number of the nearest form, in the number's own unit; NaN without a form.
+        missing: number of the N·k places that held no item: rows that ended early, ids outside 0 … M−1, numbers of NaN.
     """
 
     recall: float
@@ -53,16 +53,17 @@ class StoreReport:
     """What `check_store` found. `print(report)` shows it with advice.
 
     Args:
-        k: how many items were asked for.
-        recall: share of `topk`'s items that the store found; an item of equal score counts.
-        ordered: share of queries whose items came best first.
-        form: "f·g", "−f·g", "1−f·g", "cos", "1−cos", "L2", "squared L2", or None where the number is none of them.
-        direction: "larger first", "smaller first" or "not sorted".
+        k: number of items that were asked for.
+        recall: share of `topk`'s items that the store found, 0 … 1; an item of equal score counts.
+        ordered: share of the queries whose items came best first; 0 … 1.
+        form: form of the numbers: "f·g", "−f·g", "1−f·g", "cos", "1−cos", "L2" or "squared L2"; None where they are
+            none of these.
+        direction: order of the numbers: "larger first", "smaller first" or "not sorted".
         largest_error: largest difference between a number and its form; NaN without a form.
-        scaled: the same for queries of 0.05 and 50 times the length, by that factor.
+        scaled: what the store did with queries of 0.05 and 50 times the length, by that factor.
         padding: what comes where more items are asked for than there are.
-        missing: how many of the N·k places held no item.
-        item_length: length of every gallery item where they are all equal (1 with `normalize=True`), else None.
+        missing: number of the N·k places that held no item.
+        item_length: length of the gallery items where it is the same for all (1 with `normalize=True`), else None.
     """
 
     k: int
@@ -98,16 +99,17 @@ class StoreReport:
         """The metric's scores f·g from the store's numbers.
 
         Args:
-            numbers: N×k numbers of the store, or one row (k,) for one query.
-            folded: the N×D folded queries, or one (D,).
-            item_lengths: length of each of the N×k items. Needed for cosines and distances where items differ in it,
-                as they do with `normalize=False`.
+            numbers: numbers of the store, (N, k), or one row (k,) for one query.
+            folded: folded queries, (N, D), or one (D,).
+            item_lengths: length of each of the N×k items, which cosines and distances need where items differ in it, as
+                they do with `normalize=False`. Default: the one length that the report knows.
 
         Returns:
-            float64 scores in the shape of `numbers`, larger is better. Rounded as the store's numbers are.
+            The scores in float64, in the shape of `numbers`; larger is better. They are rounded as the store's numbers
+            are.
 
         Raises:
-            ArgumentError: the numbers are of no known form, or the item's lengths are needed and missing.
+            ArgumentError: the numbers have no known form, or the lengths of the items are needed and missing.
         """
         form = next((form for form in FORMS if form.name == self.form), None)
         if form is None:
@@ -176,16 +178,17 @@ def check_store(
         search: your own function `search(folded, k) -> (numbers, ids)`. `folded` is a float32 numpy array (N, D) of
             folded queries; `numbers` and `ids` are N rows of at most k, arrays or lists, in the store's own order. An
             id is the item's row in `gallery`; -1 marks an empty place.
-        metric: the metric whose gallery side the store holds.
-        queries: N×D features, not yet folded, numpy or torch; fifty are enough.
-        gallery: M×D features whose `metric.gallery(...)` the store holds, in the order of its ids.
-        k: how many items to ask for, 1 … M. Default 10.
+        metric: metric whose gallery side the store holds.
+        queries: features of the queries, (N, D), not yet folded, numpy or torch; fifty are enough.
+        gallery: features (M, D) whose `metric.gallery(...)` the store holds, in the order of its ids.
+        k: number of items to ask for, 1 … M; default 10.
 
     Returns:
-        StoreReport. `report.scores(numbers, folded)` turns the store's numbers into the metric's scores.
+        The report, which prints itself. `report.scores(numbers, folded)` turns the store's numbers into the metric's
+        scores.
 
     Raises:
-        ArgumentError: a `search` that returns something else; features that `topk` refuses.
+        ArgumentError: `search` returns something else, or `topk` refuses the features.
 
     The function is called four times: with the queries as they are, with 0.05 and 50 times their length, and once with
     one query and more than M items (for M up to 4,096).
@@ -222,9 +225,9 @@ class Found:
     """The exact side of the comparison.
 
     Args:
-        folded: the N×D folded queries.
-        items: the M×D gallery items.
-        best: the N×k rows of the best items.
+        folded: the folded queries, (N, D).
+        items: the gallery items, (M, D).
+        best: the rows of the best items, (N, k).
     """
 
     folded: np.ndarray

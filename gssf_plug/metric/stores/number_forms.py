@@ -22,11 +22,11 @@ class NumberForm:
     """One form of number.
 
     Args:
-        name: how it is written.
+        name: formula by which the form is written.
         larger_first: True where the largest number belongs to the best item.
-        from_score: the number from the score f·g and the lengths |f| and |g|.
-        to_score: the score from the number and the lengths.
-        unit: what an error of the number is measured in, from the lengths.
+        from_score: function from the score f·g and the lengths |f| and |g| to the number.
+        to_score: function from the number and the lengths to the score.
+        unit: function from the lengths to the unit in which an error of the number is measured.
         needs_lengths: True where the score depends on |g|.
     """
 
@@ -75,15 +75,15 @@ def fitting_forms(numbers: Numbers, scores: Numbers, f: Numbers, g: Numbers) -> 
     """The forms that these numbers can have, the nearest first, each with its error.
 
     Args:
-        numbers: what the store returned for some pairs.
-        scores: f·g of the same pairs.
+        numbers: numbers that the store returned for some pairs.
+        scores: scores f·g of the same pairs.
         f: length of each pair's query, above 0.
         g: length of each pair's item, above 0.
 
     Returns:
-        Name of the form to root mean square error in the form's unit (|f| |g| for inner products, 1 for cosines,
-        |f| + |g| for lengths). A form counts where its error is at most 0.05 and at most twice the nearest form's:
-        unit queries, for instance, have f·g = cos. Empty where no form fits.
+        For each form that fits, by name, the root mean square error in its unit (|f| |g| for inner products, 1 for
+        cosines, |f| + |g| for lengths). A form fits where its error is at most 0.05 and at most twice the nearest
+        form's: unit queries, for instance, have f·g = cos. Empty where none fits.
     """
     if not len(numbers):
         return {}

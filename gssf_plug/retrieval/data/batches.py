@@ -58,12 +58,12 @@ class RandomBatches:
     """Every epoch a new order; the last rows that do not fill a batch wait for another epoch.
 
     Args:
-        rows: number of rows.
-        batch_size: rows of a batch, at most `rows`.
-        seed: of the order.
+        rows: number of rows of the data set.
+        batch_size: number of rows in a batch, at most `rows`.
+        seed: seed of the order; the epoch enters it, too.
 
     Raises:
-        ArgumentError: fewer rows than a batch.
+        ArgumentError: there are fewer rows than a batch holds.
     """
 
     def __init__(self, rows: int, batch_size: int, *, seed: int = 0) -> None:
@@ -122,7 +122,7 @@ def ordered_batches(rows: int, batch_size: int, processes: int) -> list[list[int
     """All rows in order, for evaluation; no batch has fewer rows than there are processes.
 
     Raises:
-        ArgumentError: fewer rows than processes.
+        ArgumentError: there are fewer rows than processes.
     """
     if rows < processes:
         raise ArgumentError("eval_data", f"have a row for each of {processes} processes", rows, "Use fewer processes.")
@@ -143,18 +143,18 @@ class BatchReader(Dataset[ReadBatch]):
     """Item i is this process's part of batch i, read and collated.
 
     Args:
-        rows: map-style data set; `__getitems__` is used where it has one.
-        collate: list of rows to batch.
+        rows: map-style data set, whose `__getitems__` is used where it has one.
+        collate: function that makes a batch of a list of rows.
         plan: row numbers of each batch, of all processes together.
         process: rank of this process.
         processes: number of processes.
-        seed: of the randomness in reading.
-        epoch: likewise.
-        skip_unreadable: leave out rows that cannot be read and report them (True), or raise (False, default).
+        seed: seed of the randomness in reading, such as augmentation.
+        epoch: number of the epoch, which enters that randomness.
+        skip_unreadable: True leaves out rows that cannot be read and reports them; False (default) raises.
 
     Raises:
-        UnreadableError: naming the row, or when no row of the part is left.
-        DataError: naming the row, where the data set raises anything else.
+        UnreadableError: a row cannot be read, which is named, or no row of the part is left.
+        DataError: the data set raises anything else at a row, which is named.
     """
 
     def __init__(
@@ -210,8 +210,9 @@ def read_row(rows: Rows, number: int) -> Any:
     """Row `number`; whatever its data set raises names it.
 
     Raises:
-        UnreadableError: a file that is missing or damaged, which a recipe may skip.
-        DataError: anything else. `StopIteration` would otherwise end the loader as if there were no more rows.
+        UnreadableError: the row's file is missing or damaged, which a recipe may skip.
+        DataError: the data set raises anything else. `StopIteration` would otherwise end the loader as if there were no
+            more rows.
     """
     try:
         return rows[number]

@@ -39,14 +39,14 @@ class CachedImages:
     """Rows whose images come from a cache; all other columns from the rows themselves. See `cache_images`.
 
     Args:
-        rows: those that the cache was made from.
-        folder: of a finished cache.
-        column: the column of images, default "image".
-        transform: RGB image to anything; default the PIL image.
+        rows: the rows that the cache was made from.
+        folder: folder of a finished cache.
+        column: name of the column of images; default "image".
+        transform: function from an RGB image to anything; None (default) gives the PIL image.
 
     Raises:
-        CheckpointError: the cache is missing, unfinished, damaged or of another number of rows.
-        UnreadableError: when a row is read whose image could not be read.
+        CheckpointError: the cache is missing, unfinished, damaged, or of another number of rows.
+        UnreadableError: a row is read whose image could not be read.
     """
 
     def __init__(
@@ -123,22 +123,23 @@ def cache_images(
         rows: map-style data set of mappings whose images are paths, encoded bytes or PIL images. A `datasets.Dataset`
             is read undecoded, also where its rows come with decoded images, as those of `gssf_plug.retrieval.data` do.
             Of others every row is read again for its other columns, so reading one must not decode its image.
-        folder: of the cache; created.
+        folder: folder of the cache, which is created.
         size: (height, width) resizes to just that; one number reduces the shorter side to it and keeps the shape; both
-            bicubic. None (default) keeps images as they are. A byte per pixel and channel: 98 kB for 256×128.
-        column: the column of images, default "image".
-        transform: RGB image to anything, at every visit: augmentation goes here. Default the PIL image, so that what
-            read the rows before reads these.
-        workers: processes that decode; 0 (default) decodes in this one.
-        skip_unreadable: note images that cannot be read, and raise when their row is read (True), or stop here (False,
-            default).
-        progress: show a bar.
+            bicubic. None (default) keeps images as they are. A pixel takes one byte for each channel: 98 kB for
+            256×128.
+        column: name of the column of images; default "image".
+        transform: function from an RGB image to anything, which is called at every visit: augmentation goes here. None
+            (default) gives the PIL image, so that whatever read the rows before reads these.
+        workers: number of processes that decode; 0 (default) decodes in this one.
+        skip_unreadable: True notes images that cannot be read, and raises when their row is read; False (default) stops
+            here.
+        progress: True shows a progress bar. Default False.
 
     Raises:
-        ArgumentError: a size that is none, no rows, no such column, or images of another kind.
+        ArgumentError: the size is none, there are no rows or no such column, or the images are of another kind.
         CheckpointError: the folder holds a cache of other images or of another size, or a damaged one; or the disk
             refuses.
-        UnreadableError: an image that cannot be read, naming file and row.
+        UnreadableError: an image cannot be read; file and row are named.
 
     Example:
         >>> import tempfile

@@ -29,7 +29,7 @@ class ProcessorTransform:
     """An image processor of transformers as a transform of one image, such as CLIP's own.
 
     Args:
-        processor: an image processor, or a processor that has one.
+        processor: an image processor of transformers, or a processor that has one.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -49,10 +49,10 @@ class WordAugmentation:
 
     Args:
         tokenizer: a fast tokenizer with a mask token.
-        share: of the words, 0 … 1; default 0.2.
+        share: share of the words that are changed, 0 … 1; default 0.2.
 
     Raises:
-        ArgumentError: a share outside its range, or a tokenizer without a mask token or without word numbers.
+        ArgumentError: the share is outside its range, or the tokenizer has no mask token or gives no word numbers.
 
     References:
         Chen et al., VSE∞, arXiv 2011.04305, its code.
@@ -71,8 +71,8 @@ class WordAugmentation:
         """The tokens of one text, changed.
 
         Args:
-            tokens: ids, special tokens included.
-            words: for each the number of its word; None for special tokens, which stay.
+            tokens: token ids of one text, special tokens included.
+            words: number of the word of each token; None for special tokens, which stay.
         """
         fates = {word: random.random() for word in dict.fromkeys(words) if word is not None}
         changed: list[int] = []
@@ -91,20 +91,21 @@ class PairCollator:
     """Batches of images and captions, for TwoTower, DualEncoder and LocalAlignment.
 
     Args:
-        tokenizer: of transformers; its whole output goes to the text encoder.
-        transform: RGB image to tensor (3, H, W), all of one size; None (default) for rows with features. Of rows with
-            both it takes the images.
-        captions: "all" (default) takes every caption of a row; "one" draws one, for training.
-        max_length: tokens of a text at most; default the tokenizer's limit, if it has one.
-        padding: True (default) pads to the longest of the batch; "max_length" to `max_length`, as SigLIP was trained.
-        words: `WordAugmentation` for training; None (default) takes captions as they are.
+        tokenizer: a tokenizer of transformers, whose whole output goes to the text encoder.
+        transform: function from an RGB image to a tensor (3, H, W), all of one size; None (default) is for rows with
+            features. Of rows with both it takes the images.
+        captions: "all" (default) takes every caption of a row; "one" draws one of them, for training.
+        max_length: largest number of tokens of a text; None (default) takes the tokenizer's limit, if it has one.
+        padding: True (default) pads to the longest text of the batch; "max_length" pads to `max_length`, as SigLIP was
+            trained.
+        words: `WordAugmentation` that changes captions in training; None (default) takes captions as they are.
 
     Shape:
         rows {"image" or "features", "captions": texts or one, "label": id} -> {"images", "image_ids" (N,), "texts",
         "text_ids" (M,)}; a text has the id of its row.
 
     Raises:
-        ArgumentError: a row without a column, without a caption, or an image without a transform.
+        ArgumentError: a row lacks a column or a caption, or there is an image and no transform.
     """
 
     def __init__(
@@ -162,15 +163,15 @@ class LabelCollator:
     """Batches of one modality, for OneTower.
 
     Args:
-        transform: as in `PairCollator`.
-        ids: column that becomes the labels; default "label". For the evaluations by row number take "row", with
+        transform: function from an RGB image to a tensor, as in `PairCollator`.
+        ids: name of the column that becomes the labels; default "label". For evaluations by row number take "row", with
             `WithRowNumbers`.
 
     Shape:
         rows {"image" or "features", ids} -> {"inputs", "labels" (N,)}.
 
     Raises:
-        ArgumentError: a row without a column, or an image without a transform.
+        ArgumentError: a row lacks a column, or there is an image and no transform.
     """
 
     def __init__(self, *, transform: Transform | None = None, ids: str = "label") -> None:

@@ -36,21 +36,22 @@ def columns_of(
 
     Args:
         source: a `datasets.Dataset`; a folder of `save_to_disk`; a .parquet, .json, .jsonl, .csv or .arrow file; or
-            anything that `datasets.load_dataset` takes, such as a hub id or a folder of such files.
-        split: of the set; a `Dataset` or a single saved one has none.
-        image: column of images: a `datasets.Image`, encoded bytes or paths.
-        features: column of regions × width numbers.
-        captions: column of texts, or of lists of texts.
-        label: column of whole numbers or names (numbered in sorted order); default each row is its own label.
-        camera: likewise, for cameras; default none.
+            anything that `datasets.load_dataset` takes, such as a Hub id or a folder of such files.
+        split: name of the split to read; a `Dataset`, or a set that was saved as a single one, has none.
+        image: name of a column of images: a `datasets.Image`, encoded bytes or paths. Default none.
+        features: name of a column of regions × width numbers. Default none.
+        captions: name of a column of texts, or of lists of texts. Default none.
+        label: name of a column of whole numbers or of names (which are numbered in sorted order); None (default) makes
+            each row its own label.
+        camera: name of a column of cameras, as whole numbers or names; None (default) gives no cameras.
 
     Returns:
-        Those of the columns image, features, captions, label and camera that there are. Images are decoded when their
-        row is read.
+        A `datasets.Dataset` with the columns image, features, captions, label and camera, as far as they were named.
+        Images are decoded when their row is read.
 
     Raises:
-        ArgumentError: no image and no features named, or a column that the set does not have.
-        DataError: a local folder that does not exist or has no such split.
+        ArgumentError: neither images nor features are named, or the set lacks a column.
+        DataError: a local folder does not exist, or has no such split.
 
     Example:
         >>> from datasets import Dataset
@@ -130,7 +131,7 @@ class CaptionPairs:
         rows: a `datasets.Dataset` with the columns `captions` and `label`.
 
     Raises:
-        ArgumentError: no column of captions.
+        ArgumentError: there is no column of captions.
 
     Example:
         >>> from datasets import Dataset

@@ -31,7 +31,7 @@ def describe_rows(rows: Rows) -> dict[str, Any]:
 
     Returns:
         {"columns": sorted names, where rows are mappings; "row 0": 16 hexadecimal digits, …}; for a stream the columns
-        alone, where it knows them. A row that cannot be read says so: training will name it.
+        alone, where it knows them. A row that cannot be read is described as such: training will name it.
     """
     names = getattr(rows, "column_names", None)
     if is_stream(rows):

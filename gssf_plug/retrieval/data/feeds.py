@@ -59,8 +59,8 @@ def make_feed(
     """The feed of a run; default batches are `RandomBatches`.
 
     Raises:
-        ArgumentError: what a stream cannot have: a batch sampler, no `max_steps`, processes that read ahead, rows that
-            are skipped.
+        ArgumentError: the data are a stream and the recipe asks for what a stream cannot have: a batch sampler, no
+            `max_steps`, processes that read ahead, rows that are skipped.
     """
     if not is_stream(rows):
         check_map_style("train_data", rows)
@@ -92,13 +92,13 @@ class PlannedFeed:
 
     Args:
         rows: map-style data set.
-        collate: list of rows to batch.
+        collate: function that makes a batch of a list of rows.
         batches: batch sampler of all processes together.
         process: rank of this process.
         processes: number of processes.
-        seed: of the randomness in reading.
-        skip_unreadable: leave out rows that cannot be read, and report them.
-        workers: processes that read ahead.
+        seed: seed of the randomness in reading, such as augmentation.
+        skip_unreadable: True leaves out rows that cannot be read and reports them; False raises.
+        workers: number of processes that read ahead; 0 reads in this one.
     """
 
     def __init__(
@@ -140,12 +140,12 @@ class StreamFeed:
     up to it. An epoch is one pass, with `set_epoch` called before it where the stream has that.
 
     Args:
-        rows: iterable of rows, the same rows in every pass of an epoch of the same number.
-        collate: list of rows to batch.
-        batch_size: rows of a batch, of all processes together.
+        rows: iterable of rows, which gives the same rows in every pass of an epoch of the same number.
+        collate: function that makes a batch of a list of rows.
+        batch_size: number of rows in a batch, of all processes together.
         process: rank of this process.
         processes: number of processes.
-        seed: of the randomness in reading.
+        seed: seed of the randomness in reading, such as augmentation.
     """
 
     def __init__(
@@ -171,8 +171,8 @@ class StreamFeed:
         """The batches `start`, `start` + 1, … of pass `number`.
 
         Raises:
-            ArgumentError: a pass that does not fill one batch.
-            DataError: the stream raises, naming the row; or it ends before the place where the run was.
+            ArgumentError: a pass over the stream does not fill one batch.
+            DataError: the stream raises at a row, which is named, or it ends before the place where the run was.
         """
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(number)

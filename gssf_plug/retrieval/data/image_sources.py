@@ -31,8 +31,8 @@ class ImageSources(Dataset[DecodedImage]):
 
     Args:
         rows: map-style data set of mappings; a `datasets.Dataset` is read undecoded, whatever its format.
-        column: the column of images: paths, encoded bytes or PIL images.
-        size: see `cache_images`.
+        column: name of the column of images, which are paths, encoded bytes or PIL images.
+        size: size that the cache brings images to, see `cache_images`.
     """
 
     def __init__(self, rows: Any, column: str, size: Size) -> None:
@@ -58,7 +58,7 @@ class ImageSources(Dataset[DecodedImage]):
         """Of all images, their order and the size.
 
         Raises:
-            ArgumentError: no such column, or images of another kind.
+            ArgumentError: there is no such column, or the images are of another kind.
         """
         columns = list(self.rows[0])
         if self.column not in columns:

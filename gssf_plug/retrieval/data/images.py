@@ -28,7 +28,7 @@ class UnreadableError(GSSFError, OSError):
     """A row or a file that cannot be read.
 
     Args:
-        what: the file or row.
+        what: the file or row that cannot be read.
         problem: what the reader said.
     """
 
@@ -60,7 +60,7 @@ def open_image(source: Any) -> Image.Image:
             image.
 
     Raises:
-        UnreadableError: names the file, or the number of bytes where there is none.
+        UnreadableError: the image cannot be read; the file is named, or the number of bytes where there is none.
     """
     path, content = _path_and_bytes(source)
     name = f"image '{path}'" if path else f"an image of {len(content or b'')} bytes"
@@ -114,11 +114,11 @@ class ImageRows:
     Args:
         rows: map-style data set of mappings. Of a `datasets.Dataset` give it with `Image(decode=False)`, so that
             decoding, and its errors, happen here.
-        column: the column of images, default "image".
-        transform: RGB image to anything, default `image_tensor`.
+        column: name of the column of images; default "image".
+        transform: function from an RGB image to anything; default `image_tensor`.
 
     Raises:
-        UnreadableError: when a row is read, naming file and row.
+        UnreadableError: a row is read whose image cannot be read; file and row are named.
     """
 
     def __init__(

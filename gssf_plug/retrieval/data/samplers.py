@@ -33,18 +33,18 @@ class IdentityBatches:
     epoch.
 
     Args:
-        labels: identity of every row.
-        identities: P, at least 2: a triplet loss needs a negative.
-        images: K, at least 2: it needs a positive.
-        seed: of the order.
+        labels: identity of every row, as whole numbers.
+        identities: number P of identities in a batch, at least 2, since a triplet loss needs a negative.
+        images: number K of images of each identity in a batch, at least 2, since it needs a positive.
+        seed: seed of the order; default 0.
         resample: what to do with identities of fewer than K images: False (default) refuses them, True repeats some of
             their images in a group (an identity of one image then has only itself as positive).
-        processes: number of processes that each must hold whole identities; default 1, any number where the loss
+        processes: number of processes of which each must hold whole identities. Default 1 is right wherever the loss
             gathers features, as RetrievalTrainer's does.
 
     Raises:
-        ArgumentError: P or K below 2, identities with fewer than K images, fewer than P identities, P no multiple of
-            `processes`, a negative seed, labels that are no numbers.
+        ArgumentError: P or K is below 2, an identity has fewer than K images, there are fewer than P identities, P is
+            no multiple of `processes`, the seed is negative, or labels are no numbers.
 
     Example:
         >>> batches = IdentityBatches([0, 0, 1, 1, 2, 2], identities=2, images=2)
@@ -107,7 +107,7 @@ class IdentityBatches:
         """The batches of one process, for `DataLoader(batch_sampler=...)`; whole identities only.
 
         Raises:
-            ArgumentError: `process` outside 0 … processes-1, or P no multiple of `processes`.
+            ArgumentError: `process` is outside 0 … processes-1, or P is no multiple of `processes`.
         """
         if not 0 <= process < processes:
             raise ArgumentError("process", f"lie in 0 … {processes - 1}", process, "Give the rank of this process.")
@@ -128,9 +128,9 @@ class ProcessPart:
     """One process's contiguous part of every batch of `IdentityBatches`.
 
     Args:
-        batches: the batches of all processes.
-        process: rank.
-        processes: how many.
+        batches: batch sampler of all processes.
+        process: rank of this process.
+        processes: number of processes.
     """
 
     def __init__(self, batches: IdentityBatches, process: int, processes: int) -> None:
@@ -193,13 +193,13 @@ class LengthBatches:
     """Every epoch a new order; the last rows that do not fill a batch wait for another epoch.
 
     Args:
-        lengths: of every row, such as its number of tokens.
-        batch_size: rows of a batch, at most the number of rows.
-        pool: batches that are sorted by length together; default 20. 1 gives random batches.
-        seed: of the order.
+        lengths: length of every row as a whole number, such as its number of tokens.
+        batch_size: number of rows in a batch, at most that of all rows.
+        pool: number of batches whose rows are sorted by length together; default 20. 1 gives random batches.
+        seed: seed of the order; default 0.
 
     Raises:
-        ArgumentError: lengths that are no whole numbers, fewer rows than a batch, a pool below 1.
+        ArgumentError: lengths are no whole numbers, there are fewer rows than a batch holds, or the pool is below 1.
 
     Example:
         >>> batches = LengthBatches([3, 9, 4, 8], 2)

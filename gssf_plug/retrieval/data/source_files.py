@@ -35,7 +35,7 @@ def existing_folder(root: StrPath) -> Path:
     """The folder of a data set; `~` is the home folder.
 
     Raises:
-        DataError: there is none; offers near names beside it.
+        DataError: there is no such folder; near names beside it are offered.
     """
     folder = Path(root).expanduser()
     if folder.is_dir():
@@ -49,7 +49,7 @@ def find_part(root: Path, *places: str, what: str) -> Path:
     """The first of several places, relative to `root`, that exists.
 
     Raises:
-        DataError: none does; names them all.
+        DataError: none of the parts exists; all are named.
     """
     for place in places:
         if (root / place).exists():
@@ -65,7 +65,7 @@ def require_files(folder: Path, names: Sequence[str], *, listed_in: str) -> list
     """Paths of `names`, relative to `folder`; each subfolder is listed once, no file is opened.
 
     Raises:
-        DataError: some are missing; says how many, and names the first.
+        DataError: files are missing; the message says how many, and names the first.
     """
     held: dict[str, set[str]] = {}
     missing = []
@@ -96,7 +96,7 @@ def image_files(folder: Path) -> list[str]:
     """Names of the image files in a folder, sorted; subfolders, hidden and other files (`Thumbs.db`) are left out.
 
     Raises:
-        DataError: there are none.
+        DataError: the folder holds no images.
     """
     names = sorted(filter(is_image_name, os.listdir(folder)))
     if not names:
@@ -108,7 +108,7 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file, stripped, without empty ones at its end and without a byte order mark.
 
     Raises:
-        DataError: it is not UTF-8 text.
+        DataError: the file is no UTF-8 text.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
@@ -142,8 +142,8 @@ def table(columns: Mapping[str, Any], decode: Any = None) -> "Dataset":
     """A `datasets.Dataset` of columns, whose rows are decoded when they are read.
 
     Args:
-        columns: as in the module; `image` holds paths.
-        decode: batch of raw columns to batch of values; default `decode_columns`.
+        columns: columns as the text of the module names them; `image` holds paths.
+        decode: function from a batch of raw columns to a batch of values; default `decode_columns`.
     """
     from datasets import Dataset
 
@@ -156,7 +156,7 @@ def decode_columns(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Images opened, one caption as a list of one, features as arrays; other columns as they are.
 
     Raises:
-        UnreadableError: an image that cannot be read, by its file.
+        UnreadableError: an image cannot be read; its file is named.
     """
     decoded = dict(batch)
     if "image" in batch:

@@ -30,12 +30,12 @@ class PedestrianTransform:
     """Whole images resized; in training flipped, shifted, and partly erased.
 
     Args:
-        train: augment; otherwise resize alone.
-        size: height and width; default 256×128.
-        pad: pixels added at each side before a crop of `size`; default 10.
-        flip: probability; default 0.5.
+        train: True augments; False resizes alone.
+        size: height and width of the result; default 256×128.
+        pad: number of pixels that are added at each side before a crop of `size`; default 10.
+        flip: probability of a horizontal flip; default 0.5.
         erase: probability that a rectangle of 2 % to 40 % becomes the mean colour; default 0.5.
-        statistics: mean and deviation of each channel; default ImageNet's.
+        statistics: mean and standard deviation of each channel; default ImageNet's.
 
     References:
         Luo et al., "Bag of tricks", arXiv 1903.07071; Zhong et al., "Random erasing", arXiv 1708.04896.
@@ -77,16 +77,16 @@ class CropTransform:
     """In training a random part of the image, resized and flipped; in evaluation the middle.
 
     Args:
-        train: augment.
+        train: True augments; False resizes and takes the middle.
         size: height and width of the result; default 224.
         resize: length of the shorter side before the middle is taken; default 256.
-        area: smallest and largest share of the image in training; default 8 % … 100 %.
-        aspect: smallest and largest width by height of the part; default 3/4 … 4/3.
-        flip: probability; default 0.5.
-        statistics: mean and deviation of each channel; default ImageNet's.
+        area: smallest and largest share of the image that a crop covers in training; default 8 % … 100 %.
+        aspect: smallest and largest ratio of width to height of a crop; default 3/4 … 4/3.
+        flip: probability of a horizontal flip; default 0.5.
+        statistics: mean and standard deviation of each channel; default ImageNet's.
 
     Raises:
-        ArgumentError: `resize` below `size`, or ranges that are none.
+        ArgumentError: `resize` is below `size`, or a range is none.
     """
 
     def __init__(

@@ -30,10 +30,10 @@ def word_tokenizer(captions: Iterable[str], *, least: int = 4) -> PreTrainedToke
 
     Args:
         captions: texts of the training set.
-        least: how often a word must occur; default 4, as in VSE++. Other words become <unk>.
+        least: number of times that a word must occur; default 4, as in VSE++. Other words become <unk>.
 
     Raises:
-        ArgumentError: `least` below 1, or no word that often.
+        ArgumentError: `least` is below 1, or no word occurs that often.
 
     Example:
         >>> tokenizer = word_tokenizer(["A man runs.", "The man doesn't run."], least=1)
@@ -56,10 +56,10 @@ def scan_tokenizer(path: StrPath) -> PreTrainedTokenizerFast:
     """A tokenizer with the vocabulary of SCAN's `f30k_precomp_vocab.json` or `coco_precomp_vocab.json`.
 
     Args:
-        path: JSON with "word2idx": word to number, <pad> 0 … <unk> 3.
+        path: JSON file with "word2idx", from a word to its number, <pad> 0 … <unk> 3.
 
     Raises:
-        DataError: no such file, or another one.
+        DataError: there is no such file, or it holds something else.
     """
     try:
         numbers = json.loads(Path(path).expanduser().read_text(encoding="utf-8-sig"))["word2idx"]

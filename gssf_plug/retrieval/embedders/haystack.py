@@ -57,10 +57,10 @@ class FoldQuery(_WithMetric):
     """Folds the embedding of a query, so that its inner product with a document's is the metric's score.
 
     Args:
-        metric: the trained metric, D wide, or the folder that holds it (then the pipeline can be saved).
+        metric: trained metric of width D, or the folder that holds it (then the pipeline can be saved).
 
     Raises:
-        ArgumentError: neither.
+        ArgumentError: `metric` is neither a metric nor a folder.
         CheckpointError: the folder holds no metric.
     """
 
@@ -75,10 +75,10 @@ class NormalizeDocuments(_WithMetric):
     """Gives documents the gallery side of the metric; free of the learned matrix, so a new metric needs no re-indexing.
 
     Args:
-        metric: the metric, D wide, trained or not, or the folder that holds it.
+        metric: metric of width D, trained or not, or the folder that holds it.
 
     Raises:
-        ArgumentError: neither; a document without an embedding.
+        ArgumentError: `metric` is neither a metric nor a folder, or a document has no embedding.
         CheckpointError: the folder holds no metric.
     """
 

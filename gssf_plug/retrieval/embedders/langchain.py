@@ -28,11 +28,11 @@ class MetricEmbeddings(Embeddings):
     """Embeddings whose inner product of query and document is the metric's score.
 
     Args:
-        embeddings: LangChain embeddings of either side, as they are without a metric; D wide.
-        metric: the trained metric, D wide, or the folder that holds it.
+        embeddings: LangChain embeddings that embed both sides as without a metric, D wide.
+        metric: trained metric of width D, or the folder that holds it.
 
     Raises:
-        ArgumentError: `embeddings` are no LangChain embeddings, or fold already.
+        ArgumentError: `embeddings` are no LangChain embeddings, or they fold already.
         CheckpointError: the folder holds no metric.
     """
 

@@ -31,12 +31,12 @@ class MetricEmbedding(BaseEmbedding):
     """An embedding whose inner product of query and text is the metric's score.
 
     Args:
-        embedding: a LlamaIndex embedding, as it is without a metric; D wide.
-        metric: the trained metric, D wide, or the folder that holds it.
+        embedding: LlamaIndex embedding that embeds as without a metric, D wide.
+        metric: trained metric of width D, or the folder that holds it.
         **options: BaseEmbedding's own, such as `embed_batch_size`; not `embeddings_cache`.
 
     Raises:
-        ArgumentError: `embedding` is no LlamaIndex embedding, folds already, or a cache is given.
+        ArgumentError: `embedding` is no LlamaIndex embedding or folds already, or a cache is given.
         CheckpointError: the folder holds no metric.
     """
 

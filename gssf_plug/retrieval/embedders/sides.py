@@ -15,7 +15,7 @@ def as_metric(metric: object) -> GSSFMetric:
     """The metric itself, or the one in a folder, in evaluation mode.
 
     Raises:
-        ArgumentError: neither a metric nor a path.
+        ArgumentError: the value is neither a metric nor a path.
         CheckpointError: the folder holds no metric.
     """
     if isinstance(metric, GSSFMetric):
@@ -31,11 +31,11 @@ def query_side(metric: GSSFMetric, vector: Sequence[float]) -> list[float]:
     """The folded query: its inner product with a document's vector is the score.
 
     Args:
-        metric: D wide.
-        vector: D numbers.
+        metric: metric of width D.
+        vector: embedding of a query, D numbers.
 
     Raises:
-        ArgumentError: another width than the metric's.
+        ArgumentError: the vector has another width than the metric.
     """
     folded: Tensor = metric.fold(_rows(metric, [vector]))
     return folded[0].tolist()
@@ -46,11 +46,11 @@ def document_side(metric: GSSFMetric, vectors: Sequence[Sequence[float]]) -> lis
     """The documents' vectors, of unit length unless the metric has `normalize=False`; free of the learned matrix.
 
     Args:
-        metric: D wide.
-        vectors: M rows of D numbers.
+        metric: metric of width D.
+        vectors: embeddings of M documents, each of D numbers.
 
     Raises:
-        ArgumentError: another width than the metric's.
+        ArgumentError: a vector has another width than the metric.
     """
     if not len(vectors):
         return []

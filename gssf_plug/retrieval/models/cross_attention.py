@@ -73,7 +73,8 @@ class LogSumExp:
     """log Σ exp(λ s) / λ over the last dimension: between the sum (small λ) and the maximum (large λ).
 
     Args:
-        sharpness: λ, above 0. SCAN: 6 for text to image; 5 (Flickr30K) or 20 (COCO) for image to text.
+        sharpness: sharpness λ, above 0. SCAN takes 6 for text to image, and 5 (Flickr30K) or 20 (COCO) for image to
+            text.
     """
 
     sharpness: float = 6.0
@@ -95,8 +96,9 @@ class TextToImage:
     """Every word attends to the regions.
 
     Args:
-        temperature: λ of the softmax over regions; default 9 (SCAN).
-        aggregate: word similarities (…, T) and their mask to one score; default `LogSumExp(6)`, or `average`.
+        temperature: factor λ of the softmax over regions, above 0; default 9 (SCAN).
+        aggregate: function that makes one score of word similarities (…, T) and their mask; default `LogSumExp(6)`;
+            `average` is another.
     """
 
     temperature: float = 9.0
@@ -123,8 +125,9 @@ class ImageToText:
     """Every region attends to the words.
 
     Args:
-        temperature: λ of the softmax over words; default 4 (SCAN).
-        aggregate: region similarities (…, R) and their mask to one score; default `LogSumExp(5)`, or `average`.
+        temperature: factor λ of the softmax over words, above 0; default 4 (SCAN).
+        aggregate: function that makes one score of region similarities (…, R) and their mask; default `LogSumExp(5)`;
+            `average` is another.
     """
 
     temperature: float = 4.0
@@ -161,14 +164,15 @@ def align(
     """Scores of all images with all captions: the mean of the alignments.
 
     Args:
-        alignments: at least one.
-        regions: v̂, normalised; what stands under a False mask is zero.
-        words: ŵ, likewise.
-        region_mask: True where there is a region.
-        word_mask: True where there is a word.
-        similarity: folds regions such that `similarity(v̂) @ ŵ` is s(v, w): a metric's `fold`.
-        logits: likewise for the attention; None (default) attends by `similarity`.
-        pairs: images × captions of one block; default 2,048. A block holds about eight tensors of pairs·R·T numbers.
+        alignments: alignments whose scores are averaged, at least one.
+        regions: region vectors v̂ of length 1, (N, R, D); what stands under a False mask is zero.
+        words: word vectors ŵ of length 1, (M, T, D); what stands under a False mask is zero.
+        region_mask: True where there is a region, (N, R).
+        word_mask: True where there is a word, (M, T).
+        similarity: function that folds regions such that `similarity(v̂) @ ŵ` is s(v, w): a metric's `fold`.
+        logits: function that folds regions for the attention logits, likewise; None (default) attends by `similarity`.
+        pairs: number of image–caption pairs in a block; default 2,048. A block holds about eight tensors of pairs·R·T
+            numbers.
     """
     # 64 captions wide, so that padding to the longest caption of a strip stays small, and as many images as fit
     captions = min(max(1, len(words)), 64)

@@ -41,7 +41,7 @@ class DualEncoder(ImageTextModel):
         "text_ids" (M,).
 
     Raises:
-        ArgumentError: a model without the two methods; a metric of another width.
+        ArgumentError: the model lacks the two methods, or the metric has another width.
 
     References:
         Radford et al., CLIP, arXiv 2103.00020; Zhai et al., SigLIP, arXiv 2303.15343.

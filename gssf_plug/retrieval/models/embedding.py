@@ -24,8 +24,8 @@ class Fragments:
     """Items of several vectors: regions of images, words of captions.
 
     Args:
-        features: (N, T, D), not normalised.
-        mask: (N, T), True where there is a fragment. What stands under False never counts.
+        features: feature of each fragment, (N, T, D), not normalised.
+        mask: True where there is a fragment, (N, T). What stands under False never counts.
     """
 
     features: Float[Tensor, "n t dim"]
@@ -67,7 +67,7 @@ def vectors(name: str, side: Side) -> Float[Tensor, "n dim"]:
     """A side that must be one vector per item.
 
     Raises:
-        ArgumentError: it is `Fragments`.
+        ArgumentError: the side is `Fragments`.
     """
     if isinstance(side, Fragments):
         raise ArgumentError(

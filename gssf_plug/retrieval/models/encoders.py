@@ -38,7 +38,7 @@ class WordGRU(nn.Module):
         input_ids (N, T), attention_mask (N, T), padding on the right -> (N, T, dim), zero where padded.
 
     Raises:
-        ArgumentError: padding that is not on the right.
+        ArgumentError: padding does not lie on the right.
 
     References:
         Faghri et al., VSE++, arXiv 1707.05612; Lee et al., SCAN, arXiv 1803.08024.
@@ -137,7 +137,7 @@ class LastStrideOne(nn.Module):
             weights fit both strides; a ResNetModel loaded without this class has stride 2 again.
 
     Raises:
-        ArgumentError: no stages, or nothing in the last that has a stride.
+        ArgumentError: the encoder has no stages, or nothing in the last one has a stride.
 
     References:
         Sun et al., PCB, arXiv 1711.09349; Luo et al., "Bag of tricks", arXiv 1903.07071.

@@ -27,7 +27,7 @@ class LocalAlignment(ImageTextModel):
 
     Args:
         image_encoder: a module or a `Tower` whose `fragments` are the regions (its pooling is not used), or None.
-        text_encoder: likewise, for the words. Both of one width D.
+        text_encoder: a module or a `Tower` whose `fragments` are the words, of the same width D, or None.
         metric: GSSFMetric of width D that compares fragments; None (default) compares them by cosine.
         attention_metric: GSSFMetric of width D that the attention logits are made with; give the same object as
             `metric` to share it. None (default) attends by cosine.
@@ -39,7 +39,7 @@ class LocalAlignment(ImageTextModel):
         (N,), "text_ids" (M,).
 
     Raises:
-        ArgumentError: no alignment; a metric that does not normalise.
+        ArgumentError: there is no alignment, or a metric does not normalise.
 
     References:
         Lee et al., SCAN, arXiv 1803.08024. The metric in both places is ours; the paper's own placement is not known.
@@ -96,7 +96,7 @@ class LocalAlignment(ImageTextModel):
         """Scores of all images with all captions, in float32 or better, block by block.
 
         Raises:
-            ArgumentError: sides that are not fragments, or of another width than a metric's.
+            ArgumentError: a side holds no fragments, or has another width than a metric.
         """
         images, texts = _fragments("queries", queries), _fragments("gallery", gallery)
         regions, words = _directions(images.features, images.mask), _directions(texts.features, texts.mask)

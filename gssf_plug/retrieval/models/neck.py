@@ -24,14 +24,14 @@ class NeckLoss(FeatureLoss):
     """Losses on both sides of a model's neck; the neck sees the whole batch of all processes.
 
     Args:
-        neck: `model.neck`, the same module: its parameters stay the model's.
-        after: a loss on the features after the neck, under the model's similarity: `IdentityLoss`, or
+        neck: the model's own neck, `model.neck`: its parameters stay the model's.
+        after: loss on the features behind the neck, under the model's similarity: `IdentityLoss`, or
             `WeightedSum(IdentityLoss(...), BatchHardTriplet())` to train a metric where it searches.
-        before: a loss on the features before it, under −‖a − b‖ of features that are not normalised; None (default)
+        before: loss on the features before the neck, under −‖a − b‖ of features that are not normalised; None (default)
             for none. Published: `BatchHardTriplet(margin=0.3)`.
 
     Raises:
-        ArgumentError: called in evaluation mode, where the model's features are already those after the neck.
+        ArgumentError: it is called in evaluation mode, where the model's features are already those behind the neck.
 
     References:
         Luo et al., "Bag of tricks and a strong baseline for deep person re-identification", arXiv 1903.07071.

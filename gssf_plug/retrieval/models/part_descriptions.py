@@ -74,8 +74,8 @@ class Describer:
     """Describes parts; keeps those that are saved in folders of their own, by their place.
 
     Args:
-        folders: filled while describing: transformers models and metrics by place.
-        copies: likewise, places of objects that stand at an earlier place too.
+        folders: filled while describing: transformers models and metrics by their place in the model.
+        copies: filled while describing: places of objects that stand at an earlier place, too.
     """
 
     folders: dict[str, PreTrainedModel | GSSFMetric] = field(default_factory=dict)
@@ -138,9 +138,9 @@ class Builder:
     """Builds parts from their JSON, which `part_schema.check_parts` has looked at.
 
     Args:
-        folder: where the folders of parts are.
-        given: modules that only the caller can give, by place.
-        asked: filled while building: places that asked for one.
+        folder: folder that holds the folders of the parts.
+        given: modules that only the caller can give, by their place.
+        asked: filled while building: the places that asked for one.
     """
 
     folder: Path
@@ -152,7 +152,7 @@ class Builder:
         """The part that stands at `place`, of a description that `check_parts` found right.
 
         Raises:
-            CheckpointError: it cannot be built; names the place.
+            CheckpointError: the part cannot be built; its place is named.
         """
         if isinstance(saved, list):
             return [self.part(item, f"{place}.{number}") for number, item in enumerate(saved)]

@@ -34,13 +34,13 @@ class Slot:
     """What may stand at one place of a description.
 
     Args:
-        says: in words, for the error; completes "where … belongs".
-        plain: whether a JSON value that is no part may stand here; default never.
-        classes: names of the classes of ours and of torch that may; default none.
-        functions: names of functions that may; default none.
-        kinds: further kinds of parts that may, of "transformers" and "metric"; default none. A part that the caller
-            gives may stand wherever some part may.
-        many: whether a list of such may stand here, too; default False.
+        says: what may stand here in words, for the error; it completes "where … belongs".
+        plain: function that says whether a JSON value that is no part may stand here; default never.
+        classes: names of the classes of ours and of torch that may stand here; default none.
+        functions: names of the functions that may stand here; default none.
+        kinds: further kinds of parts that may stand here, of "transformers" and "metric"; default none. A part that the
+            caller gives may stand wherever some part may.
+        many: True where a list of such may stand here, too; default False.
     """
 
     says: str
@@ -170,11 +170,11 @@ def check_parts(model: str, parts: Mapping[str, Any], folder: str | os.PathLike[
 
     Args:
         model: name of the model's class.
-        parts: the description of each place, in the order in which the places are built.
-        folder: for the error.
+        parts: description of each place, in the order in which the places are built.
+        folder: folder that they came from, for the error.
 
     Raises:
-        CheckpointError: the first that cannot be, by its place; or more than 1,000 parts.
+        CheckpointError: a part cannot stand at its place, which is named, or there are more than 1,000 parts.
     """
     checker = _Checker(folder)
     slots = PLACES.get(model, {})
@@ -187,8 +187,8 @@ class _Checker:
     """Walks through descriptions in the order in which they are built.
 
     Args:
-        folder: for the error.
-        seen: filled while walking: what stands at each place, for those that say "the same as there".
+        folder: folder that the parts came from, for the error.
+        seen: filled while walking: what stands at each place, for parts that say "the same as there".
     """
 
     folder: str | os.PathLike[str]

@@ -65,8 +65,8 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
         """Write every part; see the module.
 
         Raises:
-            ArgumentError: a part that is neither a module nor a function of ours, or a class without `published`.
-            CheckpointError: where the disk refuses; what was saved there before is still whole.
+            ArgumentError: a part is neither a module nor a function of ours, or a class has no `published`.
+            CheckpointError: the disk refuses; what was saved there before is still whole.
         """
         if not self.published:
             raise ArgumentError(
@@ -112,18 +112,18 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
         """Load what `save_pretrained` wrote, from a folder or the Hub, in evaluation mode and strictly.
 
         Args:
-            pretrained_model_name_or_path: folder, or Hub id such as "user/name".
+            pretrained_model_name_or_path: a folder, or a Hub id such as "user/name".
             parts: modules of classes that gssf-plug cannot build, by place, such as {"image_tower.encoder": my_cnn};
                 their weights come from the folder.
-            force_download: as in huggingface_hub, like the four that follow.
-            token: access token.
-            cache_dir: where downloads are kept.
-            local_files_only: never ask the network.
-            revision: branch, tag or commit.
+            force_download: True downloads again what the cache of huggingface_hub holds. Default False.
+            token: access token of the Hub, or True for the one that is stored on this machine.
+            cache_dir: folder in which downloads are kept; None (default) takes that of huggingface_hub.
+            local_files_only: True never asks the network and takes what was downloaded before. Default False.
+            revision: branch, tag or commit on the Hub; None (default) takes the main branch.
 
         Raises:
             CheckpointError: the folder is missing, damaged, of another class or of a newer format, or a part is needed.
-            ArgumentError: a part that the model does not ask for.
+            ArgumentError: a part is given that the model does not ask for.
         """
         hub = {
             "force_download": force_download,

@@ -42,8 +42,8 @@ class Tower(nn.Module):
         inputs' "attention_mask" (N, T), where there is one, masks projection and pooling -> features (N, D).
 
     Raises:
-        ArgumentError: features that are neither vectors, tokens nor maps, or of another width than the token projection
-            reads; a mapping without "features" where there is no encoder.
+        ArgumentError: the features are neither vectors, tokens nor maps, or of another width than the token projection
+            reads; or a mapping without "features" comes where there is no encoder.
     """
 
     def __init__(

@@ -30,9 +30,9 @@ class RetrievalModel(PublishedModel):
     """What the trainer asks of a model: `forward(batch) -> Embedding`, `score`, and `metric`.
 
     Args:
-        metric: the similarity; None means cosine.
-        processors: what turns raw items into this model's inputs, by name, such as {"tokenizer": tokenizer}: objects
-            of transformers with `save_pretrained`. The model does not use them; they are saved and loaded with it.
+        metric: metric that compares the two sides; None means cosine.
+        processors: objects of transformers with `save_pretrained` that turn raw items into this model's inputs, by
+            name, such as {"tokenizer": tokenizer}. The model does not use them; they are saved and loaded with it.
     """
 
     def __init__(self, metric: GSSFMetric | None, *, processors: Mapping[str, Any] | None = None) -> None:
@@ -173,7 +173,7 @@ class OneTower(RetrievalModel):
         A batch has "inputs" (a tensor or a mapping) and "labels" (N,).
 
     Raises:
-        ArgumentError: a metric that is not symmetric.
+        ArgumentError: the metric is not symmetric.
     """
 
     published: ClassVar = {"tower": "encoder", "metric": "metric", "neck": "neck"}

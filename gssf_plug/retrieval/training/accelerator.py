@@ -38,9 +38,10 @@ def check_accelerator(accelerator: Accelerator, config: RetrievalConfig) -> None
     """Whether an accelerator that was passed in agrees with the recipe and with how it was launched.
 
     Raises:
-        ArgumentError: another precision; one process seen where several were launched, which would train as many
-            models as there are processes; FSDP of version 1 or DeepSpeed's ZeRO 3, whose parameters cannot be gathered
-            for an evaluation; an FSDP2 option that cannot hold the buffers of model and loss.
+        ArgumentError: the accelerator has another precision than the recipe; it sees one process where several were
+            launched, which would train as many models as there are processes; it runs FSDP of version 1 or DeepSpeed's
+            ZeRO 3, whose parameters cannot be gathered for an evaluation; or an FSDP2 option cannot hold the buffers of
+            model and loss.
     """
     if accelerator.mixed_precision != config.mixed_precision:
         raise ArgumentError(

@@ -27,8 +27,8 @@ class BestWeights:
     """Keeps the weights of the best evaluation so far.
 
     Args:
-        path: the file.
-        measure: by which they are compared; larger is better.
+        path: file of the best weights.
+        measure: name of the measure by which weights are compared; larger is better.
     """
 
     def __init__(self, path: Path, measure: str) -> None:
@@ -71,7 +71,7 @@ class BestWeights:
         """Put the best weights into `model`, where its parameters lie.
 
         Raises:
-            CheckpointError: there are none, or they are damaged.
+            CheckpointError: there are no best weights, or they are damaged.
         """
         read_weights(model, self.path)
 

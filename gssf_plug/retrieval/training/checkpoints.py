@@ -72,8 +72,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are; created at the first write.
-        keep: how many of the last stay, at least 1.
+        folder: folder of the checkpoints, which is created at the first write.
+        keep: number of the last checkpoints that stay, at least 1.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -96,7 +96,7 @@ class Checkpoints:
         """Save the state of `accelerator` and `progress` as checkpoint `step`. Every process must call it.
 
         Raises:
-            CheckpointError: the disk refuses; on every process, and the last checkpoint is untouched.
+            CheckpointError: the disk refuses. It is raised on every process, and the last checkpoint is untouched.
         """
         final = self.folder / f"step-{step:08d}"
         if final.exists():
@@ -152,8 +152,8 @@ class Checkpoints:
         """Load checkpoint `path` into what `accelerator` prepared, the generators last.
 
         Raises:
-            CheckpointError: it is damaged, of another model or loss, or its weights are laid out in another way than
-                those of this run.
+            CheckpointError: the checkpoint is damaged, of another model or loss, or its weights are laid out in another
+                way than those of this run.
         """
         described, now = self.describe(path), accelerator.num_processes
         written = described["processes"]

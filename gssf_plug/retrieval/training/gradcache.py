@@ -55,18 +55,18 @@ def cached_backward(
     """Add the gradient of the loss of `batch` to the parameters.
 
     Args:
-        objective: an `Objective` as `accelerator.prepare` gave it.
-        accelerator: precision, loss scale and processes.
+        objective: the `Objective` as `accelerator.prepare` gave it.
+        accelerator: accelerator that knows precision, loss scale and processes.
         batch: this process's rows, on its device.
-        chunk_size: rows encoded at once.
+        chunk_size: number of rows that are encoded at once.
         weight: factor on the loss.
-        synchronise: average gradients over processes; False for all but the last batch of an accumulated step.
+        synchronise: True averages gradients over processes; False is for all but the last batch of an accumulated step.
 
     Returns:
-        The loss of all rows of all processes, not weighted; where it is not finite nothing was added.
+        The loss of all rows of all processes, without `weight`. Where it is not finite, no gradient was added.
 
     Raises:
-        ArgumentError: a batch that cannot be cut into rows; DDP that stops at parameters without a gradient.
+        ArgumentError: the batch cannot be cut into rows, or DDP stops at parameters without a gradient.
     """
     bare = _without_ddp(objective)
     chunks = split_batch(batch, chunk_size)
@@ -92,9 +92,9 @@ class _Encoded:
     """A chunk after its first encoding. No tuple: FSDP2 would look for tensors in it.
 
     Args:
-        kept: its embedding, made of leaves.
-        generators: as they were before.
-        trained: whether features depend on anything that is trained, where that was watched.
+        kept: embedding of the chunk, made of leaves.
+        generators: states of the random generators before the chunk was encoded.
+        trained: whether its features depend on anything that is trained, where that was watched.
     """
 
     kept: Embedding
@@ -159,10 +159,11 @@ def split_batch(batch: Mapping[str, Any], chunk_size: int) -> list[dict[str, Any
 
     Args:
         batch: tensors, lists, or mappings of them; each side may have its own number of rows.
-        chunk_size: rows of the longest side in a chunk. More where another process has fewer rows than chunks.
+        chunk_size: number of rows of the longest side in a chunk. More where another process has fewer rows than
+            chunks.
 
     Raises:
-        ArgumentError: an entry without rows.
+        ArgumentError: an entry has no rows.
     """
     rows = {key: _rows(key, entry) for key, entry in batch.items()}
     device = next(_tensors(batch)).device
@@ -220,7 +221,7 @@ def check_chunks(model: nn.Module, accelerator: Accelerator, chunk_size: int | N
     """Whether a run can encode in chunks; a warning where its gradient is then not that of whole batches.
 
     Raises:
-        ArgumentError: under DeepSpeed, whose engine steps by itself.
+        ArgumentError: the run is under DeepSpeed, whose engine steps by itself.
     """
     if chunk_size is None:
         return

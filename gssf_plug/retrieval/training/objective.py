@@ -27,10 +27,11 @@ class Objective(nn.Module):
     """encode the own rows → gather → score all pairs → loss.
 
     Args:
-        model: batch -> Embedding.
-        loss: `loss(scores, relevance, forbidden=...)` -> scalar, or a `FeatureLoss`; see `gssf_plug.losses`.
-        precision: makes the context in which the model runs, such as `accelerator.autocast`. Default none: under DDP
-            Accelerate enters one by itself.
+        model: model that makes an `Embedding` of a batch.
+        loss: loss that is called as `loss(scores, relevance, exclude=...)`, or an `EmbeddingLoss`; see
+            `gssf_plug.losses`.
+        precision: function that makes the context in which the model runs, such as `accelerator.autocast`. Default
+            none: under DDP Accelerate enters one by itself.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Objective(nn.Module):
         Args:
             batch: what the model reads. None encodes nothing: under FSDP2 parameters are whole in here alone, so what
                 was encoded before is compared in here, by a `then` that holds it.
-            then: what to make of the embedding; default `loss_of`, the loss of the whole batch.
+            then: function that is called with the embedding; default `loss_of`, the loss of the whole batch.
         """
         with self.precision():
             own: Any = None if batch is None else self.model(batch)

@@ -34,7 +34,7 @@ def build_optimizer(objective: Objective, config: RetrievalConfig) -> AdamW:
     would pull a metric towards zero, where it kills channels, and not towards neutral.
 
     Raises:
-        ArgumentError: nothing to train.
+        ArgumentError: nothing is left to train.
     """
     rates = _special_rates(objective, config)
     loss = _ids([objective.loss])
@@ -90,7 +90,7 @@ def rate_factor(step: int, steps: int, config: RetrievalConfig) -> float:
 
     Args:
         step: number of steps done before this one.
-        steps: steps of the whole run.
+        steps: number of steps of the whole run.
         config: its `warmup` is the share of the steps in which the factor rises linearly to 1; then by `schedule`:
             "cosine" or "linear" from 1 to 0 over the rest, "step" by `decay_factor` at each share of `decay_at`,
             "constant".

@@ -68,17 +68,17 @@ class Progress:
     """Where a run is; saved with every checkpoint.
 
     Args:
-        step: optimizer steps done.
-        epoch: of the next batch.
-        batch: the next batch of that epoch.
-        best_score: best value of the measure that the recipe names, None before the first evaluation.
-        best_step: when that was.
-        evaluations_since_best: evaluations since then, or since the start.
-        skipped_steps: steps not taken because loss or gradient were not finite.
-        unreadable_rows: training rows that could not be read, by the main process.
+        step: number of optimizer steps done.
+        epoch: epoch of the next batch.
+        batch: number of the next batch in that epoch.
+        best_score: best value of the measure that the recipe names; None before the first evaluation.
+        best_step: step of that value.
+        evaluations_since_best: number of evaluations since then, or since the start.
+        skipped_steps: number of steps that were not taken because loss or gradient were not finite.
+        unreadable_rows: number of training rows that the main process could not read.
         loss_sum: sum of the losses since the last line of the log.
-        loss_count: how many.
-        seconds: training and evaluation time, over all resumes.
+        loss_count: number of these losses.
+        seconds: time of training and evaluation, over all resumes.
     """
 
     step: int = 0

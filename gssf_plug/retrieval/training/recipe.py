@@ -34,7 +34,7 @@ def describe_module(module: nn.Module) -> dict[str, Any]:
     lists of these: a margin, a dropout, a constraint, an activation.
 
     Args:
-        module: before it is sharded, which changes classes.
+        module: module to describe, before it is sharded, which changes classes.
 
     Returns:
         {"" or path: {"class": "…", "margin": 0.2, "weight": "(8, 8) float32", …}}.
@@ -46,14 +46,14 @@ def check_recipe(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path,
     """Compare the recipe that a run is resumed with to the one that it began with.
 
     Args:
-        saved: as the run began. A top-level entry that it does not have, since an earlier version wrote it, is no
-            difference.
-        now: as it is to go on.
-        folder: of the run.
-        anyway: warn of differences instead of raising.
+        saved: recipe as the run began. A top-level entry that it does not have, since an earlier version wrote it, is
+            no difference.
+        now: recipe as the run is to go on.
+        folder: folder of the run.
+        anyway: True warns of differences instead of raising.
 
     Raises:
-        ArgumentError: naming every difference, the old value beside the new one.
+        ArgumentError: the recipes differ. The message names every difference, the old value beside the new one.
     """
     found = [one for name, value in now.items() if name in saved for one in differences(saved[name], value, name)]
     if not found:

@@ -31,8 +31,8 @@ class RunLog:
     """A JSONL file that is appended to.
 
     Args:
-        path: the file; its folder must exist when a record is written.
-        writes: False for processes that only take part, default True.
+        path: file of the log; its folder must exist when a record is written.
+        writes: False for processes that only take part; default True.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
@@ -76,9 +76,9 @@ class Reports:
     """Reports of one run; only the main process writes and shows.
 
     Args:
-        folder: of the run; the log is its `log.jsonl`.
-        accelerator: its trackers get the same numbers.
-        config: the recipe.
+        folder: folder of the run, whose log is `log.jsonl`.
+        accelerator: accelerator whose trackers get the same numbers.
+        config: recipe of the run.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, config: RetrievalConfig) -> None:

@@ -27,8 +27,8 @@ class WholeWeights:
     """Every process holds the model: one process, or DDP.
 
     Args:
-        model: in training.
-        accelerator: which process this is.
+        model: model in training.
+        accelerator: accelerator that knows which process this is.
     """
 
     def __init__(self, model: RetrievalModel, accelerator: Accelerator) -> None:
@@ -58,8 +58,8 @@ class ShardedWeights(WholeWeights):
     """Each process holds a part of every parameter.
 
     Args:
-        model: in training.
-        accelerator: which process this is.
+        model: model in training.
+        accelerator: accelerator that knows which process this is.
         objective: the sharded module, with `model` in it.
         outline: the model before it was sharded, without its weights; see `copy_on`.
     """
@@ -109,8 +109,8 @@ def copy_on(model: RetrievalModel, device: str) -> RetrievalModel:
     """A copy whose parameters hold no values yet, tied where they were tied; buffers are copied.
 
     Args:
-        model: any, before it is sharded.
-        device: of the new parameters; on "meta" they take no memory.
+        model: any model, before it is sharded.
+        device: device of the new parameters; on "meta" they take no memory.
     """
     empty = {
         id(parameter): nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad)

@@ -41,11 +41,11 @@ def cars196(root: StrPath, split: Literal["train", "test"]) -> "Dataset":
         split: "train" or "test".
 
     Returns:
-        Columns image and label: 0 … 97 in "train", 98 … 195 in "test".
+        Rows with the columns image and label; labels are 0 … 97 in "train", 98 … 195 in "test".
 
     Raises:
-        ArgumentError: an unknown split.
-        DataError: a missing or damaged part.
+        ArgumentError: there is no such split.
+        DataError: a part of the data set is missing or damaged.
         ImportError: SciPy is not installed.
     """
     check_split(split, OFFICIAL)

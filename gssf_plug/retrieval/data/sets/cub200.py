@@ -39,11 +39,11 @@ def cub200(root: StrPath, split: Literal["train", "test"]) -> "Dataset":
         split: "train" or "test".
 
     Returns:
-        Columns image and label: 0 … 99 in "train", 100 … 199 in "test".
+        Rows with the columns image and label; labels are 0 … 99 in "train", 100 … 199 in "test".
 
     Raises:
-        ArgumentError: an unknown split.
-        DataError: a missing or damaged part.
+        ArgumentError: there is no such split.
+        DataError: a part of the data set is missing or damaged.
     """
     check_split(split, OFFICIAL)
     folder = find_part(existing_folder(root), "images.txt", "CUB_200_2011/images.txt", what="the list of images").parent

@@ -35,14 +35,15 @@ def cuhk03(
     Args:
         root: the unpacked `cuhk03-np`, or the folder that holds it.
         split: "train", "query" or "gallery".
-        boxes: "detected" (default) or "labeled" boxes; they are two data sets.
+        boxes: "detected" (default) takes the boxes of a detector, "labeled" those drawn by hand; they are two data
+            sets.
 
     Returns:
-        Columns image, label, camera (0 or 1). Labels of "train" are renumbered 0 … 766.
+        Rows with the columns image, label and camera (0 or 1). Labels of "train" are renumbered 0 … 766.
 
     Raises:
-        ArgumentError: an unknown split or kind of boxes.
-        DataError: a missing folder, no images, or a name of another pattern.
+        ArgumentError: there is no such split or kind of boxes.
+        DataError: a folder is missing, holds no images, or holds a name of another pattern.
     """
     check_split(split, FOLDERS)
     if boxes not in OFFICIAL:

@@ -47,21 +47,21 @@ def image_folder(
     Hidden files and folders (`.git`, `.ipynb_checkpoints`, `._photo.jpg`, `__MACOSX`) are no images and no classes.
 
     Args:
-        root: the folder.
-        split: subfolder of `root` that holds the classes; None (default) takes `root` itself.
+        root: folder that holds one subfolder for each class.
+        split: subfolder of `root` that holds the classes, such as "train"; None (default) takes `root` itself.
         split_classes: share of the classes, 0 < share < 1, that are held out for testing, such as 0.3; at least one
             class is on each side. Retrieval is measured on classes that training never saw, so whole classes are held
             out, not images of each. None (default) does not split.
-        seed: of the choice of the held-out classes; default 0. The same names and seed give the same choice.
+        seed: seed of the choice of the held-out classes; default 0. The same names and seed give the same choice.
 
     Returns:
-        Columns image and label: the number of the class among the sorted names. With `split_classes` a pair, the rows
-        to train on and the held-out ones; training classes are numbered 0 … C-1, held-out classes from C on, so that
-        no number stands on both sides.
+        Rows with the columns image and label, which is the number of the class among the sorted names. With
+        `split_classes` a pair: the rows to train on and the held-out ones. Training classes are then numbered 0 … C-1,
+        held-out classes from C on, so that no number stands on both sides.
 
     Raises:
         ArgumentError: `split_classes` is no share, or there are fewer than two classes to split.
-        DataError: no such folder, no subfolders, subfolders that are splits, or one without an image.
+        DataError: the folder is missing, has no subfolders or subfolders that are splits, or a class has no image.
 
     Example:
         >>> import tempfile

@@ -38,15 +38,16 @@ def in_shop(root: StrPath, split: Literal["train", "query", "gallery"]) -> "Data
     """In-Shop: 3,997 items with 25,882 images to train on; 3,985 others with 14,218 queries in a gallery of 12,612.
 
     Args:
-        root: the folder of `Eval` and `Img`.
+        root: folder that holds `Eval` and `Img`.
         split: "train", "query" or "gallery".
 
     Returns:
-        Columns image and label: from 0 in "train", the number of the item id in "query" and "gallery".
+        Rows with the columns image and label, which is numbered from 0 in "train", and is the number of the item id in
+        "query" and "gallery".
 
     Raises:
-        ArgumentError: an unknown split.
-        DataError: a missing or damaged part.
+        ArgumentError: there is no such split.
+        DataError: a part of the data set is missing or damaged.
     """
     check_split(split, OFFICIAL)
     folder = existing_folder(root)

@@ -42,15 +42,16 @@ def flickr30k(
     Args:
         root: folder with `dataset_flickr30k.json` and the images.
         split: "train", "val" or "test".
-        images: folder of the images; default `flickr30k-images`, `flickr30k_images` or `images` in `root`.
-        captions_per_image: the first so many captions; None keeps all.
+        images: folder of the images; None (default) looks for `flickr30k-images`, `flickr30k_images` or `images` in
+            `root`.
+        captions_per_image: number of captions of each image to keep, from the first; default 5. None keeps all.
 
     Returns:
-        Columns image, captions, label.
+        Rows with the columns image, captions and label.
 
     Raises:
-        ArgumentError: an unknown split, or fewer than one caption.
-        DataError: a missing or damaged part.
+        ArgumentError: there is no such split, or fewer than one caption is asked for.
+        DataError: a part of the data set is missing or damaged.
     """
     folder = existing_folder(root)
     check_split(split, FLICKR30K)
@@ -76,16 +77,16 @@ def coco(
     Args:
         root: folder with `dataset_coco.json` and the images.
         split: "train", "val" or "test" (the 5K test; 1K is its mean over five folds).
-        restval: "restval" belongs to "train" (default); without it "train" has 82,783 images.
-        images: folder of `train2014` and `val2014`; default `root`, or `images` in it.
-        captions_per_image: the first so many captions; None keeps all.
+        restval: True (default) adds "restval" to "train"; without it "train" has 82,783 images.
+        images: folder of `train2014` and `val2014`; None (default) looks in `root`, and in `images` in it.
+        captions_per_image: number of captions of each image to keep, from the first; default 5. None keeps all.
 
     Returns:
-        Columns image, captions, label.
+        Rows with the columns image, captions and label.
 
     Raises:
-        ArgumentError: an unknown split, or fewer than one caption.
-        DataError: a missing or damaged part.
+        ArgumentError: there is no such split, or fewer than one caption is asked for.
+        DataError: a part of the data set is missing or damaged.
     """
     folder = existing_folder(root)
     check_split(split, COCO)

@@ -41,12 +41,12 @@ def market1501(root: StrPath, split: Literal["train", "query", "gallery"]) -> "D
         split: "train", "query" or "gallery".
 
     Returns:
-        Columns image, label, camera (0 … 5). Labels of "train" are renumbered 0 … 750, those of the others are the
-        identities of the file names, the same in both; 0 is a distractor, which no query shows.
+        Rows with the columns image, label and camera (0 … 5). Labels of "train" are renumbered 0 … 750; those of the
+        others are the identities of the file names, the same in both, where 0 is a distractor, which no query shows.
 
     Raises:
-        ArgumentError: an unknown split.
-        DataError: a missing folder, no images, or a name of another pattern.
+        ArgumentError: there is no such split.
+        DataError: a folder is missing, holds no images, or holds a name of another pattern.
     """
     check_split(split, FOLDERS)
     folder = existing_folder(root)
@@ -61,12 +61,12 @@ def named_pedestrians(images: Path, pattern: re.Pattern[str], *, renumber: bool)
     """Columns image, label and camera of a folder whose file names hold identity and camera (from 1), in this order.
 
     Args:
-        images: the folder.
-        pattern: of a whole file name.
-        renumber: identities to 0 … C-1.
+        images: folder of the images.
+        pattern: pattern of a whole file name.
+        renumber: True renumbers identities to 0 … C-1.
 
     Raises:
-        DataError: a name of another pattern.
+        DataError: a file has a name of another pattern.
     """
     files, identities, cameras = [], [], []
     for name in image_files(images):

@@ -47,11 +47,11 @@ def msmt17(root: StrPath, split: Literal["train", "val", "trainval", "query", "g
             "query" or "gallery".
 
     Returns:
-        Columns image, label, camera (0 … 14). Labels of what is trained on are renumbered from 0.
+        Rows with the columns image, label and camera (0 … 14). Labels of the splits to train on are renumbered from 0.
 
     Raises:
-        ArgumentError: an unknown split.
-        DataError: a missing list or image, or a line that cannot be read.
+        ArgumentError: there is no such split.
+        DataError: a list or an image is missing, or a line cannot be read.
     """
     check_split(split, LISTS)
     training = split in ("train", "val", "trainval")

@@ -39,11 +39,12 @@ def online_products(root: StrPath, split: Literal["train", "test"]) -> "Dataset"
         split: "train" or "test".
 
     Returns:
-        Columns image and label, from 0 in "train", the class numbers of the list in "test".
+        Rows with the columns image and label, which is numbered from 0 in "train", and is the class number of the list
+        in "test".
 
     Raises:
-        ArgumentError: an unknown split.
-        DataError: a missing or damaged part.
+        ArgumentError: there is no such split.
+        DataError: a part of the data set is missing or damaged.
     """
     check_split(split, OFFICIAL)
     name = f"Ebay_{split}.txt"

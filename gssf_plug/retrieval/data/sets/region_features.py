@@ -42,17 +42,17 @@ def region_features(
     """Region features and captions, one row per image.
 
     Args:
-        folder: `f30k_precomp` or `coco_precomp`, or a folder with `precomp` in it.
+        folder: the folder `f30k_precomp` or `coco_precomp`, or a folder with `precomp` in it.
         split: "train", "dev", "test" or "testall".
-        captions_per_image: captions of each image, next to each other in the file; default 5.
-        dev_captions: of "dev" the first so many captions; None keeps all (COCO has 25,000).
+        captions_per_image: number of captions of each image, which stand next to each other in the file; default 5.
+        dev_captions: number of captions of "dev" to keep, from the first; None keeps all (COCO has 25,000).
 
     Returns:
-        Columns features (regions × width, float32), captions, label (number of the image).
+        Rows with the columns features (regions × width, float32), captions and label (the number of the image).
 
     Raises:
-        ArgumentError: an unknown split, or numbers of captions that do not divide.
-        DataError: a missing or damaged part; features and captions that disagree in number.
+        ArgumentError: there is no such split, or numbers of captions do not divide.
+        DataError: a part is missing or damaged, or features and captions disagree in number.
     """
     check_split(split, SPLITS)
     place = existing_folder(folder)
@@ -82,7 +82,7 @@ class StoredFeatures:
     """Reads features by their row of a memory-mapped array; opened once in every process.
 
     Args:
-        path: .npy file (rows, regions, width).
+        path: the .npy file of an array (rows, regions, width).
     """
 
     def __init__(self, path: Path) -> None:
