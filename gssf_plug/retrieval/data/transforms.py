@@ -80,8 +80,8 @@ class CropTransform:
         train: True augments; False resizes and takes the middle.
         size: height and width of the result; default 224.
         resize: length of the shorter side before the middle is taken; default 256.
-        area: smallest and largest share of the image that a crop covers in training; default 8 % … 100 %.
-        aspect: smallest and largest ratio of width to height of a crop; default 3/4 … 4/3.
+        area: smallest and largest share of the image that a crop covers in training; default 0.08 to 1.
+        aspect: smallest and largest ratio of width to height of a crop; default 3/4 to 4/3.
         flip: probability of a horizontal flip; default 0.5.
         statistics: mean and standard deviation of each channel; default ImageNet's.
 
