@@ -55,9 +55,9 @@ class PairCovariance:
             rows, items = rows[rows != items], items[rows != items]
         drawn = torch.randperm(len(rows), generator=generator)[:MOST]
         queries, documents = part.queries.rows(rows[drawn]), part.documents.rows(items[drawn])
-        differences = (queries - documents).double()
+        differences = queries - documents
         self.mean = torch.cat([queries, documents]).mean(0)
-        self.values, self.vectors = torch.linalg.eigh(differences.T @ differences / len(differences))
+        self.values, self.vectors = torch.linalg.eigh((differences.T @ differences).double() / len(differences))
         self.values = self.values.clamp_min(0)
 
     def whitening(self, shrinkage: float) -> Whitening:

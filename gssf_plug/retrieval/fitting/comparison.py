@@ -6,7 +6,8 @@ what is taken is trained once more on all queries, for as many steps as was best
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,21 +19,14 @@ from gssf_plug.retrieval.fitting.candidates import Candidate
 from gssf_plug.retrieval.fitting.closed_form import SHRINKAGES, PairCovariance
 from gssf_plug.retrieval.fitting.report import FitResult, FitRow, compare
 from gssf_plug.retrieval.fitting.splits import Part
-from gssf_plug.retrieval.fitting.training import Look, Run, Schedule
+from gssf_plug.retrieval.fitting.training import Run, Schedule
+from gssf_plug.retrieval.fitting.trials import Fold, Trial
 from gssf_plug.retrieval.fitting.validation import Ranking, Similarity, look_of
 
 __all__ = ["Comparison"]
 
-NOISES = (0.0, 1.0)
+NOISES = (0.0, 1.0)  # in this order for one list of items, where none was better each time, else the other way round
 COSINE, WHITENED, CLOSED = "cosine", "cosine, whitened by pairs", "closed form"
-
-
-class _Fold(NamedTuple):
-    """Training queries, the ranking that training is watched by, and the one that counts."""
-
-    train: Part
-    look: Ranking
-    full: Ranking
 
 
 class Comparison:
@@ -61,6 +55,7 @@ class Comparison:
         self.rows: list[FitRow] = []
         self.metrics: dict[str, GSSFMetric] = {}
         self.noise: dict[str, float] = {}
+        self.leader: Trial | None = None
 
     def run(self, candidates: Sequence[Candidate], test: Part | None) -> FitResult:
         """Baselines, then every candidate, then the choice; Ctrl-C leads to the choice at once."""
@@ -93,7 +88,7 @@ class Comparison:
         self.folds = []
         for train, held in self.splits:
             look = look_of(held, self.measure, seed)
-            self.folds.append(_Fold(train, look, look if look.covers(held) else Ranking(held, self.measure)))
+            self.folds.append(Fold(train, look, look if look.covers(held) else Ranking(held, self.measure)))
         neutral = self._neutral(normalize=False)
         self.cosine = torch.cat([fold.full.values(neutral) for fold in self.folds])
         self._add(COSINE, 0, self.cosine, began)
@@ -111,13 +106,20 @@ class Comparison:
         self._add(CLOSED, size, values, began, **closed)
 
     def _best_shrinkage(self, make: Callable[[int, float], Similarity]) -> tuple[float, Float[Tensor, " n"]]:
-        """The best by looks, and its values on the rankings that count."""
-        looked = {
-            each: torch.cat([fold.look.values(make(number, each)) for number, fold in enumerate(self.folds)])
-            for each in SHRINKAGES
-        }
-        best = max(SHRINKAGES, key=lambda each: looked[each].double().mean().item())
-        return best, self._counted(lambda number: make(number, best), looked[best])
+        """The best by looks, climbing from the middle, and its values on the rankings that count."""
+
+        @cache
+        def looked(place: int) -> Tensor:
+            each = SHRINKAGES[place]
+            return torch.cat([fold.look.values(make(number, each)) for number, fold in enumerate(self.folds)])
+
+        best, after = -1, len(SHRINKAGES) // 2
+        while after != best:
+            best = after
+            near = range(max(best - 1, 0), min(best + 2, len(SHRINKAGES)))
+            after = max(near, key=lambda place: looked(place).double().mean().item())
+        shrinkage = SHRINKAGES[best]
+        return shrinkage, self._counted(lambda number: make(number, shrinkage), looked(best))
 
     def _counted(self, make: Callable[[int], Similarity], looked: Tensor) -> Float[Tensor, " n"]:
         """Values on the rankings that count, which are often those of the looks."""
@@ -128,36 +130,38 @@ class Comparison:
     def _candidate(self, candidate: Candidate, advance: Callable[[int], object]) -> None:
         """Train on every fold. The first candidate of a loss trains with and without noise, others as was better."""
         began, tried = time.perf_counter(), []
-        lengths = (self.noise[candidate.loss],) if candidate.loss in self.noise else NOISES
+        lengths = NOISES if self.whole.itself else NOISES[::-1]
+        if candidate.loss in self.noise:
+            lengths = (self.noise[candidate.loss],)
         for length in lengths:
-            runs = [Run(candidate, fold.train, fold.look, self.schedule, length) for fold in self.folds]
-            tried.append(runs)
+            tried.append(Trial(candidate, self.folds, self.schedule, length))
             try:
-                for run in runs:
-                    run.train(advance)
+                tried[-1].train(advance, self.leader)
             except KeyboardInterrupt:
-                whole = [each for each in tried if all(run.best is not None for run in each)]
-                if whole:
-                    self._take(candidate, max(whole, key=_best_mean), began)
+                self._take(max(tried, key=lambda trial: trial.value), began)
                 raise
-        best = max(tried, key=_best_mean)
-        self.noise[candidate.loss] = best[0].noise
-        self._take(candidate, best, began)
+            if self.leader is None or tried[-1].value > self.leader.value:
+                self.leader = tried[-1]
+        best = max(tried, key=lambda trial: trial.value)
+        self.noise[candidate.loss] = best.noise
+        self._take(best, began)
 
-    def _take(self, candidate: Candidate, runs: Sequence[Run], began: float) -> None:
-        """The row of a trained candidate, and its metric."""
-        looks = _pooled(runs)
-        best = max(looks, key=lambda look: look.mean)
-        final = runs[0]
-        if len(runs) == 1:
+    def _take(self, trial: Trial, began: float) -> None:
+        """The row of a trained candidate, and its metric; none before its first look."""
+        if trial.best is None:
+            return
+        candidate, final, best = trial.candidate, trial.runs[0], trial.best
+        if len(trial.runs) == 1:
             values = self._counted(lambda _: final.metric(normalize=False), best.values)
         else:  # the folds found how long to train; what is taken learns from all queries
-            values, final = best.values, Run(candidate, self.whole, None, self.schedule, final.noise)
-            final.train(lambda _: None, best.step)
+            values, final = best.values, Run(candidate, self.whole, None, self.schedule, trial.noise)
+            for _ in final.train(lambda _: None, best.step):
+                pass
         metric = final.metric(normalize=True)
         size = sum(parameter.numel() for parameter in metric.parameters())
-        curve = tuple((look.step, look.seconds, look.mean) for look in looks)
-        self._add(candidate.name, size, values, began, steps=best.step, curve=curve)
+        curve = tuple((look.step, look.seconds, look.mean) for look in trial.looks)
+        note = f"behind: dropped at step {trial.looks[-1].step}" if trial.dropped else ""
+        self._add(candidate.name, size, values, began, steps=best.step, curve=curve, note=note)
         self.metrics[candidate.name] = metric
 
     def _add(self, name: str, parameters: int, values: Float[Tensor, " n"], began: float, **more: Any) -> None:
@@ -186,19 +190,6 @@ class Comparison:
     def _tested(self, test: Part) -> dict[str, float]:
         ranking, name = Ranking(test, self.measure), self._choice()[0]
         return {each: ranking.values(self._metric(each)).mean().item() for each in dict.fromkeys((COSINE, name))}
-
-
-def _pooled(runs: Sequence[Run]) -> list[Look]:
-    """The looks that all folds had, with the values of all."""
-    together = zip(*(run.looks for run in runs), strict=False)
-    return [
-        Look(same[0].step, sum(look.seconds for look in same), torch.cat([look.values for look in same]))
-        for same in together
-    ]
-
-
-def _best_mean(runs: Sequence[Run]) -> float:
-    return max(look.mean for look in _pooled(runs))
 
 
 def _middle_first(candidates: Sequence[Candidate]) -> list[Candidate]:

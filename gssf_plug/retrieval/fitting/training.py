@@ -1,19 +1,23 @@
-"""One candidate trained: batches of known pairs, noise on both sides, a look at validation every so often.
+"""One candidate trained on one part: batches of known pairs, noise on both sides, a mean of the weights at every look.
 
 The batch is sampled pairs; every pair of it that is known to belong together is a positive, so there are no false
 negatives among known pairs. Both sides are normalised beforehand, so a step costs one fold, one product and the loss.
+
+Rates fall with the root of the step and later weights count more in the mean, so that a run needs no plan of its
+length: at any step it stands about where a run planned to end there would.
 
 Noise as long as the rows themselves may be added to both sides and normalised away again. It keeps a matrix of many
 parameters from fitting single pairs, which helps on texts and hurts on images; `Comparison` finds out which.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gssf_plug.metric.metric import GSSFMetric, normalize_rows
@@ -23,11 +27,13 @@ from gssf_plug.retrieval.fitting.validation import Ranking
 
 __all__ = ["Look", "Run", "Schedule"]
 
-RATE, NARROW_RATE, LOSS_RATE = 1.2e-3, 2e-2, 1e-2  # of Adam, see `_groups`
+RATE, NARROW_RATE, LOSS_RATE = 1.8e-3, 3e-2, 1e-2  # of Adam, see `_groups`
+HALVED = 100  # steps after which a rate is half of what it was
 EPOCHS, LEAST_STEPS = 20, 1_000  # where the caller leaves it open
-LOOK_EVERY = 25  # steps between the first looks
+LOOK_EVERY = 25  # steps to the first look
 GROWTH = 1.15  # of that distance from look to look
-ANNEALINGS, ANNEALED = 2, 0.25  # how often, and by what factor, rates are lowered before a candidate stops
+RECENT = 8  # η of the mean of weights: it spans about the last t / (η + 1) of t steps
+POOL = 4_096  # rows of noise, drawn once
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Schedule:
     Args:
         batch_size: pairs in a batch.
         max_epochs: passes over the pairs, at most; None takes 20, or 1,000 batches where those are more.
-        patience: looks without a gain before rates are lowered and, the third time, training stops.
+        patience: looks without a gain before training stops.
         seed: of the batches and the noise.
     """
 
@@ -65,9 +71,17 @@ class Look(NamedTuple):
         return self.values.double().mean().item()
 
 
-@dataclass
+class _Batch(NamedTuple):
+    """Normalised rows of both sides, what is known of them, and what counts neither way."""
+
+    queries: Float[Tensor, "n dim"]
+    documents: Float[Tensor, "m dim"]
+    known: Bool[Tensor, "n m"]
+    ignored: Bool[Tensor, "n m"] | None
+
+
 class Run:
-    """A candidate, and the best that training has found so far; whole at any moment, also where it is interrupted.
+    """A candidate on its way; `weights` are those kept last.
 
     Args:
         candidate: what is trained.
@@ -77,17 +91,17 @@ class Run:
         noise: its length, where the rows have length 1; 0 for none.
     """
 
-    candidate: Candidate
-    part: Part
-    look: Ranking | None
-    schedule: Schedule
-    noise: float = 0.0
-    looks: list[Look] = field(default_factory=list)
-    best: Look | None = None
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(
+        self, candidate: Candidate, part: Part, look: Ranking | None, schedule: Schedule, noise: float = 0.0
+    ) -> None:
+        self.candidate, self.part, self.look = candidate, part, look
+        self.schedule, self.noise = schedule, noise
+        self.weights: dict[str, Tensor] = {}
 
-    def train(self, advance: Callable[[int], object], steps: int | None = None) -> None:
-        """Train until validation stops gaining.
+    def train(self, advance: Callable[[int], object], steps: int | None = None) -> Iterator[Look]:
+        """Train, and come back at every look: whoever asks no further has stopped it.
+
+        Without looks it trains to the end, and keeps the weights it has there.
 
         Args:
             advance: told of every step done.
@@ -95,74 +109,62 @@ class Run:
         """
         device, began = self.part.documents.device, time.perf_counter()
         metric, loss = self.candidate.metric(normalize=False).to(device), self.candidate.make_loss().to(device)
-        optimizer = torch.optim.Adam(_groups(metric, loss), betas=(0.9, 0.99))
-        noise = torch.Generator(device).manual_seed(self.schedule.seed)
-        places, items = self.part.pairs.select(self.part.rows)
-        pairs = self.part.rows[places], items
-        steps = self.schedule.steps(len(items)) if steps is None else steps
-        wait, left, due, distance = 0, ANNEALINGS, LOOK_EVERY, float(LOOK_EVERY)
-        for step, batch in enumerate(self._batches(*pairs, steps), start=1):
-            value = self._loss(metric, loss, batch, noise)
+        fused = device.type in ("cpu", "cuda")
+        optimizer = torch.optim.Adam(_groups(metric, loss), betas=(0.9, 0.99), fused=fused)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + 3 * step / HALVED) ** -0.5)
+        pool = max(POOL, 2 * self.schedule.batch_size), self.part.documents.dim
+        noise = _Noise(self.noise, pool, self.schedule.seed, device)
+        self._mean = _MeanWeights(metric)
+        steps = self.schedule.steps(int(self.part.pairs.counts[self.part.rows].sum())) if steps is None else steps
+        due, distance = LOOK_EVERY, float(LOOK_EVERY)
+        for step, batch in enumerate(self._batches(steps), start=1):
+            folded = metric.fold(noise.added(batch.queries))
+            value = loss(folded @ noise.added(batch.documents).T, batch.known, forbidden=batch.ignored)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
+            rates.step()
+            self._mean.add(step)
             advance(1)
             if self.look is not None and step in (due, steps):
                 distance *= GROWTH
                 due += round(distance)
-                wait = 0 if self._looked(metric, Look(step, 0.0, self.look.values(metric)), began) else wait + 1
-                if wait >= self.schedule.patience:
-                    if left == 0:
-                        return
-                    self._anneal(metric, optimizer)
-                    wait, left, due, distance = 0, left - 1, step + LOOK_EVERY, float(LOOK_EVERY)
+                yield Look(step, time.perf_counter() - began, self.look.values(self._mean.metric))
         if self.look is None:
-            self.weights = _copied(metric)
+            self.keep()
 
-    def _anneal(self, metric: GSSFMetric, optimizer: torch.optim.Optimizer) -> None:
-        """Back to the best weights, and on from there in smaller steps."""
-        metric.load_state_dict(self.weights)
-        for group in optimizer.param_groups:
-            group["lr"] *= ANNEALED
+    def keep(self) -> None:
+        """Keep the weights as a look sees them now."""
+        self.weights = {name: value.clone() for name, value in self._mean.metric.state_dict().items()}
 
     def metric(self, *, normalize: bool) -> GSSFMetric:
-        """The best metric so far; neutral before the first look."""
+        """The metric with the weights kept; neutral before."""
         metric = self.candidate.metric(normalize=normalize).to(self.part.documents.device)
         if self.weights:
             metric.load_state_dict(self.weights)
         return metric.eval()
 
-    def _loss(
-        self, metric: GSSFMetric, loss: nn.Module, batch: tuple[Tensor, Tensor], noise: torch.Generator
-    ) -> Float[Tensor, ""]:
-        rows, items = batch
-        known, ignored = self.part.masks(rows, items, self._column_of)
-        queries = _noisy(self.part.queries.rows(rows), self.noise, noise)
-        documents = _noisy(self.part.documents.rows(items), self.noise, noise)
-        device = documents.device
-        masked = ignored if ignored is None else ignored.to(device)
-        value: Tensor = loss(metric.fold(queries) @ documents.T, known.to(device), forbidden=masked)
-        return value
-
-    def _looked(self, metric: GSSFMetric, look: Look, began: float) -> bool:
-        look = look._replace(seconds=time.perf_counter() - began)
-        self.looks.append(look)
-        better = self.best is None or look.mean > self.best.mean
-        if better:
-            self.best, self.weights = look, _copied(metric)
-        return better
-
-    def _batches(
-        self, rows: Int[Tensor, " p"], items: Int[Tensor, " p"], steps: int
-    ) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " m"]]]:
+    def _batches(self, steps: int) -> Iterator[_Batch]:
         """Different queries and different documents of `batch_size` pairs; every pair once an epoch."""
-        self._column_of = torch.full((len(self.part.documents),), -1)
+        places, items = self.part.pairs.select(self.part.rows)
+        rows, size = self.part.rows[places], self.schedule.batch_size
+        column_of = torch.full((len(self.part.documents),), -1)
+        if len(rows) <= size:  # every batch is the same
+            whole = self._batch(rows.unique(), items.unique(), column_of)
+            yield from (whole for _ in range(steps))
+            return
         generator = torch.Generator().manual_seed(self.schedule.seed)
         done = 0
         while done < steps:
-            for batch in torch.randperm(len(rows), generator=generator).split(self.schedule.batch_size)[: steps - done]:
-                yield rows[batch].unique(), items[batch].unique()
+            for batch in torch.randperm(len(rows), generator=generator).split(size)[: steps - done]:
+                yield self._batch(rows[batch].unique(), items[batch].unique(), column_of)
                 done += 1
+
+    def _batch(self, rows: Int[Tensor, " n"], items: Int[Tensor, " m"], column_of: Int[Tensor, " all"]) -> _Batch:
+        known, ignored = self.part.masks(rows, items, column_of)
+        queries, documents = self.part.queries.rows(rows), self.part.documents.rows(items)
+        device = documents.device
+        return _Batch(queries, documents, known.to(device), ignored if ignored is None else ignored.to(device))
 
 
 def _groups(metric: GSSFMetric, loss: nn.Module) -> list[dict[str, Any]]:
@@ -176,12 +178,39 @@ def _groups(metric: GSSFMetric, loss: nn.Module) -> list[dict[str, Any]]:
     return [*groups, {"params": own, "lr": LOSS_RATE}] if own else groups
 
 
-def _copied(metric: GSSFMetric) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in metric.state_dict().items()}
+class _MeanWeights:
+    """The mean of the weights so far, later ones counting more: what a look sees, without the jitter of single steps.
+
+    After step t it moves towards the newest weights by (η + 1) / (t + η), so that it spans a share of all steps
+    whatever t is: polynomial-decay averaging (Shamir and Zhang, ICML 2013, arXiv 1212.1824).
+    """
+
+    def __init__(self, metric: GSSFMetric) -> None:
+        self.metric = copy.deepcopy(metric).requires_grad_(False)
+        self._newest = [parameter.detach() for parameter in metric.parameters()]
+        self._means = [*self.metric.parameters()]
+
+    @torch.no_grad()
+    def add(self, step: int) -> None:
+        for mean, newest in zip(self._means, self._newest, strict=True):
+            mean.lerp_(newest, (RECENT + 1) / (step + RECENT))
 
 
-def _noisy(rows: Float[Tensor, "n dim"], length: float, generator: torch.Generator) -> Float[Tensor, "n dim"]:
-    if not length:
-        return rows
-    noise = torch.randn(rows.shape, generator=generator, device=rows.device)
-    return normalize_rows(rows.add(noise, alpha=length / rows.shape[1] ** 0.5))
+class _Noise:
+    """Random directions of one length, drawn once; each batch gets neighbours from some place of the pool.
+
+    The sum is brought back to length 1 on average: a direction drawn at random is nearly orthogonal to a row.
+    """
+
+    def __init__(self, length: float, shape: tuple[int, int], seed: int, device: torch.device) -> None:
+        self.length, self._scale = length, (1 + length**2) ** -0.5
+        self._places = torch.Generator().manual_seed(seed)
+        drawn = torch.Generator(device).manual_seed(seed)
+        pool = torch.randn(shape if length else (0, shape[1]), generator=drawn, device=device)
+        self._pool = normalize_rows(pool) * (length * self._scale)
+
+    def added(self, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+        if not self.length:
+            return rows
+        start = int(torch.randint(len(self._pool) - len(rows) + 1, (), generator=self._places))
+        return torch.add(self._pool[start : start + len(rows)], rows, alpha=self._scale)

@@ -1,0 +1,127 @@
+"""When a candidate stops: patience, a rival that is clearly ahead, and what is kept of it."""
+
+import pytest
+import torch
+from retrieval.fitting.noisy_channels import noisy_channels
+
+from gssf_plug.retrieval.fitting.candidates import Candidate, make_candidates
+from gssf_plug.retrieval.fitting.splits import Part, read_part, split_queries
+from gssf_plug.retrieval.fitting.training import Look, Run, Schedule
+from gssf_plug.retrieval.fitting.trials import Fold, Trial
+from gssf_plug.retrieval.fitting.validation import look_of
+
+NAMES = ("queries", "documents", "pairs", "ignored")
+SCHEDULE = Schedule(batch_size=256, max_epochs=None, patience=2, seed=0)
+
+
+def folds_of(share: float = 0.2) -> list[Fold]:
+    whole = read_part(NAMES, (*noisy_channels(), None), None, None)
+    return [Fold(train, look := look_of(held, "mAP", 0), look) for train, held in split_queries(whole, share, 0)]
+
+
+def candidate(loss: str = "softmax") -> Candidate:
+    return make_candidates([{"terms": ("diagonal",)}], loss, None, 24)[0]
+
+
+class Scripted(Run):
+    """A run whose looks are given; its kept weights are the number of the look."""
+
+    def __init__(self, values: list[float]) -> None:
+        self.values, self.kept = values, -1
+
+    def train(self, advance, steps=None):
+        for number, value in enumerate(self.values):
+            self.number = number
+            yield Look(25 * (number + 1), 0.0, torch.tensor([value - 1, value, value + 1]))
+
+    def keep(self) -> None:
+        self.kept = self.number
+
+
+def scripted(*runs: list[float]) -> Trial:
+    trial = Trial(candidate(), [], SCHEDULE, 0.0)
+    trial.runs = [Scripted(values) for values in runs]
+    return trial
+
+
+def test_patience_counts_looks_without_a_gain_and_the_best_is_kept():
+    trial = scripted([50.0, 51.0, 50.5, 50.9, 60.0])
+    trial.train(lambda _: None, None)
+    assert [look.mean for look in trial.looks] == [50.0, 51.0, 50.5, pytest.approx(50.9)]
+    assert trial.value == 51.0
+    assert trial.runs[0].kept == 1
+    assert not trial.dropped
+
+
+def test_folds_are_looked_at_together():
+    trial = scripted([50.0, 60.0, 50.0, 50.0], [50.0, 50.0, 62.0, 62.0])
+    trial.train(lambda _: None, None)
+    assert [look.mean for look in trial.looks] == [50.0, 55.0, 56.0, 56.0]
+    assert len(trial.best.values) == 6
+    assert [run.kept for run in trial.runs] == [2, 2]
+
+
+@pytest.mark.parametrize(("third", "dropped"), [(52.0, True), (54.9, True), (55.1, False), (58.0, False)])
+def test_dropped_at_the_third_look_where_the_rival_was_ahead_beyond_the_standard_error(third: float, dropped: bool):
+    rival = scripted([40.0, 50.0, 55.0, 56.0])
+    rival.train(lambda _: None, None)
+    trial = scripted([30.0, 35.0, third, 59.0])  # differences are alike for all queries: their error is 0
+    trial.train(lambda _: None, rival)
+    assert trial.dropped == dropped
+    assert len(trial.looks) == (3 if dropped else 4)
+
+
+def test_a_difference_within_its_standard_error_drops_nothing():
+    rival = scripted([40.0, 50.0, 55.0])
+    rival.train(lambda _: None, None)
+    rival.looks[2] = rival.looks[2]._replace(values=torch.tensor([90.0, 40.0, 40.0]))  # mean 56.7
+    trial = scripted([30.0, 35.0, 55.0])
+    trial.train(lambda _: None, rival)
+    assert not trial.dropped
+
+
+def test_a_real_trial_keeps_the_weights_of_its_best_look():
+    fold = folds_of()[0]
+    trial = Trial(candidate(), [fold], SCHEDULE, 0.0)
+    trial.train(lambda _: None, None)
+    assert fold.look.values(trial.runs[0].metric(normalize=False)).mean().item() == pytest.approx(trial.value)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "hinge"])
+def test_a_run_without_looks_ends_where_one_with_looks_stood_at_that_step(loss: str):
+    fold = folds_of()[0]
+    watched, unwatched = (Run(candidate(loss), fold.train, look, SCHEDULE, 1.0) for look in (fold.look, None))
+    look = next(watched.train(lambda _: None))
+    watched.keep()
+    assert list(unwatched.train(lambda _: None, look.step)) == []
+    matrices = [run.metric(normalize=False).matrix() for run in (watched, unwatched)]
+    assert torch.equal(*matrices)
+    assert not torch.equal(matrices[0], torch.eye(24))
+
+
+def test_weights_are_a_mean_that_counts_later_steps_more(monkeypatch: pytest.MonkeyPatch):
+    seen: list[torch.Tensor] = []
+    part = folds_of()[0].train
+    run = Run(candidate(), part, None, SCHEDULE)
+    step = torch.optim.Adam.step
+
+    def noting(optimizer, *args, **options):
+        step(optimizer, *args, **options)
+        seen.append(optimizer.param_groups[0]["params"][0].detach().clone())
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noting)
+    list(run.train(lambda _: None, 12))
+    mean = torch.ones(24)
+    for number, weights in enumerate(seen, start=1):
+        mean = mean + 9 / (number + 8) * (weights - mean)
+    assert torch.allclose(run.metric(normalize=False).matrix().diagonal(), mean, atol=1e-6)
+    assert not torch.allclose(seen[-1], mean, atol=1e-4)
+
+
+def test_every_batch_is_the_whole_where_pairs_are_few():
+    queries, documents, pairs = noisy_channels(60)
+    part: Part = read_part(NAMES, (queries, documents, pairs, None), None, None)
+    batches = list(Run(candidate(), part, None, SCHEDULE)._batches(3))
+    assert batches[0] is batches[1] is batches[2]
+    assert batches[0].known.shape == (60, 60)
+    assert int(batches[0].known.sum()) == 60
