@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from gssf_plug import GSSFMetric
 from gssf_plug.cli import embeddings, main
 from gssf_plug.cli.embeddings import TextEncoder, default_cache
+from gssf_plug.evaluation import document_ranking
 
 
 class CountingModel:
@@ -81,6 +84,48 @@ def test_texts_become_a_metric(model: CountingModel, tmp_path: Path, capsys: pyt
     assert model.calls == [("query", 64), ("document", 10)]
     assert main(["evaluate", str(tmp_path / "metric"), *data]) == 0
     assert len(model.calls) == 2
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, tiny sentence-transformers model in a folder; queries have a prompt that documents have not."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ask", *"abcdefgh"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), **shape)).save_pretrained(folder / "bert")
+    modules = [Transformer(str(folder / "bert")), Pooling(16)]
+    model = SentenceTransformer(modules=modules, prompts={"query": "ask ", "document": ""}, device="cpu")
+    model.save_pretrained(str(folder / "model"))
+    return folder / "model"
+
+
+def test_a_real_model_out_of_a_folder(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """fit and evaluate with --encoder, and the metric on what `encode_query` and `encode_document` give."""
+    from sentence_transformers import SentenceTransformer
+
+    pairs = [(f"{first} {second}", first) for first in "abcdefgh" for second in "abcdefgh"]
+    table = tmp_path / "pairs.csv"
+    table.write_text("query,document\n" + "\n".join(",".join(pair) for pair in pairs) + "\n")
+    data = [str(table), "--encoder", str(saved), "--cache", str(tmp_path / "cache")]
+    out = ["--out", str(tmp_path / "metric"), "--no-progress", "--structures", "diagonal", "--max-epochs", "30"]
+    assert main(["fit", *data, *out]) == 0
+    assert "64 validation queries among 8 documents" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert main(["evaluate", str(tmp_path / "metric"), *data]) == 0
+    printed = capsys.readouterr().out
+    model = SentenceTransformer(str(saved), device="cpu")
+    queries, documents = model.encode_query([query for query, _ in pairs]), model.encode_document([*"abcdefgh"])
+    assert not np.allclose(queries[:8], model.encode_document([query for query, _ in pairs[:8]]), atol=1e-3)
+    relevant = [["abcdefgh".index(document)] for _, document in pairs]
+    expected = document_ranking(queries, documents, relevant, GSSFMetric.from_pretrained(tmp_path / "metric"))
+    assert f"{expected['mAP']:.2f}" in printed
 
 
 def test_an_empty_text_is_named(model: CountingModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

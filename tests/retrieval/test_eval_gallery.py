@@ -61,6 +61,22 @@ def test_neutral_names_say_the_same(tmp_path):
     model = toy.model().eval()
     for one, other in zip(model(toy.collate(QUERIES)), model(neutral(QUERIES)), strict=True):
         assert torch.equal(one, other)
+    batch = neutral(QUERIES)
+    assert torch.equal(model.encode_query(batch["queries"]), model.encode_image(batch["queries"]))
+    assert torch.equal(model.encode_item(batch["items"]), model.encode_text(batch["items"]))
+    with pytest.raises(ArgumentError, match="'queries', 'query_ids', 'items', 'item_ids'"):
+        model({"queries": batch["queries"], "items": batch["items"]})
+
+
+def test_a_model_trains_on_queries_and_items(tmp_path):
+    """The same run, whatever its batches call the two sides."""
+    scores = []
+    for number, collate in enumerate((toy.collate, neutral)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        made = toy.trainer(tmp_path / str(number), changes={"epochs": 2}, collate=collate)
+        made.train()
+        scores.append([parameter.detach().clone() for parameter in made.model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*scores, strict=True))
 
 
 @pytest.mark.parametrize("kept", ["queries", "items"])

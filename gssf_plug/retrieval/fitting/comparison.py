@@ -130,7 +130,7 @@ class Comparison:
     def _candidate(self, candidate: Candidate, advance: Callable[[int], object]) -> None:
         """Train on every fold. The first candidate of a loss trains with and without noise, others as was better."""
         began, tried = time.perf_counter(), []
-        lengths = NOISES if self.whole.itself else NOISES[::-1]
+        lengths: tuple[float, ...] = NOISES if self.whole.itself else NOISES[::-1]
         if candidate.loss in self.noise:
             lengths = (self.noise[candidate.loss],)
         for length in lengths:

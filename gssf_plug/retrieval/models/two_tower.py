@@ -23,7 +23,7 @@ from gssf_plug.retrieval.models.tower import Inputs, Tower, as_tower
 __all__ = ["Embedding", "ImageTextModel", "OneTower", "RetrievalModel", "Tower", "TwoTower"]
 
 Batch = Mapping[str, Any]
-NEUTRAL = {"queries": "images", "query_ids": "image_ids", "items": "texts", "item_ids": "text_ids"}
+NEUTRAL = {"images": "queries", "image_ids": "query_ids", "texts": "items", "text_ids": "item_ids"}
 
 
 class RetrievalModel(PublishedModel):
@@ -68,18 +68,18 @@ class ImageTextModel(RetrievalModel):
     Shape:
         A batch has "images" and "texts" (tensors, or mappings of an encoder's keywords) with "image_ids" (N,) and
         "text_ids" (M,): a text belongs to the images of the same id; N and M may differ. Where neither is an image or a
-        text, "queries", "query_ids", "items" and "item_ids" say the same. In evaluation a batch may have one side
-        alone; the other is then empty.
+        text, "queries", "query_ids", "items" and "item_ids" say the same, and so do the methods `encode_query` and
+        `encode_item`. In evaluation a batch may have one side alone; the other is then empty.
     """
 
     def forward(self, batch: Batch) -> Embedding:
         """Images as queries, texts as gallery."""
-        batch = {NEUTRAL.get(key, key): entry for key, entry in batch.items()}
-        if not self.training and "images" not in batch and "texts" in batch:
+        sides = [side for side in ("images", "texts") if side in batch or NEUTRAL[side] in batch]
+        if not self.training and sides == ["texts"]:
             texts, text_ids = _take(batch, "texts", "text_ids")
             features = self.encode_text(texts)
             return Embedding(features[:0], text_ids[:0], features, text_ids)
-        if not self.training and "texts" not in batch and "images" in batch:
+        if not self.training and sides == ["images"]:
             images, image_ids = _take(batch, "images", "image_ids")
             features = self.encode_image(images)
             return Embedding(features, image_ids, features[:0], image_ids[:0])
@@ -93,6 +93,14 @@ class ImageTextModel(RetrievalModel):
     def encode_text(self, texts: Inputs) -> Any:
         """Features of texts, the metric's gallery side; not normalised."""
         raise NotImplementedError
+
+    def encode_query(self, queries: Inputs) -> Any:
+        """`encode_image` under a neutral name."""
+        return self.encode_image(queries)
+
+    def encode_item(self, items: Inputs) -> Any:
+        """`encode_text` under a neutral name."""
+        return self.encode_text(items)
 
     def image_encoders(self) -> list[nn.Module]:
         """Those of `encoders` that see images."""
@@ -210,9 +218,11 @@ class OneTower(RetrievalModel):
 
 
 def _take(batch: Batch, *keys: str) -> list[Any]:
-    for key in keys:
-        if key not in batch:
-            raise ArgumentError(
-                "batch", f"have the keys {keys}", f"the keys {tuple(batch)}", "Name them so in the collate function."
-            )
-    return [batch[key] for key in keys]
+    """The entries of these keys, under either name; an error speaks of the names that the batch uses."""
+    found = [key if key in batch else NEUTRAL.get(key, key) for key in keys]
+    if not all(name in batch for name in found):
+        neutral = any(name in batch for name in NEUTRAL.values())
+        wanted = tuple(NEUTRAL.get(key, key) for key in keys) if neutral else keys
+        remedy = "Name them so in the collate function."
+        raise ArgumentError("batch", f"have the keys {wanted}", f"the keys {tuple(batch)}", remedy)
+    return [batch[name] for name in found]
