@@ -133,6 +133,7 @@ def share(pieces: Sequence[Piece], distributed: bool) -> Sequence[Piece]:
             "Launch with `accelerate launch` or torchrun, or leave the default.",
         )
     rank, processes = dist.get_rank(), dist.get_world_size()
+    # cuts at the rounded multiples: shares differ by one piece at most
     return pieces[len(pieces) * rank // processes : len(pieces) * (rank + 1) // processes]
 
 
@@ -155,6 +156,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        # every process has a gradient for all rows: those of the own rows are the sum over processes
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, op=dist.ReduceOp.SUM)
         return total[ctx.before : ctx.before + ctx.own]

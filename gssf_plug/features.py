@@ -103,6 +103,7 @@ def cls_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Floa
     if mask is None:
         return tokens[:, 0]
     valid = _valid(tokens, mask)
+    # argmax gives the first of equal values
     first = valid.int().argmax(dim=1)
     chosen = tokens[torch.arange(len(tokens), device=tokens.device), first]
     return torch.where(valid.any(dim=1, keepdim=True), chosen, 0.0)
@@ -165,6 +166,7 @@ class SizeAugmentation(nn.Module):
         if self.training and self.share > 0:
             valid = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else _valid(tokens, mask)
             kept = valid & (torch.rand(tokens.shape[:2], device=tokens.device) >= self.share)
+            # a row whose tokens would all go keeps them all
             mask = torch.where(kept.any(dim=1, keepdim=True), kept, valid)
         return self.pooling(tokens, mask)
 
@@ -202,7 +204,9 @@ class GPO(nn.Module):
         """Pooled features; a row without any valid token gives zeros."""
         valid = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else _valid(tokens, mask)
         hidden = ~valid[..., None]
+        # -inf sorts behind everything: the valid values come first, channel by channel
         ordered = tokens.masked_fill(hidden, float("-inf")).sort(dim=1, descending=True).values
+        # one curve for each length that occurs, not for each row
         lengths, which = valid.sum(dim=1).unique(return_inverse=True)
         weights = self.weights(lengths, tokens.shape[1]).to(tokens.dtype)[which]
         inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths[which][:, None]
@@ -213,6 +217,7 @@ class GPO(nn.Module):
         places = self._codes(width).expand(len(lengths), -1, -1)
         packed = pack_padded_sequence(places, lengths.clamp_min(1).cpu(), batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=width)
+        # the two directions of the GRU are averaged, as in the source
         logits = self.weight(states.unflatten(-1, (2, -1)).mean(dim=-2))[..., 0] / 0.1
         inside = torch.arange(width, device=logits.device) < lengths.to(logits.device)[:, None]
         return logits.masked_fill(~inside, -1e4).softmax(dim=1) * inside

@@ -34,6 +34,7 @@ def plain_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every module of the plain model by its path there; of a wrapper and what it wraps, the wrapper."""
     found: dict[str, nn.Module] = {}
     for name, module in unwrap(model).named_modules(remove_duplicate=False):
+        # outer modules come first, so a wrapper is found before what it wraps
         found.setdefault(plain_path(name), module)
     return found
 

@@ -78,6 +78,7 @@ class GSSFAttention(nn.Module):
         self.v_proj = nn.Linear(embed_dim if vdim is None else vdim, embed_dim, bias=bias)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
         self.metric = self._metric(terms, block_size)
+        # log √d for each head: with directions of length 1 the logits begin as large as those of the plain product
         self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), 0.5).mul(torch.tensor(self.head_dim).log()))
         self.log_scale.requires_grad_(normalize)
 
@@ -113,6 +114,7 @@ class GSSFAttention(nn.Module):
         q, k, v = (self._heads(x) for x in (self.q_proj(query), self.k_proj(key), self.v_proj(value)))
         if self.normalize:
             q, k = normalize_rows(q), normalize_rows(k)
+        # heads side by side as channels: one metric whose blocks never cross a head
         q = self.metric.fold(q.transpose(1, 2).flatten(-2)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         scale = 1.0 if self.normalize else self.head_dim**-0.5
         q = q * self.log_scale.exp().to(q.dtype) if self.normalize else q
@@ -161,5 +163,6 @@ def _joined(
     for part in (None if padding is None else padding[:, None, None, :], mask, ahead):
         if part is not None:
             term = torch.zeros_like(part, dtype=q.dtype).masked_fill(part, lowest) if part.dtype == torch.bool else part
+            # the sum of two "never"s would be -inf, and a row of these NaN
             added = term if added is None else (added + term).clamp_min(lowest)
     return None if added is None else added.to(q.dtype)

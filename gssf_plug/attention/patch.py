@@ -133,6 +133,7 @@ def _watch_files(model: nn.Module) -> None:
     if not any(getattr(hook, "hook", None) is refuse_loss for hook in hooks):
         model.register_load_state_dict_pre_hook(refuse_loss)
     if isinstance(model, PreTrainedModel) and "save_pretrained" not in vars(model):
+        # of this model alone: the class and its other models keep their method
         model.__dict__["save_pretrained"] = partial(save_with_adapters, model)
 
 

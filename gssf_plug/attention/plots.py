@@ -199,6 +199,7 @@ def _matrices(patch: AttentionPatch, name: str) -> Tensor:
     whole = metric.matrix().detach().float().cpu()
     if metric.dim == size:
         return whole.expand(count, size, size)
+    # (count, size, count, size): the diagonal over both counts leaves each head's own block
     return whole.unflatten(0, (count, size)).unflatten(2, (count, size)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
 
 

@@ -68,7 +68,8 @@ class LayerMetric(nn.Module):
     def metric(self, adapter_name: str | None = None) -> GSSFMetric | None:
         """The metric of an adapter (the active one by default); None where it does not cover this layer."""
         name = self.active if adapter_name is None else adapter_name
-        adapters = cast(nn.ModuleDict, self._modules["adapters"])._modules  # straight: at every layer and token
+        # past `nn.Module.__getattr__`, at every layer and token: 0.2 µs instead of 2.0, where folding a row takes 41
+        adapters = cast(nn.ModuleDict, self._modules["adapters"])._modules
         return cast("GSSFMetric | None", adapters.get(name)) if name is not None else None
 
     def acting(self) -> GSSFMetric | None:
@@ -78,6 +79,7 @@ class LayerMetric(nn.Module):
     def activate(self, adapter_name: str) -> None:
         """Let this adapter act; the others ask for no gradient meanwhile: DDP waits for each parameter that does."""
         for name, metric in self.adapters.items():
+            # flags come back one by one: a user may have frozen a part of an adapter
             parameters = list(metric.parameters())
             if name == adapter_name:
                 for parameter, flag in zip(parameters, self.resting.pop(name, []), strict=False):
@@ -126,6 +128,7 @@ class LayerMetric(nn.Module):
 
         def precise(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
+            # `fn` may round; what it rounded is moved again from the values that it was given
             wider = torch.promote_types(moved.dtype, tensor.dtype)
             return moved if moved.dtype == wider else tensor.to(moved.device, wider)
 

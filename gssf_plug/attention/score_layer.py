@@ -91,6 +91,7 @@ class ScoreMetric(LayerMetric):
         self, metric: GSSFMetric, query: Float[Tensor, "batch heads tokens size"]
     ) -> Float[Tensor, "batch heads tokens size"]:
         """Each head of `query` times its matrix."""
+        # the attention function has (batch, heads, tokens, size); a fold wants the heads of a token side by side
         rows = self.fold(metric, query.transpose(1, 2).flatten(-2))
         return rows.unflatten(-1, (self.heads.query_heads, self.heads.head_dim)).transpose(1, 2)
 
@@ -127,6 +128,7 @@ def show(layer: nn.Module, config: Any) -> None:
 
 def calls_interface(layer: nn.Module) -> bool:
     """whether the layer's forward asks transformers' `AttentionInterface` for its attention function."""
+    # names in the compiled code, not its text: sources need not be there
     code = getattr(inspect.unwrap(type(layer).forward), "__code__", None)
     configured = hasattr(getattr(layer, "config", None), "_attn_implementation")
     return configured and code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
@@ -135,6 +137,7 @@ def calls_interface(layer: nn.Module) -> bool:
 def eager_attention(layer: nn.Module) -> Attention | None:
     """The eager function that the layer's own modeling file gives to the interface; None where there is none."""
     forward = inspect.unwrap(type(layer).forward)
+    # a function of the module in which the class was written, so its globals, not the class, know it
     names = [name for name in forward.__code__.co_names if name.endswith(EAGER)]
     return forward.__globals__.get(names[0]) if names else None
 

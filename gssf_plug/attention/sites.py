@@ -89,6 +89,7 @@ class _Observing(ScoreConfig):
     """A view that changes nothing and keeps the shapes and values of what arrives."""
 
     def change(self, layer: nn.Module, query: Tensor) -> Tensor:
+        # in `__dict__`: what is set on a ScoreConfig is set on the configuration that it stands for
         self.__dict__.setdefault("queries", []).append(query)
         return query
 

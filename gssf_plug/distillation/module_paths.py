@@ -68,6 +68,7 @@ def layer_paths(model: nn.Module) -> list[str]:
     ]
     if not stacks:
         return []
+    # the first of the largest: an outer stack comes before the stacks inside it
     name, stack = max(stacks, key=lambda entry: sum(p.numel() for p in entry[1].parameters()))
     return [f"{name}.{child}" if name else child for child, _ in stack.named_children()]
 
@@ -100,6 +101,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def _glob(pattern: str) -> re.Pattern[str]:
     wild = {"**": ".*", "*": r"[^.]*", "?": r"[^.]"}
+    # wildcards stay in the list since their group captures; ** is tried before *
     parts = re.split(r"(\*\*|\*|\?)", pattern)
     return re.compile("".join(wild.get(part, re.escape(part)) for part in parts))
 

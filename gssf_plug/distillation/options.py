@@ -95,6 +95,7 @@ def _by_rule(rule: str, ours: list[str], theirs: list[str]) -> list[tuple[str, s
             )
     if rule == "last":
         return [(ours[-1], theirs[-1])]
+    # -(-a // b) is ⌈a / b⌉: the last layer meets the last
     return [(path, theirs[-(-(i + 1) * len(theirs) // len(ours)) - 1]) for i, path in enumerate(ours)]
 
 

@@ -150,6 +150,7 @@ def _spearman(x: Float[Tensor, " pairs"], y: Float[Tensor, " pairs"]) -> float:
 def _ranks(values: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
     """Equal values share their mean rank."""
     _, place, count = values.unique(return_inverse=True, return_counts=True)
+    # the last rank of a value less half of its ties is their mean; `place` spreads it
     return (count.cumsum(0) - (count - 1) / 2).double()[place]
 
 

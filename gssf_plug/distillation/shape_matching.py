@@ -54,6 +54,7 @@ def _as_map(tensor: Tensor) -> Tensor:
     if tensor.ndim == 4:
         return tensor
     side = math.isqrt(tensor.shape[1])
+    # class tokens and registers stand in front: the last side² tokens are the grid
     grid = tensor[:, tensor.shape[1] - side * side :]
     return grid.mT.reshape(len(tensor), tensor.shape[2], side, side)
 
@@ -73,12 +74,14 @@ def _resample(student: Feature, teacher: Feature) -> Tensor:
         return teacher.tensor
     place = ours.cumsum(1) - 1  # rank of each valid token of the student
     own, other = ours.sum(1, keepdim=True), theirs.sum(1, keepdim=True)
+    # the first valid token meets the first, the last the last, those between lie evenly
     position = place * (other - 1).clamp_min(0) / (own - 1).clamp_min(1)
     position = position.clamp(min=0).minimum((other - 1).clamp_min(0).to(position.dtype))
     order = (~theirs).int().argsort(dim=1, stable=True)  # valid tokens first, in their order
     low = position.floor().long()
     high = torch.minimum(low + 1, (other - 1).clamp_min(0))
     weight = (position - low)[..., None].to(teacher.tensor.dtype)
+    # `order` turns ranks among valid tokens into places in the tensor
     below, above = (_pick(teacher.tensor, order.gather(1, index)) for index in (low, high))
     return below + weight * (above - below)
 

@@ -271,6 +271,7 @@ def _explain(model: nn.Module, inputs: Any, side: str, error: Exception) -> None
             ", ".join(odd),
             f"Let the collator make tensors. (The {side} said: {error})",
         ) from error
+    # required arguments, and the one that transformers calls the main input, which has a default of None
     main = getattr(unwrap(model), "main_input_name", None)
     signature = inspect.signature(unwrap(model).forward).parameters.values()
     needed = {p.name for p in signature if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -297,6 +298,7 @@ def _is_fit(value: Any) -> bool:
 def check_finite(feature: Feature, path: str) -> None:
     """Raise on NaN or infinity in a feature's valid part."""
     finite = feature.tensor.isfinite()
+    # padding may hold anything: a token counts where the mask does
     whole = finite.flatten(1).all(1) if feature.mask is None else (finite.all(-1) | ~feature.mask).all(1)
     if not bool(whole.all()):
         row = int((~whole).nonzero()[0])

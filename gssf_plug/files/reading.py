@@ -122,6 +122,7 @@ class _Watch:
         except OSError:
             return True
         then = os.fstat(self.file.fileno())
+        # a renamed file is another inode; ours is open, so its number is not given away again
         return (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino) or not self.parts.is_dir()
 
 
@@ -161,6 +162,7 @@ def parse_json(path: Path, text: str, *, most: int = VALUES_LIMIT) -> dict[str, 
         CheckpointError: the text is no JSON or no object, holds a key twice, is nested too deep, or holds too many
             values; the message names `path`.
     """
+    # counted before it is parsed: each value is announced by one of these
     if text.count(",") + text.count("[") + text.count("{") > most:
         raise CheckpointError(path, f"holds more than {most:,} values", "It is no configuration of ours.")
     try:

@@ -50,6 +50,7 @@ def staging(folder: Path) -> Iterator[Path]:
     It is locked while the block runs: so a later save can tell what a killed one left, and removes it.
     """
     for leftover in folder.glob(f"{PREFIX}*"):
+        # whoever made it holds its lock while it lives
         with locked_if_free(leftover) as free:
             if free or leftover.is_symlink():
                 discard(leftover)

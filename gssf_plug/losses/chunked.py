@@ -53,6 +53,7 @@ def loss_of_pairs(
         lengths = [(len(queries), len(gallery)), (len(gallery), len(queries))]
         return loss.combined([_summed(terms, strip, *size) for strip, size in zip(strips, lengths, strict=False)])
     whole = slice(0, len(queries))
+    # a loss of somebody's own may still call the mask by its older name
     names = inspect.signature(loss.forward).parameters
     name = "exclude" if "exclude" in names or "forbidden" not in names else "forbidden"
     value: Tensor = loss(batch.scores(whole), batch.relevance(whole), **{name: batch.excluded(whole)})
@@ -91,6 +92,7 @@ class _Batch:
 
 
 def _summed(terms: Callable[[Pairs], RowSum], strip: Callable[[slice], Pairs], rows: int, columns: int) -> RowSum:
+    # a strip is scored, summed and forgotten; backward scores it once more
     size = max(1, STRIP_SCORES // columns)
     sums = [
         checkpoint(

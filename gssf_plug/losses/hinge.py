@@ -95,12 +95,14 @@ class Hinge(RowLoss):
         return int(self.calls) <= self.warmup_steps
 
     def _hardest_hinge(self, pairs: Pairs) -> Float[Tensor, ""]:
+        # a row without negatives has -inf here, whose hinge is 0
         hardest = pairs.scores.masked_fill(~pairs.negative, float("-inf")).amax(dim=1, keepdim=True)
         hinges = (self.margin - pairs.scores + hardest).relu()
         return torch.where(pairs.positive, hinges, 0.0).sum()
 
     def _sum_of_hinges(self, pairs: Pairs) -> Float[Tensor, ""]:
         rows, columns = pairs.positive.nonzero(as_tuple=True)
+        # one row of hinges for each positive pair, against every negative of its query
         positive = pairs.scores[rows, columns][:, None]
         hinges = (self.margin - positive + pairs.scores[rows]).relu()
         return torch.where(pairs.negative[rows], hinges, 0.0).sum()

@@ -95,6 +95,7 @@ class BatchHardTriplet(_Triplet):
         asks = pairs.positive.any(dim=1) & pairs.negative.any(dim=1)
         farthest = pairs.scores.masked_fill(~pairs.positive, float("inf")).argmin(dim=1, keepdim=True)
         nearest = pairs.scores.masked_fill(~pairs.negative, float("-inf")).argmax(dim=1, keepdim=True)
+        # picked by index, so that the gradient goes to the two scores alone
         both = [pairs.scores.gather(1, index)[asks, 0] for index in (farthest, nearest)]
         return both[0], both[1]
 
@@ -124,6 +125,8 @@ class SemiHardTriplet(_Triplet):
         negatives = pairs.scores.masked_fill(~pairs.negative, float("-inf"))
         ordered, order = negatives.detach().sort(dim=1)
         below = torch.searchsorted(ordered, pairs.scores.detach().contiguous())  # how many of the row's are smaller
+        # in sorted order the last of the smaller ones is the nearest below the positive
         nearest = order.gather(1, (below - 1).clamp_min(0))
+        # what is no negative was sorted to the front as -inf and is smaller, too: more than these must be
         rows, columns = (pairs.positive & (below > (~pairs.negative).sum(dim=1, keepdim=True))).nonzero(as_tuple=True)
         return pairs.scores[rows, columns], pairs.scores[rows, nearest[rows, columns]]

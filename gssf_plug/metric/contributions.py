@@ -48,4 +48,5 @@ def block_contributions(
     products = metric.fold(queries) * metric.gallery(items)
     if metric.grouping is not None:
         products = products[..., metric.grouping]
+    # a score is the sum of its channels' products: cut at the blocks, each part is one block's
     return products.unflatten(-1, (-1, metric.blocks().shape[-1])).sum(-1)

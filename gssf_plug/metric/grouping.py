@@ -82,6 +82,7 @@ def _greedy(affinity: Float[Tensor, "dim dim"], block_size: int) -> Int[Tensor, 
     free = torch.ones(dim, dtype=torch.bool)
     members = torch.empty(dim // block_size, block_size, dtype=torch.long)
     for block in range(len(members)):
+        # the first channel by what it could gain with all that are free, the next ones by what the block gives them
         gain = affinity[:, free].sum(1)
         total = torch.zeros(dim, dtype=affinity.dtype)
         for place in range(block_size):
@@ -109,6 +110,7 @@ def _swapped(affinity: Float[Tensor, "dim dim"], members: Int[Tensor, "blocks si
         if float(gains.flatten()[best]) <= 1e-12 * scale:
             break
         change = affinity[:, second] - affinity[:, first]
+        # the two blocks changed by one channel each: two columns are put right, nothing is summed anew
         ties[:, home[first]] += change
         ties[:, home[second]] -= change
         home[[first, second]] = home[[second, first]]

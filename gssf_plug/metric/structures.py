@@ -163,6 +163,7 @@ class BlockDiagonal(Structure):
         if len(self.kept) == 0:
             return departure.new_zeros(self.dim, 1, 1)
         nothing = departure.new_zeros(self.dim // self.block_size, self.block_size, self.block_size)
+        # out of place, so that gradients reach the kept blocks through it
         return nothing.index_copy(0, self.kept, departure)
 
     def add_product(
@@ -175,6 +176,7 @@ class BlockDiagonal(Structure):
         if len(self.kept) == 0:
             return y
         sums, rows = (part.reshape(-1, self.dim // self.block_size, self.block_size) for part in (y, x))
+        # one product for each kept block: (kept, rows, b) times (kept, b, b)
         added = torch.bmm(rows[:, self.kept].transpose(0, 1), deviation.to(x.dtype)).transpose(0, 1)
         return sums.index_add(1, self.kept, added).reshape(x.shape)
 
@@ -256,6 +258,7 @@ class Masked(Structure):
         """Lasso over connections, squares on the diagonal."""
         deviation = self.deviation()[0]
         diagonal = deviation.diagonal()
+        # all entries by their amount, less the diagonal, which counts by its squares
         return deviation.abs().sum() - diagonal.abs().sum() + diagonal.square().sum()
 
     def extra_repr(self) -> str:
@@ -276,6 +279,7 @@ def coarsen(blocks: Float[Tensor, "fine s s"], size: int) -> Float[Tensor, "coar
         return blocks
     ratio = size // fine
     eye = torch.eye(ratio, dtype=blocks.dtype, device=blocks.device)
+    # block k of the coarse matrix is `ratio` fine ones; the identity puts them on its diagonal
     nested = blocks.reshape(count // ratio, ratio, fine, 1, fine)
     placed = nested * eye[:, None, :, None]  # elementwise: autocast would round a matmul with the identity
     return placed.reshape(count // ratio, size, size)

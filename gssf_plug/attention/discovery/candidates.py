@@ -65,6 +65,7 @@ def candidates(owner: nn.Module, layouts: Iterable[Layout], shapes: Shapes, *, a
             key = _site(owner, layout.key, layout.key_packing, "k", heads, shapes) if layout.key else None
             if key is None and layout.key is not None:
                 continue
+            # behind a norm first: where there is one, the true query is its output
             for norm in query_norms(owner) if after_norm else ():
                 for site in _norm_sites(owner, norm, "q", heads, shapes):
                     yield Candidate(layout, heads, site, key, norm)
@@ -105,6 +106,7 @@ def _sizes(width: int, query_heads: int, layout: Layout, named: list[int]) -> li
         return [size] if fits else []
     if "g" in layout.query_packing.order:
         return named
+    # fused q, k, v of equal width; a named size stands for grouped keys
     thirds = [width // (3 * query_heads)] if width % (3 * query_heads) == 0 else []
     return list(dict.fromkeys([*thirds, *named]))
 
@@ -127,6 +129,7 @@ def _width(owner: nn.Module, path: str | None, shapes: Shapes) -> int | None:
         return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 2 else None
     shape = shapes[found]
     if _is_norm(path):
+        # (…, heads, tokens, size) or (…, tokens, heads, size): of the two middle axes the smaller is taken for heads
         return shape[-1] if len(shape) < 4 else min(shape[-2], shape[-3]) * shape[-1]
     return shape[1] if _is_convolution(found) else shape[-1]
 

@@ -167,6 +167,7 @@ def _try_together(trials: Mapping[str, Trial], run: Run) -> None:
             failure = "the layer did not run in the same way each time" if uneven else _failure(own, candidate)
             trials[name].note(candidate, failure)
         left = [name for name in current if trials[name].proven is None]
+        # the failed ones with their next guess, together again: a run of the model serves all layers
         current = {name: candidate for name in left if (candidate := next(trials[name].pending, None))}
 
 
@@ -182,6 +183,7 @@ def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: 
         return fresh.masked_fill(off, 0.0).flatten(-2)
 
     def key(rows: Tensor) -> Tensor:
+        # the keys of S and of the rest have draws of their own, so that a setting moves one of them alone
         new = _noise(rows, setting.key_inside).unflatten(-1, (groups, -1))
         rest = _noise(rows, setting.key_outside).unflatten(-1, (groups, -1))
         return torch.where(inside[:, None].to(rows.device), new, rest).flatten(-2)
@@ -198,6 +200,7 @@ def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: 
 
 
 def _noise(rows: Tensor, seeds: tuple[int, ...]) -> Tensor:
+    # the mean of two draws for two seeds: midway between the keys that each gives alone
     drawn = [torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return (sum(drawn[1:], drawn[0]) / len(drawn)).to(rows)
 
@@ -227,6 +230,7 @@ def _failure(noted: Mapping[str, list[Tensor]], candidate: Candidate) -> str | N
         zero = not any(output.any() for output in noted["alive"])
         return "its output is zero whatever goes in, as where a kernel is missing" if zero else SILENT
     silent = _bend(noted, "silent") if shared else _difference(noted["silent"], noted["silent, keys moved"])
+    # measured against what the same keys change with a query there: no absolute number fits all models
     if silent > 1e-3 * alive:
         return "with the query at zero the output still depends on the key"
     if candidate.heads.key_heads > 1:

@@ -183,6 +183,7 @@ def _inner_then_outer(modules: Mapping[str, AttentionModule]) -> Iterator[Mappin
     above = set()
     for path in modules:
         while path:
+            # every prefix of a path: those of them that are modules here hold another
             path = path.rpartition(".")[0]
             above.add(path)
     outer = modules.keys() & above
@@ -235,6 +236,7 @@ class GradientReach:
             outputs = [output for output in tensors_in(result) if output.requires_grad]
             reached = _reached(outputs, [zero for own in zeros.values() for zero in own])
         heard = {name for name, own in zeros.items() if any(id(zero) in reached for zero in own)}
+        # where no gradient reaches any layer, the outputs say nothing of a single one
         self.unreached, self.seen = zeros.keys() - heard if heard else set(), True
         return result
 
@@ -250,6 +252,7 @@ def _reached(outputs: list[Tensor], zeros: list[Tensor]) -> set[int]:
             return _computed(outputs, zeros)
         if (leaf := getattr(node, "variable", None)) is not None:
             found.add(id(leaf))
+        # a walk over the graph, each node once: no gradient is computed
         fresh = {before for before, _ in node.next_functions if before is not None} - seen
         seen |= fresh
         pending.extend(fresh)

@@ -150,6 +150,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         made = {key: _copied(part, memo) for key, part in value.items()}
     else:
         made = copy.deepcopy(value)  # a cache of keys and values, say
+    # the same object twice stays one object: some layers ask whether key is value
     memo[id(value)] = made
     return made
 

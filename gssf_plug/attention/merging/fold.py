@@ -106,6 +106,7 @@ class Fold:
     def changed(self) -> nn.Parameter | None:
         """The first parameter that no longer holds what `write` or `restore` left in it."""
         for parameter, old in self.old.items():
+            # the parameter may have been moved or cast since; NaN would not equal itself
             left = self.new[parameter].to(old.dtype) if self.written else old
             if not torch.equal(parameter.detach().nan_to_num(), left.to(parameter).nan_to_num()):
                 return parameter
@@ -118,6 +119,7 @@ class Fold:
             before = self.old.get(parameter, parameter).detach().to(value.dtype)
             change = value - before
             true += float(change.square().sum())
+            # what rounding takes away, in the wider dtype
             stored += float((value.to(parameter.dtype).to(value.dtype) - value).square().sum())
             largest = max(largest, float(change.abs().max()))
         kept = 1.0 - (stored / true) ** 0.5 if true else 1.0
@@ -187,6 +189,7 @@ def _into_norm(norm: nn.Module, query: QueryMetric, metric: GSSFMetric) -> Fold:
     weight, bias = _parameter(norm, "weight"), norm._parameters.get("bias")
     exact = torch.promote_types(weight.dtype, torch.float32)
     factors, before = factors.to(exact), weight.to(exact)
+    # whether the gain is w or 1 + w stands nowhere: only a run of the norm tells
     probe = _norm_input(norm, query)
     plain = _gain_is_weight(norm, probe)
     new = {weight: before * factors if plain else (1 + before) * factors - 1}  # Gemma's norms multiply by 1 + weight
@@ -204,6 +207,7 @@ def _shared_diagonal(query: QueryMetric, metric: GSSFMetric, norm: nn.Module) ->
             f"it sits after the query norm '{query.path}', into which only a diagonal folds; patch with "
             "terms=('diagonal',) and per_head=False, or before the norm with query_norm='before'"
         )
+    # one factor for each channel, of all heads or of one; the weight of a norm may be as wide as either
     factors = factors.reshape(-1)
     weight = getattr(norm, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 1:

@@ -134,6 +134,7 @@ def plan_score_fold(
     with torch.no_grad():
         wanted = [score.folded(metric, query) for query in arriving(owner, call)]
         with fold.tried():
+            # what reaches the score with the new weights, beside what the metric would have made of it there
             got = arriving(owner, call)
     for one, other in zip(got, wanted, strict=True):
         slack = 64 * torch.finfo(other.dtype).eps * float(other.abs().max().clamp_min(1e-6))

@@ -32,6 +32,7 @@ class StandIn:
         for parameter, value in fold.new.items():
             stand_in = value.detach().to(parameter.dtype).clone()
             self.made_of.append((stand_in.detach(), stand_in.clone()))  # detached, it shares the memory
+            # a leaf with a hook that refuses: training inside would otherwise go through, and change nothing
             self.shown[holders[parameter]] = _deaf(stand_in) if learns else stand_in
         for parameter in (*fold.new, *metric.parameters()):
             self.made_of.append((parameter.detach(), parameter.detach().clone()))

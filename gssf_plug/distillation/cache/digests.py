@@ -97,6 +97,7 @@ def _update(whole: Any, value: Any) -> None:
         value = np.asarray(value)
     if isinstance(value, np.ndarray | np.generic | int | float) or hasattr(value, "__array_interface__"):  # and PIL
         array = np.ascontiguousarray(value)
+        # widened before it is hashed: 32 bits or 64, the numbers are the same example
         array = array.astype({"f": np.float64, "i": np.int64, "u": np.int64, "b": np.int64}.get(array.dtype.kind))
         whole.update(f"{array.dtype} {np.shape(value)}".encode() + array.tobytes())
     elif isinstance(value, list | tuple):

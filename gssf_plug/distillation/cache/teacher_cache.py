@@ -126,6 +126,7 @@ class TeacherCache:
             raise ArgumentError(
                 ROW, f"lie in [0, {len(self)})", f"{int(rows.min())} to {int(rows.max())}", "Use cache.attach(dataset)."
             )
+        # the last shard that starts at or before the row
         shard_of = torch.searchsorted(self._starts, rows, right=True) - 1
         inside = (rows - self._starts[shard_of]).tolist()
         found = {}
@@ -263,6 +264,7 @@ def _start(folder: Path, key: dict[str, Any], digests: list[int]) -> dict[str, A
             "holds features of other inputs: collate makes something else of the same rows",
             "Use the tokenizer, length and image size of before, and no chance in collate. " + STALE,
         )
+    # shards hold consecutive rows: behind a gap their numbers would be wrong
     intact: list[dict[str, Any]] = []
     for shard in manifest["shards"]:  # what comes after the first broken shard is redone
         if not (folder / shard["name"]).is_file() or digest_file(folder / shard["name"]) != shard["digest"]:

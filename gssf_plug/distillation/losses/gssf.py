@@ -57,11 +57,13 @@ class Relation(DistillationLoss):
         scores = self.metric(student, student)
         if self.temperature is None:
             difference = (scores - target).square()
+            # an item with itself is no relation: the target is 1 whatever the teacher knows
             return (difference.sum() - difference.diagonal().sum()) / (len(student) * (len(student) - 1))
         itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
         ours, theirs = (
             (s / self.temperature).masked_fill(itself, float("-inf")).log_softmax(1) for s in (scores, target)
         )
+        # on the diagonal -inf less -inf is NaN, and so is 0 times that
         return (theirs.exp() * (theirs - ours).masked_fill(itself, 0.0)).sum(1).mean()
 
 

@@ -119,6 +119,7 @@ class MGD(DistillationLoss):
     def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
         """MSE after the generator."""
         if self.training and self.share:
+            # one draw for all tokens of an example: a channel is dropped everywhere or nowhere
             channels = (len(student), *[1] * (student.ndim - 2), student.shape[-1])
             student = student * (torch.rand(channels, device=student.device) >= self.share)
         return mean_per_example((self.generator(student) - teacher).square().mean(-1), mask)

@@ -152,6 +152,7 @@ class CKA(DistillationLoss):
 
     def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
         """1 - CKA."""
+        # the Gram matrix of centred rows is the doubly centred Gram matrix of the formula
         ours, theirs = ((x := f - f.mean(0)) @ x.T for f in (student, teacher))
         return 1 - (ours * theirs).sum() / (ours.norm() * theirs.norm()).clamp_min(1e-12)
 
@@ -168,6 +169,7 @@ def _cosines(x: Float[Tensor, "n dim"]) -> Float[Tensor, "n n"]:
 
 
 def _row_distribution(scores: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    # cosines to [0, 1], as the source does; a metric may leave [-1, 1]
     positive = ((scores + 1) / 2).clamp_min(1e-7)
     return positive / positive.sum(1, keepdim=True)
 
@@ -181,18 +183,21 @@ def _inner_products(x: Float[Tensor, "n dim"]) -> Float[Tensor, "n n"]:
 def _distances(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     own = gram.diagonal()
     other = ~torch.eye(len(gram), dtype=torch.bool, device=gram.device)
+    # ‖a - b‖² = ‖a‖² + ‖b‖² - 2⟨a, b⟩; rounding may bring it below 0
     squared = (own[:, None] + own[None, :] - 2 * gram).clamp_min(1e-12)
     return torch.where(other, torch.where(other, squared, 1.0).sqrt(), 0.0)  # the inner where keeps √0 out of backward
 
 
 def _relative_distances(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     distances = _distances(gram)
+    # over their mean off the diagonal: N (N - 1) pairs, and zeros on the diagonal add nothing
     return distances * (len(gram) * (len(gram) - 1)) / distances.sum().clamp_min(1e-12)
 
 
 def _angles(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n n"]:
     """[j, i, k] = cos of the angle at j between i and k, from products alone: ⟨x_i - x_j, x_k - x_j⟩ / (d_ij d_kj)."""
     distances = _distances(gram)
+    # ⟨i - j, k - j⟩ = ⟨i, k⟩ - ⟨i, j⟩ - ⟨j, k⟩ + ⟨j, j⟩, with j in front
     inner = gram[None] - gram[:, :, None] - gram[:, None, :] + gram.diagonal()[:, None, None]
     product = distances[:, :, None] * distances[:, None, :]
     return torch.where(product > 0, inner / torch.where(product > 0, product, 1.0), 0.0)

@@ -247,11 +247,13 @@ class Found:
         good = there & first & (scores >= bar - slack)
         pairs = there & np.isfinite(numbers)
         queries, places = np.nonzero(pairs)
+        # one list of pairs from here on, so that forms are compared over all queries at once
         flat, s = numbers[pairs], scores[pairs]
         lengths = np.linalg.norm(f, axis=1)[queries], np.linalg.norm(g, axis=1)[ids[queries, places]]
         forms = fitting_forms(flat, s, *lengths)
         nearest = next((form for form in FORMS if form.name == next(iter(forms), None)), None)
         error = float("nan") if nearest is None else np.abs(flat - nearest.from_score(s, *lengths)).max()
+        # best first by the true scores; equal ones may stand in either order, hence the slack
         falls = [bool((np.diff(row[on]) <= one).all()) for row, on, one in zip(scores, there, slack, strict=True)]
         return Answer(
             recall=float(good.sum() / self.best.size),

@@ -127,6 +127,7 @@ def ordered_batches(rows: int, batch_size: int, processes: int) -> list[list[int
     if rows < processes:
         raise ArgumentError("eval_data", f"have a row for each of {processes} processes", rows, "Use fewer processes.")
     size = max(batch_size, processes)
+    # a rest with fewer rows than processes joins the batch before it
     starts = [start for start in range(0, rows, size) if start == 0 or rows - start >= processes]
     return [list(range(start, stop)) for start, stop in zip(starts, [*starts[1:], rows], strict=True)]
 

@@ -207,6 +207,7 @@ def _decode(
                 raise UnreadableError(f"row {number} of the data", image.problem)
             if image.problem:
                 manifest["unreadable"][str(number)] = image.problem
+            # 24 bytes a row, at 24 · row: where its pixels start, and their shape
             index.write(np.array([manifest["bytes"], image.height, image.width], dtype=np.int64).tobytes())
             pixels.write(image.pixels)
             manifest["bytes"] += len(image.pixels)

@@ -74,6 +74,7 @@ class WordAugmentation:
             tokens: token ids of one text, special tokens included.
             words: number of the word of each token; None for special tokens, which stay.
         """
+        # one draw for a word: all of its tokens share it. Half are masked, a tenth replaced, the rest left out
         fates = {word: random.random() for word in dict.fromkeys(words) if word is not None}
         changed: list[int] = []
         for token, word in zip(tokens, words, strict=True):

@@ -145,6 +145,7 @@ class CaptionPairs:
             raise ArgumentError("rows", "have a column 'captions'", rows.column_names, "Name it with columns_of.")
         counts = [1 if isinstance(texts, str) else len(texts) for texts in column(rows, "captions")]
         self.rows: Rows = rows
+        # pair number -> image and caption: two flat tables instead of a list of tuples
         self._image = np.repeat(np.arange(len(counts)), counts)
         self._caption = np.concatenate([np.arange(count) for count in counts])
 

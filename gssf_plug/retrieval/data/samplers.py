@@ -98,8 +98,10 @@ class IdentityBatches:
         left = np.array([len(waiting[name]) for name in names])
         plan = []
         for _ in range(self._length):
+            # the identities with most groups left, ties by chance: else the last batches would lack different ones
             order = np.lexsort((random.random(len(names)), -left))[: self.identities]
             plan.append([row for place in random.permutation(order) for row in waiting[names[place]].pop()])
+            # one group each is used up
             left[order] -= 1
         yield from (plan[number] for number in random.permutation(len(plan)))
 
@@ -120,6 +122,7 @@ class IdentityBatches:
         order = random.permutation(rows).tolist()
         while len(order) < self.images:
             order += random.permutation(rows).tolist()
+        # what does not fill a group waits for an epoch that shuffles it elsewhere
         groups = max(1, len(rows) // self.images)
         return [order[self.images * group : self.images * (group + 1)] for group in range(groups)]
 
@@ -235,6 +238,7 @@ class LengthBatches:
         order = random.permutation(len(self.lengths))[: len(self) * self.batch_size]
         size = self.pool * self.batch_size
         pools = [order[start : start + size] for start in range(0, len(order), size)]
+        # sorted inside a pool alone: neighbours are of like length, and the order of pools stays random
         near = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
         batches = near.reshape(len(self), self.batch_size)
         yield from batches[random.permutation(len(batches))].tolist()

@@ -190,6 +190,7 @@ def align(
 def _scored(alignments: Sequence[Alignment], *tensors: Tensor) -> Float[Tensor, "n m"]:
     if not torch.is_grad_enabled():
         return _block_scores(alignments, *tensors)
+    # a block keeps no (images, regions, captions, words) for backward: it is made again there
     scores: Tensor = checkpoint(_block_scores, alignments, *tensors, use_reentrant=False, preserve_rng_state=False)
     return scores
 
@@ -210,6 +211,7 @@ def _block_scores(
 
 
 def _products(a: Float[Tensor, "n r dim"], b: Float[Tensor, "m t dim"]) -> Float[Tensor, "n r m t"]:
+    # all regions of all images with all words of all captions as one matrix product
     products = a.flatten(0, 1) @ b.flatten(0, 1).mT
     return products.unflatten(0, a.shape[:2]).unflatten(2, b.shape[:2])
 

@@ -75,6 +75,7 @@ class NeckLoss(FeatureLoss):
 
 def negative_distance(a: Float[Tensor, "n dim"], b: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
     """−‖a_i − b_j‖ of all pairs, in float32 or better; the gradient at distance 0 is 0."""
+    # ‖a - b‖² = ‖a‖² + ‖b‖² - 2⟨a, b⟩; the bound below keeps the gradient of √0 out
     squares = a.square().sum(-1)[:, None] + b.square().sum(-1) - 2 * a @ b.mT
     return -squares.clamp_min(1e-12).sqrt()
 

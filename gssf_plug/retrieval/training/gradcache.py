@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
@@ -129,6 +129,7 @@ def _leaf_tensor(features: Tensor) -> Tensor:
 def _surrogate(kept: Embedding, own: Embedding) -> Tensor:
     """Σ ⟨f, g⟩ of a chunk: its gradient in the encoders is that of the loss."""
     pairs = zip(_tensors_of(own), _tensors_of(kept), strict=True)
+    # d/dθ Σ⟨f(θ), g⟩ with g fixed is the chain rule of the whole loss through this chunk
     products = [(features.to(leaf.dtype) * leaf.grad).sum() for features, leaf in pairs if leaf.grad is not None]
     return torch.stack(products).sum()
 
@@ -169,6 +170,7 @@ def split_batch(batch: Mapping[str, Any], chunk_size: int) -> list[dict[str, Any
     device = next(_tensors(batch)).device
     own = torch.tensor([[math.ceil(max(rows.values()) / chunk_size), min(rows.values())]], device=device)
     wanted, possible = gather_detached(own).unbind(1)
+    # as many chunks as the process with most needs, but none without a row on the one with fewest
     count = max(1, min(int(wanted.max()), int(possible.min())))
     parts = {key: _split(entry, rows[key], count) for key, entry in batch.items()}
     return [{key: part[number] for key, part in parts.items()} for number in range(count)]
@@ -189,9 +191,8 @@ def _split(entry: Any, rows: int, count: int) -> list[Any]:
     if isinstance(entry, Mapping):
         split = {name: _split(part, rows, count) for name, part in entry.items()}
         return [{name: parts[number] for name, parts in split.items()} for number in range(count)]
-    if isinstance(entry, Tensor):
-        return list(entry.tensor_split(count))
-    bounds = [rows * number // count for number in range(count + 1)]
+    # where `Tensor.tensor_split` cuts; lists are cut at the same rows, or texts would leave their ids
+    bounds = accumulate((rows // count + (number < rows % count) for number in range(count)), initial=0)
     return [entry[start:stop] for start, stop in pairwise(bounds)]
 
 

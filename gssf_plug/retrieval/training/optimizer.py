@@ -61,6 +61,7 @@ def build_optimizer(objective: Objective, config: RetrievalConfig) -> AdamW:
 def _special_rates(objective: Objective, config: RetrievalConfig) -> dict[int, tuple[str, float]]:
     """Group and rate of parameters that do not have the ordinary one, by id; the last entry of a parameter holds."""
     model = objective.model
+    # an encoder of images or texts may have a rate of its own, which overwrites this one below
     either = config.learning_rate if config.encoder_learning_rate is None else config.encoder_learning_rate
     wanted: list[tuple[str, float | None, Iterable[nn.Module]]] = [
         ("loss", config.loss_learning_rate, [objective.loss]),
@@ -101,6 +102,7 @@ def rate_factor(step: int, steps: int, config: RetrievalConfig) -> float:
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "step":
+        # one factor for each share that is behind
         return config.decay_factor ** sum(step >= share * steps for share in config.decay_at)
     done = (step - rising) / max(steps - rising, 1)
     return 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2

@@ -116,6 +116,7 @@ def copy_on(model: RetrievalModel, device: str) -> RetrievalModel:
         id(parameter): nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=parameter.requires_grad)
         for parameter in model.parameters()
     }
+    # a memo that knows the parameters already: deepcopy takes the empty ones and keeps ties
     return copy.deepcopy(model, {**empty, id(model.processors): model.processors})
 
 

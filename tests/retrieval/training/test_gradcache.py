@@ -135,6 +135,17 @@ def test_sides_of_different_length_and_mappings():
     assert_same(cached(objective, batch, 3), direct(objective, batch, 11))
 
 
+def test_lists_are_cut_where_tensors_are():
+    """Texts that an encoder tokenizes itself come as a list: each must stay beside its own id."""
+    for rows in range(1, 24):
+        batch = {"numbers": torch.arange(rows), "texts": [str(row) for row in range(rows)]}
+        for chunk_size in range(1, rows + 1):
+            chunks = split_batch(batch, chunk_size)
+            assert [chunk["texts"] for chunk in chunks] == [[str(int(row)) for row in c["numbers"]] for c in chunks]
+            assert sum(len(chunk["texts"]) for chunk in chunks) == rows
+            assert max(len(chunk["texts"]) for chunk in chunks) <= chunk_size
+
+
 def test_generators_end_where_one_pass_leaves_them():
     batch, objective = toy.collate(toy.rows(8)), Objective(toy.model(dropout=0.5), InfoNCE())
     cached(objective, batch, 4)
