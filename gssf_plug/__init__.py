@@ -4,7 +4,7 @@ Importing this package loads torch and nothing heavier; the three rooms (`gssf_p
 `gssf_plug.distillation`, `gssf_plug.retrieval`) are imported by name.
 """
 
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 
 __version__ = "0.1.0"
 

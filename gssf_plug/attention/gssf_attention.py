@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.metric import Term, normalize_rows
+from gssf_plug.metric import GSSFMetric, Term, normalize_rows
 
 __all__ = ["GSSFAttention"]
 

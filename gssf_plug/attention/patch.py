@@ -26,8 +26,7 @@ from gssf_plug.attention.query_layer import CHILD, LayerMetric, notice_hooks
 from gssf_plug.attention.saving import save_with_adapters
 from gssf_plug.attention.sites import QueryNorm, Sites, make_metric_layers, patchable_modules
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.metric import Term
+from gssf_plug.metric import GSSFMetric, Term
 
 __all__ = ["attach", "check_model", "patch_attention"]
 

@@ -28,7 +28,7 @@ from gssf_plug.evaluation.options import (
 from gssf_plug.evaluation.ranking import Matches, Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.evaluation.relevance import read_relevance
 from gssf_plug.evaluation.scores import FeatureScores
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 
 __all__ = ["document_ranking", "ranked_measures"]
 

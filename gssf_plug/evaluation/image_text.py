@@ -27,8 +27,8 @@ from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.options import Rows, checked_features, checked_labels, checked_metric, promoted
 from gssf_plug.evaluation.ranking import COUNTED_AT_ONCE, MOST_OPEN, OPEN_AT_ONCE, places
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores, ScoredPart, ScoredQueries, Scores
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.fast_scores import fast_dtype
-from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import checked_count
 
 __all__ = ["image_text_recall", "image_text_recall_of_scores", "tied_too_often"]

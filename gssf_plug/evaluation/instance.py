@@ -30,7 +30,7 @@ from gssf_plug.evaluation.options import (
 )
 from gssf_plug.evaluation.ranking import LabelGroups, Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.evaluation.scores import FeatureScores
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 
 __all__ = ["instance_recall"]
 

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.arrays import check_has_values
-from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import check_metric
 
 __all__ = [

@@ -27,7 +27,7 @@ from gssf_plug.evaluation.options import (
     promoted,
 )
 from gssf_plug.evaluation.ranking import query_chunks
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.options import checked_count, checked_number
 
 __all__ = ["KReciprocal"]

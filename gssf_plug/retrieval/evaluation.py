@@ -34,7 +34,7 @@ from gssf_plug.evaluation import (
     instance_recall,
     reid_ranking,
 )
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.retrieval.data.batches import BatchReader, load_batches
 from gssf_plug.retrieval.data.images import Rows
 from gssf_plug.retrieval.models.embedding import Embedding, gather_embedding, join_embeddings, vectors

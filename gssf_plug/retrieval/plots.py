@@ -21,7 +21,7 @@ from torch import Tensor
 from gssf_plug.errors import ArgumentError
 from gssf_plug.figures import make_figure
 from gssf_plug.files import write_atomically
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.retrieval.training.run_log import RunLog
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ["cosine", "cosine + scale", "GSSF Diag", "GSSF B-Diag, block 16", "GSSF both, block 16", "full matrix"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.losses import Hinge, InfoNCE
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.options import Constraint
 
 __all__ = ["LOSSES", "Candidate", "Loss", "make_candidates"]

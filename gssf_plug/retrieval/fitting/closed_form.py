@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gssf_plug.metric.metric import GSSFMetric, normalize_rows
+from gssf_plug.metric import GSSFMetric, normalize_rows
 from gssf_plug.retrieval.fitting.splits import Part
 
 __all__ = ["SHRINKAGES", "PairCovariance", "Whitening"]

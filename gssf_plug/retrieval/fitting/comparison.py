@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.retrieval.fitting.candidates import Candidate
 from gssf_plug.retrieval.fitting.closed_form import SHRINKAGES, PairCovariance
 from gssf_plug.retrieval.fitting.report import FitResult, FitRow, compare

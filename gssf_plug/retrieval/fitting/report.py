@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gssf_plug.figures import make_figure
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.evaluation.options import checked_features
-from gssf_plug.metric.metric import normalize_rows
+from gssf_plug.metric import normalize_rows
 
 __all__ = ["Side", "read_side"]
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gssf_plug.metric.metric import GSSFMetric, normalize_rows
+from gssf_plug.metric import GSSFMetric, normalize_rows
 from gssf_plug.retrieval.fitting.candidates import Candidate
 from gssf_plug.retrieval.fitting.splits import Part
 from gssf_plug.retrieval.fitting.validation import Ranking

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import feature_tensor
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.retrieval.models.embedding import Side
 from gssf_plug.retrieval.models.tower import Inputs
 from gssf_plug.retrieval.models.two_tower import ImageTextModel

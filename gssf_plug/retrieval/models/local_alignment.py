@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.metric import GSSFMetric, normalize_rows
+from gssf_plug.metric import GSSFMetric, normalize_rows
 from gssf_plug.retrieval.models.cross_attention import Alignment, TextToImage, align
 from gssf_plug.retrieval.models.embedding import Fragments, Side
 from gssf_plug.retrieval.models.tower import Inputs, as_tower

@@ -31,7 +31,7 @@ from gssf_plug import features
 from gssf_plug.adapters import describe_adapters, restore_adapters
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import inside
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.retrieval.models import cross_attention, encoders
 from gssf_plug.retrieval.models.part_schema import transformers_class
 from gssf_plug.retrieval.models.tower import Tower

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from gssf_plug.adapters import fitting_adapters
 from gssf_plug.errors import CheckpointError
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 
 __all__ = ["PARTS_LIMIT", "Slot", "check_parts", "transformers_class"]
 

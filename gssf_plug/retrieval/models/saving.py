@@ -42,7 +42,7 @@ from gssf_plug.files import (
     render_card,
     write_folder,
 )
-from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.retrieval.models.part_descriptions import Builder, Describer
 from gssf_plug.retrieval.models.part_schema import check_parts, transformers_class
 

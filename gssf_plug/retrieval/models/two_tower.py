@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.metric import GSSFMetric, normalize_rows
+from gssf_plug.metric import GSSFMetric, normalize_rows
 from gssf_plug.retrieval.models.embedding import Embedding, Side, vectors
 from gssf_plug.retrieval.models.saving import PublishedModel
 from gssf_plug.retrieval.models.tower import Inputs, Tower, as_tower
