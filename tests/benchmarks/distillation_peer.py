@@ -1,11 +1,13 @@
 """Claim: a teacher cache gives at least 1.1 times the examples per second of sentence-transformers' route.
 
-python tests/benchmarks/distillation_peer.py [--rounds 4] [--steps 12] [--width 256] [--layers 4]
+python tests/benchmarks/distillation_peer.py [--rounds 4] [--steps 24] [--width 256] [--layers 4] [--equal]
 
 The same BERT student, texts, tokenizer, batch (32), optimizer and loss (squared error of mean-pooled embeddings);
 the teacher's embeddings are on disk in both. Theirs: SentenceTransformerTrainer with EmbedDistillLoss or MSELoss, the
-embeddings as the column `label`. Ours: DistillationTrainer with a TeacherCache. Both tokenize in the collator. One
-process for each run, interleaved; of each run the steps after the first two count.
+embeddings as the column `label`. Ours: DistillationTrainer with a TeacherCache, as it comes ("ours, random") and with
+transformers' `train_sampling_strategy="group_by_length"`, which sentence-transformers' trainer does not look at.
+Texts have lengths as sentences have (log-normal, median 24 words, at most 128); with --equal all have 48. Both tokenize
+in the collator. One process for each run, interleaved; a run is one epoch, and every step of it counts.
 """
 
 import argparse
@@ -22,15 +24,17 @@ from measure import machine, ratio
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
-SIDES = ("ours", "mse", "embed_distill")
-BATCH, LENGTH, WORDS = 32, 48, 500
+SIDES = ("ours", "ours, random", "mse", "embed_distill")
+BATCH, LENGTH, LONGEST, WORDS = 32, 48, 128, 500
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {"[PAD]": 0, "[UNK]": 1, **{f"w{i}": i + 2 for i in range(WORDS)}}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=LONGEST
+    )
 
 
 def encoder(options: argparse.Namespace, layers: int) -> BertModel:
@@ -41,26 +45,33 @@ def encoder(options: argparse.Namespace, layers: int) -> BertModel:
     )
 
 
-def texts(count: int) -> list[str]:
-    picks = torch.randint(WORDS, (count, LENGTH), generator=torch.Generator().manual_seed(1))
-    return [" ".join(f"w{i}" for i in row) for row in picks.tolist()]
+def texts(count: int, equal: bool) -> list[str]:
+    draw = torch.Generator().manual_seed(1)
+    lengths = (24 * torch.randn(count, generator=draw).mul(0.6).exp()).round().clamp(4, LONGEST).long().tolist()
+    picks = torch.randint(WORDS, (count, LONGEST), generator=draw).tolist()
+    return [
+        " ".join(f"w{i}" for i in row[: LENGTH if equal else length])
+        for row, length in zip(picks, lengths, strict=True)
+    ]
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """When the first step began, and the last one ended."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.times: list[float] = []
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note it."""
-        self.ends.append(time.perf_counter())
+        self.times.append(time.perf_counter())
+
+    on_step_end = on_step_begin
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "output_dir": str(options.folder / "run"),
-        "max_steps": options.steps + 2,
+        "num_train_epochs": 1,
         "per_device_train_batch_size": BATCH,
         "learning_rate": 1e-4,
         "logging_steps": 100,
@@ -84,14 +95,15 @@ def ours(options: argparse.Namespace, data: list[str]) -> Any:
             {"teacher_row": torch.tensor([row["teacher_row"] for row in rows])} if "teacher_row" in rows[0] else {}
         )
 
-    rows = Dataset.from_dict({"text": data})
+    rows = Dataset.from_dict({"text": data, "length": [text.count(" ") + 1 for text in data]})
     cache = options.folder / "cache"
     if not cache.exists():
         precompute(encoder(options, 2), [place], rows, cache, collate=collate, columns=["text"])
     source = TeacherCache(cache)
     student = encoder(options, options.layers)
     distiller = Distiller(student, source, [(place, place)], "mse")
-    args = TrainingArguments(**settings(options), remove_unused_columns=False)
+    order = "group_by_length" if options.side == "ours" else "random"
+    args = TrainingArguments(**settings(options), remove_unused_columns=False, train_sampling_strategy=order)
     return DistillationTrainer(
         model=student, args=args, train_dataset=source.attach(rows), data_collator=collate, distiller=distiller
     )
@@ -119,20 +131,22 @@ def theirs(options: argparse.Namespace, data: list[str]) -> Any:
 
 def child(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    data = texts(BATCH * (options.steps + 2))
-    trainer = (ours if options.side == "ours" else theirs)(options, data)
+    data = texts(BATCH * options.steps, options.equal)
+    trainer = (ours if options.side.startswith("ours") else theirs)(options, data)
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()
-    print(f"SECONDS {(clock.ends[-1] - clock.ends[1]) / (len(clock.ends) - 2)}")
+    assert len(clock.times) == 2 * options.steps, "a step is missing"
+    print(f"SECONDS {(clock.times[-1] - clock.times[0]) / options.steps}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--equal", action="store_true")
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -145,10 +159,11 @@ def main() -> None:
             for side in SIDES:
                 command = [sys.executable, __file__, "--side", side, "--folder", folder, "--steps", str(options.steps)]
                 command += ["--width", str(options.width), "--layers", str(options.layers)]
+                command += ["--equal"] * options.equal
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 line = next(line for line in done.stdout.splitlines() if line.startswith("SECONDS"))
                 found[side].append(float(line.split()[1]))
-    print(f"Width {options.width}, {options.layers} layers, batch {BATCH} × {LENGTH}; {machine()}\n")
+    print(f"Width {options.width}, {options.layers} layers, batch {BATCH}; {machine()}\n")
     print("| route | seconds a step | our examples per second ÷ theirs |\n|---|---:|---:|")
     for side, seconds in found.items():
         middle = sorted(seconds)[len(seconds) // 2]

@@ -1,10 +1,9 @@
 """The example runs to its table, saves a metric that loads, and searches."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from PIL import Image
+from workers import launching
 
 from gssf_plug import GSSFMetric
 
@@ -12,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_quick_run(tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "examples" / "adapt_embeddings.py"), "--quick", "--out", str(tmp_path)]
-    run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    script = [ROOT / "examples" / "adapt_embeddings.py", "--quick", "--out", str(tmp_path)]
+    run = launching.run(*script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     table = (tmp_path / "table.md").read_text()
     rows = [line.split("|")[1].strip() for line in table.splitlines()[2:] if line.startswith("|")]

@@ -1,21 +1,20 @@
 """The example runs to its table: across architectures, in an Accelerate loop."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from distil_image_encoder import SmallCNN
 from distil_text_encoder import methods
+from workers import launching
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_quick_run(tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "examples/distil_image_encoder.py"), "--quick", "--out", str(tmp_path)]
-    run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    script = [ROOT / "examples/distil_image_encoder.py", "--quick", "--out", str(tmp_path)]
+    run = launching.run(*script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     rows = [line.split("|")[1].strip() for line in run.stdout.splitlines() if line.startswith("| ")][1:]
     assert rows[0] == "none (classification)"

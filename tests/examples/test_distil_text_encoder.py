@@ -1,8 +1,6 @@
 """The example runs to its table, resumes from its log, and its measures and paired test are what they say."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +9,15 @@ from distil_text_encoder import methods
 from scipy.stats import spearmanr
 from shared.agreement import average_precisions, row_correlations, shared_neighbours
 from shared.runs import append, difference, finished, render
+from workers import launching
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_quick_run_and_resume(tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "examples/distil_text_encoder.py"), "--quick", "--out", str(tmp_path)]
-    run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    script = [ROOT / "examples/distil_text_encoder.py", "--quick", "--out", str(tmp_path)]
+    run = launching.run(*script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     rows = [line.split("|")[1].strip() for line in run.stdout.splitlines() if line.startswith("| ")][1:]
     assert rows[:3] == ["none (name-sentence pairs)", "FitNets", "cosine"]
@@ -28,7 +27,7 @@ def test_quick_run_and_resume(tmp_path: Path) -> None:
     before = log.read_text()
     assert [json.loads(line)["name"] for line in before.splitlines()] == rows
     log.write_text("\n".join(before.splitlines()[:-1]) + "\n" + before.splitlines()[-1][:50] + "\n")
-    again = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    again = launching.run(*script, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-2000:]
     kept = log.read_text().splitlines()
     assert kept[: len(rows) - 1] == before.splitlines()[:-1]
@@ -37,13 +36,13 @@ def test_quick_run_and_resume(tmp_path: Path) -> None:
 
 def test_workers_share_the_runs(tmp_path: Path) -> None:
     """Two processes of one thread make the same rows as one, each once; a second call only prints."""
-    script = [sys.executable, str(ROOT / "examples/distil_text_encoder.py"), "--quick", "--out", str(tmp_path)]
+    script = [ROOT / "examples/distil_text_encoder.py", "--quick", "--out", str(tmp_path)]
     script += ["--workers", "2", "--only", "cosine", "SP", "GSSF relation"]
-    run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    run = launching.run(*script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     log = (tmp_path / "runs.jsonl").read_text()
     assert sorted(json.loads(line)["name"] for line in log.splitlines()) == ["GSSF relation", "SP", "cosine"]
-    again = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    again = launching.run(*script, cwd=tmp_path)
     assert again.stdout == run.stdout
     assert (tmp_path / "runs.jsonl").read_text() == log
 

@@ -1,20 +1,17 @@
 """The main job runs from one command, quickly, and can be stopped and resumed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from workers import launching
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "image_text_retrieval.py"
 
 
 def run(folder, *options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_MININTERVAL": "5"}
-    command = [sys.executable, str(EXAMPLE), "--quick", "--output", str(folder), *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_MININTERVAL": "5"}
+    done = launching.run(EXAMPLE, "--quick", "--output", str(folder), *options, cwd=folder, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -2,10 +2,10 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from workers import launching
 
 from gssf_plug.metric import GSSFMetric
 
@@ -20,8 +20,8 @@ EXAMPLES = {
 
 
 def run_example(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--quick", "--output", str(folder), *options]
-    return subprocess.run(script, capture_output=True, text=True, cwd=folder, check=False)
+    script = [ROOT / "examples" / f"{name}.py", "--quick", "--output", str(folder), *options]
+    return launching.run(*script, cwd=folder)
 
 
 @pytest.mark.slow

@@ -1,15 +1,15 @@
 """The example runs to its table: untrained, the metric, IA3; and resumes without running anything again."""
 
-import subprocess
-import sys
 from pathlib import Path
+
+from workers import launching
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_quick_run(tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "examples" / "patch_attention.py"), "--quick", "--out", str(tmp_path)]
-    run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    script = [ROOT / "examples" / "patch_attention.py", "--quick", "--out", str(tmp_path)]
+    run = launching.run(*script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     table = (tmp_path / "table.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:] if line.startswith("|")]
@@ -18,6 +18,6 @@ def test_quick_run(tmp_path: Path) -> None:
     log = tmp_path / "runs.jsonl"
     before = log.read_text()
     assert before.count("\n") == 3
-    again = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    again = launching.run(*script, cwd=tmp_path)
     assert again.returncode == 0
     assert log.read_text() == before

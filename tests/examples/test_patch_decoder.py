@@ -1,16 +1,16 @@
 """The example runs to its table: every row, and patched, merged, saved and read again; without weights it says how."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+from workers import launching
+
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = [sys.executable, str(ROOT / "examples" / "patch_decoder.py")]
+SCRIPT = [ROOT / "examples" / "patch_decoder.py"]
 
 
 def test_quick_run(tmp_path: Path) -> None:
-    run = subprocess.run([*SCRIPT, "--quick", "--out", str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
+    run = launching.run(*SCRIPT, "--quick", "--out", str(tmp_path), cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     rows = {record["name"]: record for record in map(json.loads, (tmp_path / "runs.jsonl").read_text().splitlines())}
     assert list(rows) == [
@@ -37,9 +37,9 @@ def test_without_the_weights_it_says_how_to_get_them(tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("one\n")
     missing = ["--model", str(tmp_path / "nowhere"), "--texts", str(texts), "--out", str(tmp_path)]
-    run = subprocess.run([*SCRIPT, *missing], capture_output=True, text=True, cwd=tmp_path)
+    run = launching.run(*SCRIPT, *missing, cwd=tmp_path)
     assert run.returncode == 1
     assert "Run `python examples/data/build_smollm2.py`" in run.stderr
-    run = subprocess.run([*SCRIPT, "--texts", "nowhere.txt"], capture_output=True, text=True, cwd=tmp_path)
+    run = launching.run(*SCRIPT, "--texts", "nowhere.txt", cwd=tmp_path)
     assert run.returncode == 2
     assert "nowhere.txt is missing: run `python examples/data/build_smollm2.py`" in run.stderr

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from workers import launching
 
 from gssf_plug import GSSFMetric
 
@@ -230,8 +231,8 @@ def test_a_missing_metric_ends_in_one_sentence(tmp_path: Path, monkeypatch: pyte
 def test_the_checkpoint_is_made_by_its_script(tmp_path: Path) -> None:
     from shared.drawing_encoder import DrawingEncoder
 
-    script = [sys.executable, str(ROOT / "examples" / "train_search_demo.py"), "--quick", "--output", str(tmp_path)]
-    run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    script = [ROOT / "examples" / "train_search_demo.py", "--quick", "--output", str(tmp_path)]
+    run = launching.run(*script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     metric = GSSFMetric.from_pretrained(tmp_path / "metric")
     assert metric.penalty() > 0

@@ -1,10 +1,9 @@
 """The example indexes once, searches under two metrics, and finds the same from the files it saved."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import faiss
+from workers import launching
 
 from gssf_plug import GSSFMetric
 
@@ -12,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_quick_run(tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "examples" / "search_index.py"), "--quick", "--out", str(tmp_path)]
-    run = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    script = [ROOT / "examples" / "search_index.py", "--quick", "--out", str(tmp_path)]
+    run = launching.run(*script, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
     rows = {cells[0]: cells[1:] for cells in map(cells_of, (tmp_path / "table.md").read_text().splitlines()[2:6])}
     assert list(rows) == ["Flat", "IVF64,Flat", "HNSW32", "SQ8"]
