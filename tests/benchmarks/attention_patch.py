@@ -9,7 +9,8 @@ than PEFT's IA3 beyond noise; merged = bare. All variants run in turns in one pr
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,7 +21,7 @@ from peft import IA3Config, LoraConfig, OFTConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from gssf_plug.attention import patch_attention
+from gssf_plug.attention import AttentionPatch, patch_attention
 
 torch.manual_seed(0)
 
@@ -31,21 +32,38 @@ class Variant:
 
     name: str
     prepare: Callable[[nn.Module, str], tuple[nn.Module, Callable[[Path], object]]]
+    trains: bool = True
 
 
-def metric(model: nn.Module, query: str, *terms: str, merge: bool = False) -> tuple[nn.Module, Callable]:
-    """Ours, away from neutral."""
-    patch = patch_attention(model, terms=terms or ("diagonal", "block_diagonal"), block_size=8)
+def away_from_neutral(model: nn.Module, *terms: str) -> AttentionPatch:
+    """A patch with random entries, the base frozen."""
+    patch = patch_attention(model, terms=terms, block_size=8)
     patch.freeze_base()
     with torch.no_grad():
         for parameter in patch.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    return patch
+
+
+def metric(model: nn.Module, query: str, *terms: str, merge: bool = False) -> tuple[nn.Module, Callable]:
+    """Ours, away from neutral."""
+    patch = away_from_neutral(model, *(terms or ("diagonal", "block_diagonal")))
     if merge:
         for name, parameter in model.named_parameters():
             if f".{query}." in name:
                 parameter.data = parameter.data.clone()  # merging writes into it
         patch.merge()
     return model, patch.save_pretrained
+
+
+def folded(model: nn.Module, query: str) -> tuple[nn.Module, Callable]:
+    """Ours inside `patch.folded()`, for as long as the benchmark runs."""
+    patch = away_from_neutral(model, "diagonal", "block_diagonal")
+    HELD.enter_context(patch.folded())
+    return model, patch.save_pretrained
+
+
+HELD = ExitStack()
 
 
 def peft(config: Callable) -> Callable:
@@ -62,6 +80,7 @@ VARIANTS = [
     Variant("bare again", lambda model, query: (model, lambda folder: None)),
     Variant("GSSF Diag", lambda model, query: metric(model, query, "diagonal")),
     Variant("GSSF both, block 8", metric),
+    Variant("GSSF both, folded", folded, trains=False),
     Variant("GSSF merged", lambda model, query: metric(model, query, merge=True)),
     Variant("PEFT IA3", peft(lambda query: IA3Config(target_modules=[query], feedforward_modules=[]))),
     Variant("PEFT LoRA r=8", peft(lambda query: LoraConfig(target_modules=[query], r=8))),
@@ -150,10 +169,13 @@ def file_kilobytes(save: Callable[[Path], object]) -> float:
         return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 1000
 
 
-def measured(title: str, build: Callable, query: str, workload: Callable, rounds: int) -> list[str]:
+def measured(
+    title: str, build: Callable, query: str, workload: Callable, rounds: int, names: Collection[str]
+) -> list[str]:
     """One table: all variants in turns in one process."""
     bare = build()
-    built = {variant.name: variant.prepare(twin(bare), query) for variant in VARIANTS}
+    able = [variant for variant in VARIANTS if variant.trains or "training" not in title]
+    built = {variant.name: variant.prepare(twin(bare), query) for variant in able if variant.name in names}
     runs = {"bare": workload(bare)} | {name: workload(model) for name, (model, _) in built.items()}
     seconds = interleave(runs, rounds)
     head = "| variant | ÷ bare | ÷ IA3 | adapter kB | memory MB |"
@@ -179,6 +201,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="numbers of cases; default all")
+    known = [variant.name for variant in VARIANTS]
+    parser.add_argument("--variants", nargs="*", choices=known, default=known, help="default all; PEFT IA3 always")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     lines = [
@@ -187,8 +211,9 @@ def main() -> None:
         f"`python tests/benchmarks/attention_patch.py --rounds {options.rounds}` on {machine()}. Time of a variant ÷ "
         "time of another in the same round: median [95% bootstrap interval]. “bare again” is the noise of the method.",
     ]
-    for title, build, query, workload in (CASES[number] for number in options.cases):
-        lines += measured(title, build, query, workload, options.rounds)
+    with HELD:
+        for title, build, query, workload in (CASES[number] for number in options.cases):
+            lines += measured(title, build, query, workload, options.rounds, {*options.variants, "PEFT IA3"})
     if options.output:
         options.output.write_text("\n".join(lines) + "\n")
 
