@@ -2,7 +2,7 @@
 
     pip install "torch==2.13.*" ".[examples]"
     python docs/figures.py                      # those that take a minute: the functions below
-    python docs/figures.py --all                # every one: half an hour of training on two quiet cores; resumable
+    python docs/figures.py --all                # every one: the examples train, too; goes on where it was stopped
     python docs/figures.py --all --only growth  # those whose command has a word
 
 Pictures of a table are drawn from the table as it stands in docs/results.md. The others are drawn by the examples in
