@@ -1,0 +1,97 @@
+"""Tests mirror the package: gssf_plug/room/noun.py is tested in tests/room/test_noun.py.
+
+A module may be tested elsewhere, through the door by which users come to it: that file stands in ELSEWHERE. The list may
+shrink and not grow: a new module has a test file of its name.
+"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MOST_ELSEWHERE = 68
+SETS = ("cars196", "cub200", "cuhk03", "in_shop", "market1501", "msmt17", "online_products")
+ELSEWHERE = {
+    "attention/discovery/attention_module": "attention/discovery/test_prober",
+    "attention/discovery/candidates": "attention/discovery/test_probe",
+    "attention/discovery/dummy_tensors": "attention/discovery/test_prober",
+    "attention/discovery/example_inputs": "attention/discovery/test_prober",
+    "attention/discovery/recording": "attention/properties/test_never_run",
+    "attention/handle": "attention/test_patch",
+    "attention/loading": "attention/test_saving",
+    "attention/merging/merge": "attention/merging/test_fold",
+    "attention/options": "attention/test_patch",
+    "attention/sites": "attention/test_score_layer",
+    "attention/summary": "attention/test_patch",
+    "cli/commands": "cli/test_main",
+    "cli/tables": "cli/test_main",
+    "distillation/cache/digests": "distillation/cache/test_teacher_cache",
+    "distillation/cache/shards": "distillation/cache/test_teacher_cache",
+    "distillation/checkpoint": "distillation/test_restoring",
+    "distillation/losses/distillation_loss": "distillation/test_terms",
+    "distillation/losses/short_names": "distillation/test_distiller",
+    "distillation/options": "distillation/test_distiller",
+    "distillation/plan": "distillation/test_distiller",
+    "errors": "test_wrong_calls",
+    "evaluation/options": "test_wrong_calls",
+    "evaluation/relevance": "evaluation/test_documents",
+    "evaluation/scores": "evaluation/test_exact",
+    "files/hub": "files/test_reading",
+    "files/locks": "files/test_staging",
+    "losses/logit_scale": "losses/test_infonce",
+    "losses/pair_masks": "losses/test_embedding_loss",
+    "losses/row_loss": "losses/test_chunked",
+    "metric/checkpoint": "test_untrusted",
+    "metric/exact/candidates": "metric/test_search_ties",
+    "metric/exact/canonical": "metric/test_search_ties",
+    "metric/exact/decisions": "metric/test_search_ties",
+    "metric/exact/fast_scores": "metric/test_search_ties",
+    "metric/gallery": "metric/test_search_ties",
+    "metric/options": "test_wrong_calls",
+    "retrieval/data/digest": "retrieval/training/test_recipe",
+    "retrieval/data/image_sources": "retrieval/data/test_cached_images",
+    **{f"retrieval/data/sets/{name}": "retrieval/data/sets/test_one_tower_sets" for name in SETS},
+    "retrieval/data/sets/karpathy_splits": "retrieval/data/sets/test_image_text_sets",
+    "retrieval/data/sets/region_features": "retrieval/data/sets/test_image_text_sets",
+    "retrieval/data/source_files": "retrieval/data/sets/test_every_set",
+    "retrieval/embedders/sides": "retrieval/embedders/test_langchain",
+    "retrieval/fitting/closed_form": "retrieval/fitting/test_candidates",
+    "retrieval/fitting/comparison": "retrieval/test_fit",
+    "retrieval/fitting/known_pairs": "retrieval/fitting/test_splits",
+    "retrieval/fitting/measures": "retrieval/test_fit",
+    "retrieval/fitting/report": "retrieval/test_fit",
+    "retrieval/fitting/sides": "retrieval/test_fit",
+    "retrieval/fitting/training": "retrieval/fitting/test_trials",
+    "retrieval/models/dual_encoder": "retrieval/models/test_contract",
+    "retrieval/models/embedding": "retrieval/models/test_tower",
+    "retrieval/models/encoders": "retrieval/models/test_tower",
+    "retrieval/models/local_alignment": "retrieval/models/test_contract",
+    "retrieval/models/neck": "retrieval/test_frameworks",
+    "retrieval/models/part_descriptions": "retrieval/models/test_saving",
+    "retrieval/models/part_schema": "test_untrusted",
+    "retrieval/training/checkpoints": "retrieval/test_lost_runs",
+    "retrieval/training/progress": "retrieval/test_trainer",
+    "wrappers": "distillation/test_module_paths",
+}
+
+
+def unmirrored() -> set[str]:
+    """Modules without a test file of their name, as paths below the package without their ending."""
+    package = ROOT / "gssf_plug"
+    modules = {
+        path.relative_to(package)
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py" and "modules" not in path.parts  # those of `evaluate` are tested as one
+    }
+    return {
+        path.with_suffix("").as_posix()
+        for path in modules
+        if not (ROOT / "tests" / path.parent / f"test_{path.name}").is_file()
+    }
+
+
+def test_every_module_has_a_test_of_its_name_or_stands_in_the_list() -> None:
+    assert unmirrored() == ELSEWHERE.keys()
+
+
+def test_the_list_names_files_that_are_there_and_does_not_grow() -> None:
+    assert not {name for name in ELSEWHERE.values() if not (ROOT / "tests" / f"{name}.py").is_file()}
+    assert len(ELSEWHERE) <= MOST_ELSEWHERE
