@@ -254,7 +254,7 @@ class AttentionPatch:
         """
         quantised = bool(getattr(self.model, "is_quantized", False))
         if quantised:
-            self.model.__dict__["is_quantized"] = False
+            self.model.__dict__["is_quantized"] = False  # transformers' attribute, unknown to nn.Module's annotations
         try:
             yield
         finally:

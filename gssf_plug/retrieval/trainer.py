@@ -188,7 +188,7 @@ class RetrievalTrainer:
         embedding, unreadable = embed_rows(
             self.weights, reader, accelerator, workers=config.num_workers, progress=self.reports.shows
         )
-        _warn_of(unreadable)
+        _warn_unreadable(unreadable)
         return embedding
 
     def evaluate(self, data: Rows | None = None, *, evaluation: Evaluation | None = None) -> dict[str, float]:
@@ -296,7 +296,7 @@ class RetrievalTrainer:
         """One optimizer step, on the mean loss of the batches of `group`, which is returned; None if it is skipped."""
         progress, config = self.progress, self.config
         for read in group:
-            _warn_of(read.unreadable)
+            _warn_unreadable(read.unreadable)
             progress.unreadable_rows += len(read.unreadable)
         factor = rate_factor(progress.step, self.steps, config)
         set_rates(self.optimizer, factor, frozen=progress.epoch < config.frozen_encoder_epochs)
@@ -345,6 +345,6 @@ class RetrievalTrainer:
         return self.progress.batch == 0 if every is None else self.progress.step % every == 0
 
 
-def _warn_of(unreadable: list[str]) -> None:
+def _warn_unreadable(unreadable: list[str]) -> None:
     for text in unreadable:
         logger.warning("skipped: %s", text)

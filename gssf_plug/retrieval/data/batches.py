@@ -29,11 +29,11 @@ __all__ = [
     "check_batches",
     "collated",
     "load_batches",
+    "make_seed",
     "ordered_batches",
     "own_part",
     "plan_epoch",
     "read_row",
-    "seed_of",
     "seeded",
 ]
 
@@ -82,7 +82,7 @@ class RandomBatches:
         return self.rows // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        random_order = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        random_order = torch.Generator().manual_seed(make_seed(self.seed, self.epoch))
         order = torch.randperm(self.rows, generator=random_order).tolist()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield order[start : start + self.batch_size]
@@ -184,7 +184,7 @@ class BatchReader(Dataset[ReadBatch]):
 
     def __getitem__(self, number: int) -> ReadBatch:
         part = self.plan[number][own_part(len(self.plan[number]), self.process, self.processes)]
-        with seeded(seed_of(self.seed, self.epoch, number, self.process)):
+        with seeded(make_seed(self.seed, self.epoch, number, self.process)):
             read, unreadable = self._read(part)
             if not read:
                 raise UnreadableError(f"each of the {len(part)} rows of batch {number}", unreadable[0])
@@ -288,7 +288,7 @@ def own_part(rows: int, process: int, processes: int) -> slice:
     return slice(start, start + size + (process < more))
 
 
-def seed_of(*numbers: int) -> int:
+def make_seed(*numbers: int) -> int:
     """One seed from several numbers, such that near numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 

@@ -128,7 +128,7 @@ class PairCollator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """One batch."""
-        texts = [self._captions_of(row) for row in rows]
+        texts = [self._get_captions(row) for row in rows]
         ids = torch.tensor([_column(row, "label") for row in rows])
         counts = torch.tensor([len(own) for own in texts])
         return {
@@ -138,7 +138,7 @@ class PairCollator:
             "text_ids": ids.repeat_interleave(counts),
         }
 
-    def _captions_of(self, row: Row) -> list[str]:
+    def _get_captions(self, row: Row) -> list[str]:
         captions = _column(row, "captions")
         captions = [captions] if isinstance(captions, str) else list(captions)
         if not captions:

@@ -19,9 +19,9 @@ from gssf_plug.retrieval.data.batches import (
     check_batches,
     collated,
     load_batches,
+    make_seed,
     own_part,
     plan_epoch,
-    seed_of,
     seeded,
 )
 from gssf_plug.retrieval.data.images import Rows
@@ -178,7 +178,7 @@ class StreamFeed:
             self.rows.set_epoch(number)
         rows, waiting = self._numbered(), None
         for place in count():
-            with seeded(seed_of(self.seed, number, place, self.process)):
+            with seeded(make_seed(self.seed, number, place, self.process)):
                 full = list(islice(rows, self.batch_size))
                 if len(full) < self.batch_size:
                     self._check_end(number, place, start, len(full))

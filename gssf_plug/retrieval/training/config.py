@@ -149,16 +149,16 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
             )
         return
     if get_origin(hint) is tuple:
-        right = isinstance(value, tuple) and all(_is_of(item, (get_args(hint)[0],)) for item in value)
+        right = isinstance(value, tuple) and all(_has_type(item, (get_args(hint)[0],)) for item in value)
     else:
-        right = _is_of(value, tuple(get_origin(part) or part for part in get_args(hint) or (hint,)))
+        right = _has_type(value, tuple(get_origin(part) or part for part in get_args(hint) or (hint,)))
     if not right:
         wanted = getattr(hint, "__name__", None) if not get_args(hint) else str(hint)
         remedy = "In YAML write 0.0005, or 5.0e-4: '5e-4' is read as text." if isinstance(value, str) else "Convert it."
         raise ArgumentError(name, f"be of type {wanted}", f"{value!r} of type {type(value).__name__}", remedy)
 
 
-def _is_of(value: Any, types: tuple[type, ...]) -> bool:
+def _has_type(value: Any, types: tuple[type, ...]) -> bool:
     """A number is no truth value; a whole number will do for a float."""
     if isinstance(value, bool):
         return bool in types

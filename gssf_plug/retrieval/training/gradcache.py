@@ -113,7 +113,7 @@ def _forward_no_grad(objective: Objective, chunk: Mapping[str, Any], *, watch: b
 def _cached(generators: "_Generators", own: Embedding) -> _Encoded:
     queries = _leaf(own.queries)
     kept = own._replace(queries=queries, gallery=queries if own.one_sided else _leaf(own.gallery))
-    return _Encoded(kept, generators, trained=any(features.requires_grad for features in _tensors_of(own)))
+    return _Encoded(kept, generators, trained=any(features.requires_grad for features in _get_tensors(own)))
 
 
 def _leaf(side: Side) -> Side:
@@ -128,13 +128,13 @@ def _leaf_tensor(features: Tensor) -> Tensor:
 
 def _surrogate(kept: Embedding, own: Embedding) -> Tensor:
     """Σ ⟨f, g⟩ of a chunk: its gradient in the encoders is that of the loss."""
-    pairs = zip(_tensors_of(own), _tensors_of(kept), strict=True)
+    pairs = zip(_get_tensors(own), _get_tensors(kept), strict=True)
     # d/dθ Σ⟨f(θ), g⟩ with g fixed is the chain rule of the whole loss through this chunk
     products = [(features.to(leaf.dtype) * leaf.grad).sum() for features, leaf in pairs if leaf.grad is not None]
     return torch.stack(products).sum()
 
 
-def _tensors_of(embedding: Embedding) -> list[Tensor]:
+def _get_tensors(embedding: Embedding) -> list[Tensor]:
     sides = [embedding.queries] if embedding.one_sided else [embedding.queries, embedding.gallery]
     return [side.features if isinstance(side, Fragments) else side for side in sides]
 
