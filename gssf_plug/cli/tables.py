@@ -51,7 +51,7 @@ def read_columns(path: Path, names: Sequence[str], *, given: bool) -> Iterator[R
 
     Args:
         path: ending in .csv, .tsv, .jsonl or .parquet.
-        names: of the columns.
+        names: names of the columns to read.
         given: whether the caller named them; if not, the first columns do as well.
     """
     readers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

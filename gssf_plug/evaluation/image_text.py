@@ -104,7 +104,7 @@ def image_text_recall_of_scores(
     Args:
         scores: N images × M captions, larger is better.
         image_of_text: for each caption the row of its image, 0 … N-1.
-        folds: as in `image_text_recall`.
+        folds: number of galleries that the images are cut into, as in `image_text_recall`.
 
     Raises:
         ArgumentError: scores that are no finite matrix, an `image_of_text` of another length or outside the images.

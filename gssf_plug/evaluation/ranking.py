@@ -60,7 +60,7 @@ class LabelGroups:
     """The gallery's items grouped by label.
 
     Args:
-        labels: of every gallery item.
+        labels: label of every gallery item.
     """
 
     def __init__(self, labels: Int[Tensor, " m"]) -> None:
@@ -83,7 +83,7 @@ class Ranked:
     Args:
         ranks: rank from 1 of the i-th best positive in column i; anything beyond a query's positives.
         positives: R, how many positives each query has, at least 1.
-        grades: of the i-th best positive in column i; 1 where none were given.
+        grades: grade of the i-th best positive in column i; 1 where none were given.
     """
 
     ranks: Int[Tensor, "queries most"]
@@ -133,7 +133,7 @@ class _Positives:
     """The positives of some queries, by rising score, of equal ones the higher grade first; padded with infinity.
 
     Args:
-        queries: whose.
+        queries: the queries whose positives these are.
         matches: all pairs.
     """
 

@@ -95,7 +95,7 @@ class FeatureScores:
         metric: the similarity; None means cosine.
         queries: N×D finite features.
         gallery: M×D finite features.
-        dtype: of the fast product.
+        dtype: data type of the fast product.
         columns_at_once: gallery items whose scores are held at once; None (default) leaves that to the queries.
     """
 

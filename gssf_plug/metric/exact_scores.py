@@ -65,7 +65,7 @@ class ExactScores:
     Args:
         metric: the similarity; None means cosine.
         gallery: M×D finite features of any float dtype. A copy in the dtype of the fast product is held beside them.
-        dtype: of the fast product; None takes bfloat16 where the CPU multiplies it, else float32.
+        dtype: data type of the fast product; None takes bfloat16 where the CPU multiplies it, else float32.
     """
 
     def __init__(

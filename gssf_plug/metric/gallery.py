@@ -48,7 +48,7 @@ def prepare_gallery(
 
     Args:
         features: M×D, tensor or numpy array, memory-mapped too. They are kept, not copied: do not change them.
-        normalize: as in the metric that will search it; default True.
+        normalize: whether the metric that will search it normalises; default True.
         rounded: where to keep the copy: an M×D tensor of float16, for instance a memory-mapped one,
             `torch.from_file(path, shared=True, size=m * dim, dtype=torch.float16).view(m, dim)`. Default: memory.
 
@@ -107,8 +107,8 @@ def read_parts(
         parts: slices, in order.
         normalize: whether the metric normalises.
         queries: how many will be scored.
-        device: of the product.
-        exact: in float64 rather than in the fastest dtype.
+        device: device of the product.
+        exact: True reads in float64 rather than in the fastest data type.
     """
     dtype = torch.float64 if exact else fast_dtype(device)
     few = queries <= FEW_QUERIES

@@ -59,12 +59,13 @@ def fit_metric(
         measure: what decides, a key of `document_ranking`; default "mAP".
         structures: "auto" (default), diagonal, blocks of about 16, 64 and 128, dense; or a list of `GSSFMetric` options
         loss: None (default) tries "softmax" (InfoNCE) and "hinge" with each; or one of them, or a module to copy.
-        constraint: as of `GSSFMetric`; "auto" (default) is "symmetric" for one list of items and None elsewhere.
+        constraint: constraint of the metric, as in `GSSFMetric`; "auto" (default) is "symmetric" for one list of items
+            and None elsewhere.
         patience: looks at validation without a gain, default 2, before a candidate stops. One that is behind the best
             so far at the same step, by more than the standard error of the difference, is dropped from its third look.
         max_epochs: passes over the pairs, at most; None (default) takes 20, or 1,000 batches where those are more.
         batch_size: pairs in a batch; default 256. All pairs known among its items count as positives.
-        seed: of split, batches and noise. The same seed gives the same result.
+        seed: seed of split, batches and noise; default 0. The same seed gives the same result.
         progress: show one progress bar.
         device: where the work is done; None (default) takes that of the queries.
 

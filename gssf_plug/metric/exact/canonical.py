@@ -32,7 +32,8 @@ class CanonicalQueries:
 
     Args:
         folded: f in float64, each row times a power of two.
-        exponents: of these powers, f = folded · 2^exponents (less the power that a normalisation takes out again).
+        exponents: exponents of these powers: f = folded · 2^exponents (less the power that a normalisation takes out
+            again).
         squares: ‖x‖² of the rows on the same terms; None where the metric does not normalise.
     """
 
@@ -66,7 +67,7 @@ def canonical_scores(
     """Scores of the pairs (query `rows[p]`, gallery item `columns[p]`), in float64.
 
     Args:
-        queries: of `canonical_queries`.
+        queries: what `canonical_queries` gave.
         rows: numbers of queries.
         gallery: M×D finite features of any float dtype, as the user gave them; a row of zeros scores 0.
         columns: numbers of gallery items.

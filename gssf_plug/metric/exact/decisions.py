@@ -32,11 +32,11 @@ def best_of_candidates(
 
     Args:
         queries: their canonical side.
-        gallery: as it was given.
+        gallery: the gallery as it was given.
         rows: the candidates' queries, in order.
         columns: their gallery items, in order within each query.
         k: how many; where there are fewer, the rest has score -inf and index -1.
-        dtype: of the scores that come out.
+        dtype: data type of the scores that come out.
     """
     count = len(queries.folded)
     _, indices = pad_pairs(count, rows, columns, torch.zeros(len(rows), dtype=torch.float64, device=rows.device))

@@ -43,8 +43,8 @@ class FastRows:
     """A part of a gallery, ready for the fast product.
 
     Args:
-        rows: of norm about 1 where the metric normalises, else as given times 2^-exponent.
-        exponent: of the one power of two that keeps raw rows in range; 0 for unit rows.
+        rows: the rows, of norm about 1 where the metric normalises, else as given times 2^-exponent.
+        exponent: exponent of the one power of two that keeps raw rows in range; 0 for unit rows.
         norm: no row is longer.
         rest: no row is farther than this from the row that it stands for.
         factors: what the products with each row are multiplied by; None: by nothing. Saves a few queries the unit rows.
@@ -85,8 +85,9 @@ class FastQueries:
     """Folded queries, ready for the fast product.
 
     Args:
-        rows: in the short dtype, times 2^-exponent.
-        exponent: of one power of two for all rows; 0 unless the weights of the metric, or raw features, are extreme.
+        rows: the folded queries in the short data type, times 2^-exponent.
+        exponent: exponent of one power of two for all rows; 0 unless the weights of the metric, or raw features, are
+            extreme.
         norms: ‖ã‖ of each row.
         rests: ‖ã − a‖ of each.
     """
@@ -169,7 +170,7 @@ def fast_rows(
     Args:
         features: a part of the gallery as the user gave it; where it is not finite, neither is `rest`.
         normalize: whether the metric normalises.
-        dtype: of the product.
+        dtype: data type of the product.
         queries: how many will be scored with it. For a few, dividing their scores is cheaper than dividing the rows.
     """
     if not normalize:
