@@ -34,17 +34,40 @@ def test_quick_run_and_resume(tmp_path: Path) -> None:
     assert len(kept) == len(rows) + 1
 
 
+TABLE = """
+import argparse, os
+from pathlib import Path
+from shared.runs import add_options, fill
+
+parser = argparse.ArgumentParser()
+add_options(parser, Path("out"))
+options = parser.parse_args()
+
+def run(name, seed):
+    return {"value": len(name) + seed, "part": options.part, "threads": os.environ["OMP_NUM_THREADS"]}
+
+runs = fill(options, ["cosine", "SP", "relation"], run)
+if options.part is None:
+    print(sorted(runs))
+"""
+
+
 def test_workers_share_the_runs(tmp_path: Path) -> None:
-    """Two processes of one thread make the same rows as one, each once; a second call only prints."""
-    script = [ROOT / "examples/distil_text_encoder.py", "--quick", "--out", str(tmp_path)]
-    script += ["--workers", "2", "--only", "cosine", "SP", "GSSF relation"]
-    run = launching.run(*script, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr[-2000:]
-    log = (tmp_path / "runs.jsonl").read_text()
-    assert sorted(json.loads(line)["name"] for line in log.splitlines()) == ["GSSF relation", "SP", "cosine"]
-    again = launching.run(*script, cwd=tmp_path)
-    assert again.stdout == run.stdout
-    assert (tmp_path / "runs.jsonl").read_text() == log
+    """Two processes of one thread make every run once, and a second call only prints."""
+    script = tmp_path / "table.py"
+    script.write_text(TABLE)
+    words = ["--workers", "2", "--seeds", "2", "--out", str(tmp_path)]
+    environment = {"PYTHONPATH": str(ROOT / "examples")}
+    done = launching.run(script, *words, cwd=tmp_path, environment=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert len({(line["name"], line["seed"]) for line in lines}) == len(lines) == 6
+    assert sorted(line["part"] for line in lines) == [0, 0, 0, 1, 1, 1]
+    assert {line["threads"] for line in lines} == {"1"}
+    assert all(line["value"] == len(line["name"]) + line["seed"] for line in lines)
+    again = launching.run(script, *words, cwd=tmp_path, environment=environment)
+    assert again.stdout == done.stdout
+    assert [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()] == lines
 
 
 def test_measures_against_scipy_and_loops() -> None:
