@@ -1,6 +1,6 @@
 """Adapt frozen sentence embeddings with a small metric: a keyword must find the emoji that it describes.
 
-    python examples/adapt_embeddings.py             # about two minutes on two quiet cores, no network
+    python examples/adapt_embeddings.py             # about a minute on two quiet cores, no network
     python examples/adapt_embeddings.py --quick     # seconds: one seed, a tenth of the emoji; shows that it runs
 
 Query: a keyword. Document: an emoji's name. Both are embedded once by a pretrained encoder (MiniLM, 384 wide) that is
