@@ -24,8 +24,9 @@ from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes, share
 from gssf_plug.errors import ArgumentError
+from gssf_plug.evaluation.counting import at_least, places
 from gssf_plug.evaluation.options import Rows, checked_features, checked_labels, checked_metric, promoted
-from gssf_plug.evaluation.ranking import COUNTED_AT_ONCE, MOST_OPEN, OPEN_AT_ONCE, places
+from gssf_plug.evaluation.ranking import COUNTED_AT_ONCE, MOST_PAIRS, OPEN_AT_ONCE
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores, ScoredPart, ScoredQueries, Scores
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.fast_scores import fast_dtype
@@ -210,14 +211,16 @@ class _Gallery:
         """Add one tile."""
         at_once = max(1, COUNTED_AT_ONCE // part.fast.shape[1])
         for piece in _slices(len(part.fast), at_once):
-            images = slice(rows.start + piece.start, rows.start + piece.stop)
+            images, used, first = slice(rows.start + piece.start, rows.start + piece.stop), part, rows.start
             open_pairs = self._certain(images, part, piece)
             if open_pairs is None:
                 finer = part.finer(piece)
                 assert finer is not None
+                used, first = finer, images.start
                 open_pairs = self._certain(images, finer, slice(0, piece.stop - piece.start), True)
                 assert open_pairs is not None
-            for side, pairs in enumerate(open_pairs):
+            for side, found in enumerate(open_pairs):
+                pairs = self._narrowed(side, used, first, *found)
                 for image, caption in zip(*(one.split(OPEN_AT_ONCE) for one in pairs), strict=True):
                     self._resolve(side, queries, rows.start, image, caption)
 
@@ -236,7 +239,7 @@ class _Gallery:
         bounds = part.around_rows(piece, best - self.slack[images], best + self.slack[images])
         own, slack = self.own[columns], self.slack[self.owners[columns]]
         item_bounds = part.around_items(own - slack, own + slack)
-        at = places((fast >= bounds.low[:, None]) | (fast >= item_bounds.low))
+        at = places(at_least(fast, bounds.low[:, None]).logical_or_(at_least(fast, item_bounds.low[None])))
         values, image = fast.flatten().index_select(0, at), at.div(fast.shape[1], rounding_mode="floor")
         caption = at - image * fast.shape[1]
         sure, found = [], []
@@ -245,11 +248,31 @@ class _Gallery:
             sure.append(torch.bincount(number[above], minlength=len(low)))
             undecided = places((values >= low[number]) & ~above)
             found.append((image[undecided] + images.start, caption[undecided] + columns.start))
-        if not finest and sum(len(one) for one, _ in found) * MOST_OPEN > fast.numel() and part.can_be_finer:
+        if not finest and sum(len(one) for one, _ in found) * MOST_PAIRS > fast.numel() and part.can_be_finer:
             return None
         self.above[0][images] += sure[0]
         self.above[1][columns] += sure[1]
         return found
+
+    def _narrowed(
+        self, side: int, part: ScoredPart, first: int, image: Tensor, caption: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Count what closer bounds decide of one direction's open pairs, and return the others.
+
+        Args:
+            side: 0 compares with the image's best, 1 with the caption's own score.
+            part: whose pairs they are.
+            first: the image in its first row.
+            image: of each pair.
+            caption: of each pair.
+        """
+        low, high = part.pairs(image - first, caption - part.columns.start)
+        number, asks = (image, image) if side == 0 else (caption, self.owners[caption])
+        against, slack = (self.best, self.own)[side][number], self.slack[asks]
+        above = low > against + slack
+        self.above[side] += torch.bincount(number[above], minlength=len(self.above[side]))
+        still = places(~above & (high >= against - slack))
+        return image[still], caption[still]
 
     def _resolve(self, side: int, queries: ScoredQueries, start: int, image: Tensor, caption: Tensor) -> None:
         """Count open pairs of one direction by a closer look: against the image's best, or the caption's own."""

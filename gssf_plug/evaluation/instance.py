@@ -31,6 +31,7 @@ from gssf_plug.evaluation.options import (
 from gssf_plug.evaluation.ranking import LabelGroups, Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric import GSSFMetric
+from gssf_plug.metric.exact.fast_scores import fast_dtype
 
 __all__ = ["instance_recall"]
 
@@ -84,13 +85,14 @@ def instance_recall(
         labels, gallery_labels = checked_sides(*columns, (features, gallery), ("features", "gallery"))
     places = checked_ranks("ks", ks)
     metric = checked_metric(metric, features)
-    scores = FeatureScores(metric, features, gallery)
+    scores = FeatureScores(metric, features, gallery, fast_dtype(features.device))
     groups, tally = LabelGroups(gallery_labels), Tally()
     for rows in share(query_chunks(len(features), len(gallery), query_chunk), distributed):
         matches = groups.matches(labels[rows])
         if itself:
             matches = matches._replace(counted=matches.columns != matches.rows + rows.start)
-        ranked = rank_positives(scores.of(rows), matches)
+        positives = torch.bincount(matches.rows[matches.counted], minlength=rows.stop - rows.start)
+        ranked = rank_positives(scores.of(rows), matches, positives.clamp_min(max(places)))
         tally.add(_measures(ranked, places), len(ranked.positives))
     names = [*(f"R@{k}" for k in places), "MAP@R", "R-precision"]
     nothing = "only classes without a second member" if itself else "no class of `gallery_labels`"

@@ -16,6 +16,7 @@ from torch import Tensor
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.arrays import check_has_values
+from gssf_plug.metric.gallery import check_finite
 from gssf_plug.metric.options import check_metric
 
 __all__ = [
@@ -67,11 +68,8 @@ def checked_features(
     if width is not None and features.shape[1] != width:
         got = f"shape {tuple(features.shape)}"
         raise ArgumentError(name, f"have the other side's {width} channels", got, "Project both to one width.")
-    for start, chunk in enumerate(features.split(FINITE_CHUNK)):
-        finite = chunk.isfinite().all(dim=1)
-        if not bool(finite.all()):
-            row = start * FINITE_CHUNK + int((~finite).nonzero()[0])
-            raise ArgumentError(name, "be finite", f"NaN or infinity in row {row}", "Find what made it, or drop it.")
+    for start in range(0, len(features), FINITE_CHUNK):
+        check_finite(name, features[start : start + FINITE_CHUNK], start)
     return features
 
 

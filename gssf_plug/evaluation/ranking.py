@@ -21,7 +21,9 @@ from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes
 from gssf_plug.errors import ArgumentError
+from gssf_plug.evaluation.counting import certain_counts, certain_pairs, group_peaks
 from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries
+from gssf_plug.metric.exact.fast_scores import Open
 from gssf_plug.metric.options import checked_count
 
 __all__ = [
@@ -31,7 +33,6 @@ __all__ = [
     "Tally",
     "checked_ranks",
     "count_reaching",
-    "places",
     "query_chunks",
     "rank_positives",
 ]
@@ -39,7 +40,8 @@ __all__ = [
 SCORES_AT_ONCE = 8_388_608  # of one chunk: 32 MB in float32; in smaller ones the product repacks the gallery too often
 COUNTED_AT_ONCE = 2_097_152  # of these: what counting makes of more would leave the cache
 OPEN_AT_ONCE = 1_048_576  # comparisons of open pairs with positives: 8 MB in float64
-MOST_OPEN = 64  # one in so many scores may be left open before a finer product costs less than single pairs
+MOST_PAIRS = 3  # one in so many scores may be left to a float32 product of its pair before one in float64 costs less
+MOST_OPEN = 64  # and so many to a closer look
 
 
 class Matches(NamedTuple):
@@ -106,17 +108,19 @@ class Ranked:
         return (self.places.double() / self.ranks.clamp_min(1)).masked_fill(~self.valid, 0.0)
 
 
-def rank_positives(queries: ScoredQueries, matches: Matches) -> Ranked:
+def rank_positives(queries: ScoredQueries, matches: Matches, limit: Int[Tensor, " n"] | None = None) -> Ranked:
     """Ranks of the positives among the items that no pair takes out.
 
     Args:
         queries: some queries with the gallery.
         matches: the positives, and the pairs taken out of the ranking; no pair twice.
+        limit: per query the last rank, at least 1, that is asked for: a rank beyond may come out as another beyond it,
+            which spares looking at most items. None (default) asks for all.
 
     Raises:
         ArgumentError: scores that are not finite.
     """
-    positives = _Positives(queries, matches)
+    positives = _Positives(queries, matches, limit)
     above = torch.zeros_like(positives.columns)
     for columns in queries.parts:
         part = queries.part(columns)
@@ -135,9 +139,11 @@ class _Positives:
     Args:
         queries: the queries whose positives these are.
         matches: all pairs.
+        limit: per query the last rank that is asked for.
     """
 
-    def __init__(self, queries: ScoredQueries, matches: Matches) -> None:
+    def __init__(self, queries: ScoredQueries, matches: Matches, limit: Int[Tensor, " n"] | None) -> None:
+        self.limit = limit
         rows, columns = matches.rows[matches.counted], matches.columns[matches.counted]
         graded = matches.grades is not None
         scores = (queries.canonical if graded else queries.close)(rows, columns)
@@ -180,73 +186,76 @@ def _level_or_above(
     counts = torch.empty_like(positives.columns)
     for start in range(0, len(low), size):
         rows = slice(start, min(start + size, len(low)))
-        bins, open_pairs = _certain(part.fast[rows], low[rows], high[rows])
-        if len(open_pairs) * MOST_OPEN > part.fast[rows].numel():
-            finer = part.finer(rows)
-            if finer is not None:
-                _take_out(finer, matches, rows)
-                own = positives.scores[rows], queries.slack[rows, None]
-                bins, open_pairs = _certain(finer.fast, *finer.around(own[0] - own[1], own[0] + own[1]))
-        counts[rows] = _from_the_right(bins, low.shape[1])
-        own_rows = open_pairs.div(part.fast.shape[1], rounding_mode="floor")
-        columns = open_pairs - own_rows * part.fast.shape[1] + part.columns.start
-        _resolve(queries, positives, counts, own_rows + start, columns)
+        counts[rows] = _counted(queries, part, rows, Open(low[rows], high[rows]), positives, matches, rows)
+    return counts
+
+
+def _counted(
+    queries: ScoredQueries,
+    part: ScoredPart,
+    here: slice,
+    bounds: Open,
+    positives: _Positives,
+    matches: Matches,
+    rows: slice,
+) -> Int[Tensor, "n most"]:
+    """The same for the queries `rows`, which are `here` in the part; `bounds` of their positives on fast scores."""
+    fast, beyond, peaks = part.fast[here], None, None
+    if positives.limit is not None:
+        peaks, limit = group_peaks(fast), positives.limit[rows]
+        if int(limit.max()) <= peaks.shape[1]:
+            # so many items score at least as high as the limit-th peak, each in a group of its own
+            reached = peaks.float().topk(int(limit.max())).values.gather(1, limit[:, None] - 1)
+            beyond = bounds.high < reached
+            bounds = Open(*(bound.masked_fill(beyond, torch.inf) for bound in bounds))
+    counts, at = certain_counts(fast, *bounds, peaks if beyond is not None else None)
+    own = at.div(fast.shape[1], rounding_mode="floor")
+    columns = at - own * fast.shape[1]
+    too_many = part.can_be_finer and len(at) * MOST_PAIRS > fast.numel()
+    if not too_many:
+        scores, slack = positives.scores[rows], queries.slack[rows, None]
+        sure, still = certain_pairs(part.pairs(own + here.start, columns), own, scores - slack, scores + slack)
+        own, columns = own[still], columns[still]
+        too_many = part.can_be_finer and len(still) * MOST_OPEN > fast.numel()
+    finer = part.finer(here) if too_many else None
+    if finer is not None:
+        _take_out(finer, matches, rows)
+        own_scores, slack = positives.scores[rows], queries.slack[rows, None]
+        bounds = finer.around(own_scores - slack, own_scores + slack)
+        return _counted(queries, finer, slice(0, len(fast)), bounds, positives, matches, rows)
+    counts += sure
+    if beyond is not None:
+        counts[beyond] = fast.shape[1]
+    _resolve(queries, positives, counts, rows, own, columns + part.columns.start)
     return counts
 
 
 def count_reaching(own: Float[Tensor, "n most"], scores: Float[Tensor, "n m"]) -> Int[Tensor, "n most"]:
     """For each of a row's ascending `own` how many of its scores are at least as high, as they are."""
-    return _from_the_right(_certain(scores, own, torch.full_like(own, float("-inf")))[0], own.shape[1])
-
-
-def _from_the_right(bins: Int[Tensor, "n bins"], most: int) -> Int[Tensor, "n most"]:
-    """What lies in each bin of a row or above it, the bin below all positives left out."""
-    return bins.flip(1).cumsum(1).flip(1)[:, 1 : most + 1]
-
-
-def _certain(
-    fast: Float[Tensor, "n m"], low: Float[Tensor, "n most"], high: Float[Tensor, "n most"]
-) -> tuple[Int[Tensor, "n bins"], Int[Tensor, " open"]]:
-    """How many scores have certainly passed exactly 0, 1, … of the ascending positives, and where the others stand."""
-    rows, most = low.shape
-    width = 1 << most.bit_length()
-    at = places(fast >= low[:, :1])
-    values = fast.flatten().index_select(0, at)
-    # binary search of all high scores at once: a row's bins begin at row · width, and `bins` walks from there
-    steps = torch.nn.functional.pad(low, (0, width - most), value=float("inf")).flatten()
-    bins = at.div(fast.shape[1], rounding_mode="floor").mul_(width)
-    while (width := width // 2) > 0:
-        bins.add_(steps.index_select(0, bins + (width - 1)) <= values, alpha=width)
-    # certain is what lies above the upper bound, too, of the last positive whose lower bound it has passed
-    ceiling = torch.nn.functional.pad(high, (1, len(steps) // rows - most - 1), value=float("inf")).flatten()
-    still_open = places(values <= ceiling.index_select(0, bins))
-    counts = torch.bincount(bins, minlength=len(steps)) - torch.bincount(bins[still_open], minlength=len(steps))
-    return counts.reshape(rows, -1), at[still_open]
+    counts, at = certain_counts(scores, own, own)
+    rows = at.div(scores.shape[1], rounding_mode="floor")
+    values = scores.flatten().index_select(0, at)
+    # the bound above is left out: equal scores reach
+    return counts + certain_pairs(Open(torch.full_like(values, torch.inf), values), rows, own, own)[0]
 
 
 def _resolve(
     queries: ScoredQueries,
     positives: _Positives,
-    counts: Int[Tensor, "n most"],
+    counts: Int[Tensor, "some most"],
+    some: slice,
     rows: Int[Tensor, " open"],
     columns: Int[Tensor, " open"],
 ) -> None:
-    """Add each open pair to the counts of the positives that it equals or beats, by a closer look."""
+    """Add each open pair of `some` queries to the counts of the positives that it equals or beats, by a closer look."""
     size = max(1, OPEN_AT_ONCE // counts.shape[1])
-    for own, other in zip(rows.split(size), columns.split(size), strict=True):
+    for own, other in zip((rows + some.start).split(size), columns.split(size), strict=True):
         scores = queries.close(own, other)
         near = ((scores[:, None] - positives.scores[own]).abs() <= 2 * queries.slack[own, None]).any(1)
         if bool(near.any()):
             positives.settle(queries, own[near].unique())
             scores[near] = queries.canonical(own[near], other[near])
-        counts.index_add_(0, own, (scores[:, None] >= positives.scores[own]).long())
-
-
-def places(mask: Bool[Tensor, "..."]) -> Int[Tensor, " places"]:
-    """Where a mask is True, counted through all rows; numpy finds it several times as fast on a CPU."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.flatten().nonzero()[:, 0]
+        counts.index_add_(0, own - some.start, (scores[:, None] >= positives.scores[own]).long())
 
 
 @dataclass

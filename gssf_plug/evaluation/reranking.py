@@ -11,6 +11,7 @@ Everything but d' has k entries per row, so time goes into one pass of scores an
 list by its index, as a learned metric does not promise it.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ from gssf_plug.evaluation.options import (
     promoted,
 )
 from gssf_plug.evaluation.ranking import query_chunks
-from gssf_plug.metric import GSSFMetric
+from gssf_plug.metric import GSSFMetric, topk
+from gssf_plug.metric.exact.pair_products import pair_products
 from gssf_plug.metric.options import checked_count, checked_number
 
 __all__ = ["KReciprocal"]
@@ -79,12 +81,13 @@ class KReciprocal:
             raise ArgumentError("k1", f"be below the number of items, {items}", self.k1, "Lower it.")
         metric = checked_metric(metric, query)
         features = promoted(torch.cat([query, gallery]))
-        folded, indexed = metric.fold(features), metric.gallery(features)
-        near = _neighbourhoods(folded, indexed, self.k1)
+        precise = copy.deepcopy(metric).double()  # what rounding could turn round lies below the result's own
+        folded, indexed = precise.fold(features.double()), precise.gallery(features.double())
+        near = _neighbourhoods(metric, features, folded, indexed, self.k1)
         encoding = _encode(folded, indexed, near, self.k1)
         if self.k2 > 1:
             encoding = _expand(encoding, near.indices[:, : self.k2], items)
-        return self._blend(encoding, folded[: len(query)], indexed[len(query) :], near)
+        return self._blend(encoding, folded[: len(query)], indexed[len(query) :], near).to(features.dtype)
 
     def _blend(self, encoding: "_Sparse", folded: Tensor, gallery: Tensor, near: "_Near") -> Float[Tensor, "n m"]:
         """-((1 - λ) Jaccard + λ d), some queries at a time."""
@@ -108,8 +111,9 @@ class _Near(NamedTuple):
 
     def distance(self, scores: Tensor, of: Tensor) -> Tensor:
         """Scores of the items `of` as distances in 0 … 1."""
-        best = self.best[of]
-        return (best - scores) / (best - self.worst[of]).clamp_min(torch.finfo(scores.dtype).tiny)
+        best, spread = self.best[of], self.best[of] - self.worst[of]
+        equal = spread <= 1e-12 * best.abs()  # all that is left of the spread is rounding
+        return ((best - scores) / spread.masked_fill(equal, 1.0)).clamp_(0, 1).masked_fill_(equal, 0.0)
 
 
 class _Sparse(NamedTuple):
@@ -139,17 +143,17 @@ def _starts(rows: Int[Tensor, " entries"], count: int) -> Int[Tensor, " rows_and
     return torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=count).cumsum(0)])
 
 
-def _neighbourhoods(folded: Tensor, indexed: Tensor, k1: int) -> _Near:
-    items = len(folded)
-    indices = torch.empty(items, k1 + 1, dtype=torch.long, device=folded.device)
-    best, worst = folded.new_empty(items), folded.new_empty(items)
-    for rows in query_chunks(items, items, max(1, PAIRS_AT_ONCE // items)):
-        own = torch.arange(rows.start, rows.stop, device=folded.device)
-        scores = folded[rows] @ indexed.T
-        best[rows], worst[rows] = scores.amax(1), scores.amin(1)
-        scores.scatter_(1, own[:, None], float("inf"))
-        indices[rows] = scores.topk(k1 + 1, dim=1).indices
-    return _Near(indices, best, worst)
+def _neighbourhoods(metric: GSSFMetric, features: Tensor, folded: Tensor, indexed: Tensor, k1: int) -> _Near:
+    """The lists by exact search, so that ties stand in the order of index, each item first in its own."""
+    own = torch.arange(len(features), device=features.device)
+    found = topk(metric, features, features, k1 + 1).indices
+    others = found != own[:, None]
+    others[others.all(1), -1] = False  # the item itself is not among its nearest: the last makes room
+    others = found[others].view(len(found), k1)
+    # the fold is linear: the best of -x is the worst of x
+    farthest = topk(metric, -features, features, 1).indices[:, 0]
+    ends = [_pair_scores(folded, indexed, own, other) for other in (own, others[:, 0], farthest)]
+    return _Near(torch.cat([own[:, None], others], dim=1), torch.maximum(*ends[:2]), torch.minimum(*ends[::2]))
 
 
 def _encode(folded: Tensor, indexed: Tensor, near: _Near, k1: int) -> _Sparse:
@@ -186,7 +190,7 @@ def _reciprocal(indices: Int[Tensor, "items near"]) -> Bool[Tensor, "items near"
 
 
 def _pair_scores(folded: Tensor, indexed: Tensor, rows: Tensor, columns: Tensor) -> Float[Tensor, " pairs"]:
-    parts = [(folded[rows[part]] * indexed[columns[part]]).sum(1) for part in _parts(len(rows), folded.shape[1])]
+    parts = [pair_products(folded, rows[part], indexed, columns[part]) for part in _parts(len(rows), 4)]
     return torch.cat(parts)
 
 

@@ -1,9 +1,10 @@
 r"""What ranks are counted from: fast scores of all pairs, and a closer look at the few that the fast ones leave open.
 
-Three looks, each with a bound on how far it is from the canonical score (`gssf_plug.metric.exact.canonical`): a result
+Four looks, each with a bound on how far it is from the canonical score (`gssf_plug.metric.exact.canonical`): a result
 depends on no chunk, thread, process or device.
 
     fast        one product in a short dtype; open within about 10⁻⁵ (float32), 10⁻³ (bfloat16)
+    pairs       after a product in bfloat16, float32 products of single pairs; open within about 10⁻⁵
     close       float64 products of single pairs; open within about 10⁻¹³, which is to say at ties
     canonical   correctly rounded, one value for two rows; equal means tied
 
@@ -21,7 +22,14 @@ from torch import Tensor
 from gssf_plug.evaluation.options import finite_scores
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores, fold_exactly
-from gssf_plug.metric.exact.fast_scores import FastQueries, FastRows, Open, fast_queries, fast_rows
+from gssf_plug.metric.exact.fast_scores import (
+    FastQueries,
+    FastRows,
+    Open,
+    fast_queries,
+    fast_rows,
+    pair_rows,
+)
 from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 
 __all__ = ["FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores"]
@@ -48,6 +56,10 @@ class ScoredPart(Protocol):
 
     def around_items(self, low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Open:
         """The same for one value per item, whichever query is compared with it."""
+        ...
+
+    def pairs(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Open:
+        """Between what the canonical scores of some pairs lie; row and column as in `fast`."""
         ...
 
     def finer(self, rows: slice) -> "ScoredPart | None":
@@ -95,7 +107,7 @@ class FeatureScores:
         metric: the similarity; None means cosine.
         queries: N×D finite features.
         gallery: M×D finite features.
-        dtype: data type of the fast product.
+        dtype: data type of the fast product; default float32. bfloat16 pays where few scores come near a bound.
         columns_at_once: gallery items whose scores are held at once; None (default) leaves that to the queries.
     """
 
@@ -114,6 +126,7 @@ class FeatureScores:
         self.converted_at_once -= self.converted_at_once % held  # whole parts
         self.parts = [slice(start, min(start + held, len(gallery))) for start in range(0, len(gallery), held)]
         self._items: tuple[int, FastRows] | None = None  # what was converted last, and from where on
+        self._pair_items: tuple[slice, FastRows] | None = None
 
     def of(self, rows: slice) -> "_FeatureQueries":
         """Some of the queries."""
@@ -127,6 +140,13 @@ class FeatureScores:
             self._items = start, self.converted(slice(start, start + self.converted_at_once), self.dtype)
         items = self._items[1]
         return replace(items, rows=items.rows[columns.start - start : columns.stop - start])
+
+    def pair_items(self, columns: slice) -> FastRows:
+        """A part of the gallery, ready for float32 scores of single pairs; the last one is kept."""
+        if self._pair_items is None or self._pair_items[0] != columns:
+            self._pair_items = None
+            self._pair_items = columns, pair_rows(self.gallery[columns].to(self.queries.device), self.normalize)
+        return self._pair_items[1]
 
     def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         """Canonical scores; where there are many, each pair of different features is scored once."""
@@ -176,6 +196,11 @@ class _FeatureQueries:
 
     def part(self, columns: slice) -> "_FeaturePart":
         return _FeaturePart(self.fast(self.scores.dtype), self.scores.items(columns), columns, self, slice(None))
+
+    @cached_property
+    def of_pairs(self) -> FastQueries:
+        """The queries, ready for float32 scores of single pairs."""
+        return self.fast(torch.float32)
 
     def fast(self, dtype: torch.dtype, rows: slice = slice(None)) -> FastQueries:
         squares = None if self.near.squares is None else self.near.squares[rows]
@@ -234,6 +259,13 @@ class _FeaturePart:
         bounds = (self._fast.around(one, self._items, widest) for one in (low, high))
         return Open(next(bounds).low, next(bounds).high)
 
+    def pairs(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Open:
+        fast, items = self._fast, self._items
+        if fast.rows.dtype.itemsize == 2:
+            fast, items = self._queries.of_pairs, self._queries.scores.pair_items(self.columns)
+            return fast.between(fast.pairs(rows, items, columns), fast.margins(items)[rows], items)
+        return fast.between(self.fast[rows, columns], fast.margins(items)[rows], items)
+
     def finer(self, rows: slice) -> "_FeaturePart | None":
         if not self.can_be_finer:
             return None
@@ -289,6 +321,10 @@ class _GivenPart:
 
     def around(self, low: Tensor, high: Tensor) -> Open:
         return Open(low.to(self.fast), high.to(self.fast))
+
+    def pairs(self, rows: Tensor, columns: Tensor) -> Open:
+        values = self.fast[rows, columns].double()
+        return Open(values, values)
 
     def around_rows(self, rows: slice, low: Tensor, high: Tensor) -> Open:
         return self.around(low, high)

@@ -90,6 +90,20 @@ def test_identical_items_do_not_divide_by_zero():
     assert scores.isfinite().all()
 
 
+def test_no_chunk_or_thread_changes_a_score(monkeypatch):
+    """Vectors of ±1, most of whose scores tie."""
+    query, gallery = torch.randn(40, 16).sign(), torch.randn(150, 16).sign()
+    right = KReciprocal(k1=8, k2=3)(query, gallery)
+    assert right.dtype == torch.float32
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 + threads % 2)
+    monkeypatch.setattr("gssf_plug.evaluation.reranking.PAIRS_AT_ONCE", 3000)
+    try:
+        assert torch.equal(KReciprocal(k1=8, k2=3)(query, gallery), right)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.bad_input
 class TestBadInput:
     @pytest.mark.parametrize(

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.metric.exact.canonical import CanonicalQueries
+from gssf_plug.metric.exact.pair_products import pair_products
 from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 
-__all__ = ["FastQueries", "FastRows", "Open", "fast_dtype", "fast_queries", "fast_rows"]
+__all__ = ["FastQueries", "FastRows", "Open", "fast_dtype", "fast_queries", "fast_rows", "pair_rows"]
 
 ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 SUMS = {torch.bfloat16: 2.0**-22, torch.float16: 2.0**-22, torch.float32: 2.0**-24, torch.float64: 2.0**-52}
@@ -102,6 +103,13 @@ class FastQueries:
         with torch.autocast(self.rows.device.type, enabled=False):
             scores = _product(self.rows, items.rows)
         return scores if items.factors is None else scores.mul_(items.factors)
+
+    def pairs(
+        self, rows: Int[Tensor, " pairs"], items: FastRows, columns: Int[Tensor, " pairs"]
+    ) -> Float[Tensor, " pairs"]:
+        """The fast scores of some pairs alone, in float32 or float64."""
+        products = pair_products(self.rows, rows, items.rows, columns)
+        return products if items.factors is None else products.mul_(items.factors.index_select(0, columns))
 
     def margins(self, items: FastRows) -> Float[Tensor, " n"]:
         """How far a fast score of each query may be from the canonical one, apart from the share ρ of itself."""
@@ -186,6 +194,19 @@ def fast_rows(
     rests = [_unit_rows(part, out) for part, out in zip(features.split(size), rows.split(size), strict=True)]
     rest = math.nan if any(map(math.isnan, rests)) else max(rests, default=0.0)
     return FastRows(rows, 0, 1 + rest, rest)
+
+
+def pair_rows(features: Float[Tensor, "m dim"], normalize: bool) -> FastRows:
+    """The gallery side of float32 scores of single pairs; features in float32 are not copied."""
+    values = features.float()
+    size = max(1, ROWS_AT_ONCE // max(1, features.shape[1]))  # torch converts what it takes the norm of
+    norms = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in values.split(size)])
+    smallest, largest = (float(bound) for bound in torch.aminmax(norms)) if len(norms) else (1.0, 1.0)
+    if features.dtype.itemsize > 4 or not SAFE[0] < smallest <= largest < SAFE[1]:
+        return fast_rows(features, normalize, torch.float32)
+    if normalize:
+        return FastRows(values, 0, 1 + 2.0**-20, 2.0**-22, factors=norms.reciprocal_().float())
+    return FastRows(values, 0, largest * (1 + 2.0**-20), features.shape[1] * TINY[torch.float32])
 
 
 def _unit_rows(features: Tensor, out: Tensor) -> float:

@@ -1,0 +1,155 @@
+r"""How many scores reach each of a row's positives: counted where the fast score is certain, listed where it is not.
+
+Scores below the lowest positive are not looked at again. The others fall into bins of equal width, some thousand per
+row; a bin that the bounds of no positive touch is certain, and so costs one number. What lies in the other bins is
+compared by a closer score with its own bounds (`certain_pairs`), and what even that leaves open is given back.
+"""
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gssf_plug.metric.exact.fast_scores import Open
+
+__all__ = [
+    "GROUP",
+    "at_least",
+    "certain_counts",
+    "certain_pairs",
+    "from_the_right",
+    "group_peaks",
+    "places",
+    "reaching",
+]
+
+BINS = 1024
+GROUP = 64  # scores whose largest is looked at first
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def certain_counts(
+    fast: Float[Tensor, "n m"],
+    low: Float[Tensor, "n most"],
+    high: Float[Tensor, "n most"],
+    peaks: Float[Tensor, "n groups"] | None = None,
+) -> tuple[Int[Tensor, "n most"], Int[Tensor, " open"]]:
+    """How many scores of its row are certainly at least each positive, and where those stand that decide more.
+
+    Args:
+        fast: scores; -inf takes one out.
+        low: per positive, in any order, what lies below it is certainly less; infinity where there is no positive.
+        high: what lies above it is certainly more.
+        peaks: of `group_peaks`, where few scores are expected to reach the least `low`.
+    """
+    asked = low < math.inf
+    least = low.amin(1)
+    at = reaching(fast, least, peaks)
+    counts = torch.zeros_like(low, dtype=torch.long)
+    if not len(at):
+        return counts, at
+    wide = torch.float32 if fast.dtype.itemsize == 2 else torch.float64
+    floor, top = float(least.min()), float(high[asked].max())
+    grid = (BINS - 2) / max(top - floor, 1e-300) if math.isfinite(top - floor) else 0.0
+    if not 0.0 < grid < 1e30:
+        return counts, at
+
+    def bins(scores: Tensor) -> Int[Tensor, "..."]:
+        # each step keeps the order of scores (or makes neighbours equal), so whole bins lie above one another
+        return scores.to(wide, copy=True).sub_(floor).mul_(grid).clamp_(0, BINS - 1).to(torch.int32)
+
+    starts = torch.arange(len(fast) + 1, device=fast.device) * fast.shape[1]
+    reached = torch.searchsorted(at, starts).diff()  # scores of each row
+    key = bins(fast.flatten().index_select(0, at))
+    row_of = torch.arange(0, len(fast) * BINS, BINS, dtype=torch.int32, device=fast.device)
+    key += torch.repeat_interleave(row_of, reached, output_size=len(at))
+    first, last = bins(low).long(), bins(high).long()
+    edges = torch.zeros(len(fast), BINS + 1, dtype=torch.int32, device=fast.device)
+    edges.scatter_add_(1, first, asked.int()).scatter_add_(1, last + 1, -asked.int())
+    touched = edges.cumsum(1)[:, :BINS] > 0  # between the bounds of a positive
+    sure = torch.bincount(key, minlength=len(fast) * BINS).view(len(fast), BINS).masked_fill_(touched, 0).cumsum(1)
+    counts = (sure[:, -1:] - sure.gather(1, last)).masked_fill_(~asked, 0)
+    return counts, at.index_select(0, places(touched.flatten().index_select(0, key)))
+
+
+def certain_pairs(
+    scores: Open,
+    rows: Int[Tensor, " pairs"],
+    low: Float[Tensor, "n most"],
+    high: Float[Tensor, "n most"],
+) -> tuple[Int[Tensor, "n most"], Int[Tensor, " open"]]:
+    """For each ascending positive of a row how many of its pairs are certainly at least that; and which stay open.
+
+    Args:
+        scores: between what each pair's score lies.
+        rows: of each pair.
+        low: between what the positives lie, ascending, padded with infinity.
+        high: the same from above.
+    """
+    count, most = low.shape
+    width = 1 << most.bit_length()
+    # binary search of all pairs at once: a row's bins begin at row · width, and `bins` walks from there
+    steps = torch.nn.functional.pad(low, (0, width - most), value=math.inf).flatten()
+    bins = rows * width
+    while (width := width // 2) > 0:
+        bins.add_(steps.index_select(0, bins + (width - 1)) <= scores.high, alpha=width)
+    # certain is what lies above the upper bound, too, of the last positive whose lower bound it may have passed
+    ceiling = torch.nn.functional.pad(high, (1, len(steps) // count - most - 1), value=-math.inf).flatten()
+    is_open = scores.low <= ceiling.index_select(0, bins)
+    counts = torch.bincount(bins[~is_open], minlength=len(steps))
+    return from_the_right(counts.view(count, -1), most), places(is_open)
+
+
+def from_the_right(bins: Int[Tensor, "n bins"], most: int) -> Int[Tensor, "n most"]:
+    """What lies in each bin of a row or above it, the bin below all positives left out."""
+    return bins.flip(1).cumsum(1).flip(1)[:, 1 : most + 1]
+
+
+def group_peaks(scores: Float[Tensor, "n m"]) -> Float[Tensor, "n groups"]:
+    """One score of every 64 in a row, the largest where that is above zero; scores beyond whole groups are left out."""
+    whole = scores.shape[1] - scores.shape[1] % GROUP
+    # above zero, floating-point numbers stand in the order of their bits; comparing integers is several times faster
+    groups = scores[:, :whole].view(INTEGERS[scores.dtype.itemsize]).unflatten(1, (-1, GROUP))
+    return groups.amax(dim=2).view(scores.dtype)
+
+
+def reaching(
+    scores: Float[Tensor, "n m"], least: Float[Tensor, " n"], peaks: Float[Tensor, "n groups"] | None = None
+) -> Int[Tensor, " places"]:
+    """Where a score is at least its row's `least`, counted through all rows, ascending."""
+    if peaks is None or not peaks.shape[1] or not bool((least > 0).all()):
+        return places(at_least(scores, least[:, None]))
+    width, whole = scores.shape[1], peaks.shape[1] * GROUP
+    rows, group = (peaks >= least[:, None]).nonzero(as_tuple=True)
+    groups = scores[:, :whole].unflatten(1, (-1, GROUP))[rows, group]
+    hits = places(groups >= least[rows][:, None])
+    which = hits.div(GROUP, rounding_mode="floor")
+    found = rows[which] * width + group[which] * GROUP + hits % GROUP
+    if whole == width:
+        return found
+    rest, column = (scores[:, whole:] >= least[:, None]).nonzero(as_tuple=True)
+    return torch.cat([found, rest * width + (whole + column)]).sort().values
+
+
+def at_least(scores: Float[Tensor, "n m"], least: Float[Tensor, "..."]) -> Bool[Tensor, "n m"]:
+    """`scores >= least`, for one bound per row (N×1) or per column (1×M)."""
+    if scores.device.type != "cpu" or scores.dtype.itemsize != 2:
+        return scores >= least
+    # above zero, short floats stand in the order of their bits, and processors compare integers faster
+    bits = (one.view(torch.int16).numpy() for one in (scores, least))
+    mask = torch.from_numpy(np.greater_equal(*bits))
+    rows, columns = (least <= 0).nonzero(as_tuple=True)
+    if len(rows) and least.shape[1] == scores.shape[1]:
+        mask[:, columns] = scores[:, columns] >= least[:, columns]
+    elif len(rows):
+        mask[rows] = scores[rows] >= least[rows]
+    return mask
+
+
+def places(mask: Bool[Tensor, "..."]) -> Int[Tensor, " places"]:
+    """Where a mask is True, counted through all rows; numpy finds it several times as fast on a CPU."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero()[:, 0]

@@ -1,0 +1,82 @@
+r"""Inner products of chosen pairs of rows: what a fast product of all pairs has left open.
+
+On a CPU torch's sampled product (`torch.sparse.sampled_addmm`) makes them without copying a row. Its sparse matrix has
+the gallery's items as rows, so that each item is read once while the queries, which are few, stay in the cache: some 30
+ns for two rows of 512 in float32 on two cores, where gathering both rows takes 1,500.
+"""
+
+import functools
+import warnings
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["pair_products"]
+
+FEW_PAIRS = 1024  # below, setting up the sparse matrix costs more than it saves
+ENTRIES_AT_ONCE = 131_072  # of gathered rows: 1 MB in float64, which stays in the cache
+SHORT = 1 << 16  # numbers below are sorted by numpy's radix sort
+
+
+@torch.no_grad()
+def pair_products(
+    queries: Float[Tensor, "n dim"],
+    rows: Int[Tensor, " pairs"],
+    items: Float[Tensor, "m dim"],
+    columns: Int[Tensor, " pairs"],
+) -> Float[Tensor, " pairs"]:
+    """Products of query `rows[p]` with item `columns[p]`, summed in their dtype in any order.
+
+    Args:
+        queries: N×D, float32 or float64.
+        rows: numbers of queries.
+        items: M×D of the same dtype and device, such as a memory-mapped gallery: only the rows named are read.
+        columns: numbers of items, in any order.
+    """
+    dense = len(rows) * 16 >= len(items) and len(rows) <= len(queries) * len(items)  # torch takes no more
+    if len(rows) < FEW_PAIRS or not dense or not queries.numel() or not _samples(queries.device.type):
+        return _gathered(queries, rows, items, columns)
+    order = _order(columns)
+    starts = torch.nn.functional.pad(torch.bincount(columns, minlength=len(items)).cumsum(0), (1, 0))
+    wanted = torch.sparse_csr_tensor(
+        starts,
+        rows[order],
+        queries.new_zeros(len(rows)),  # which are multiplied by beta and added
+        (len(items), len(queries)),
+        check_invariants=False,
+    )
+    sampled = torch.sparse.sampled_addmm(wanted, items, queries.T, beta=0.0).values()
+    products = torch.empty_like(sampled)
+    products[order] = sampled
+    return products
+
+
+def _gathered(queries: Tensor, rows: Tensor, items: Tensor, columns: Tensor) -> Float[Tensor, " pairs"]:
+    size = max(1, ENTRIES_AT_ONCE // max(1, queries.shape[1]))
+    pieces = zip(rows.split(size), columns.split(size), strict=True)
+    parts = [torch.linalg.vecdot(queries.index_select(0, a), items.index_select(0, b)) for a, b in pieces]
+    return torch.cat(parts) if parts else queries.new_empty(0)
+
+
+def _order(columns: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
+    """What sorts them."""
+    if int(columns.max()) < SHORT:  # numpy then counts instead of comparing
+        return torch.from_numpy(columns.numpy().astype(np.uint16).argsort(kind="stable"))
+    return columns.argsort()
+
+
+@functools.cache
+def _samples(device: str) -> bool:
+    """Whether torch samples products there; said once, since torch warns once that its sparse matrices are young."""
+    if device != "cpu":
+        return False
+    one = torch.ones(1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            torch.sparse.sampled_addmm(one.to_sparse_csr(), one, one, beta=0.0)
+        except (AttributeError, NotImplementedError, RuntimeError):
+            return False
+    return True

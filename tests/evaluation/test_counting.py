@@ -1,0 +1,83 @@
+"""Certain counts and what they leave open, beside comparing every score with every positive."""
+
+import pytest
+import torch
+
+from gssf_plug.evaluation.counting import at_least, certain_counts, certain_pairs, group_peaks, reaching
+from gssf_plug.evaluation.ranking import LabelGroups, rank_positives
+from gssf_plug.evaluation.scores import FeatureScores
+from gssf_plug.metric.exact.fast_scores import Open
+
+
+def bounded(dtype, rows=9, items=300, most=5):
+    scores = torch.randn(rows, items).to(dtype)
+    own = torch.randn(rows, most).sort(dim=1).values
+    low, high = (own - 0.05).to(dtype), (own + 0.05).to(dtype)
+    own_count = torch.randint(most + 1, (rows,))
+    none = torch.arange(most) >= own_count[:, None]
+    return scores, low.masked_fill(none, torch.inf), high.masked_fill(none, torch.inf)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [0.0, 100.0, -100.0])
+def test_every_score_is_counted_or_open(dtype, shift):
+    for _ in range(20):
+        scores, low, high = (one + shift for one in bounded(dtype))
+        scores[:, ::17] = -torch.inf
+        before = low.clone(), high.clone()
+        counts, at = certain_counts(scores, low, high)
+        assert torch.equal(low, before[0])
+        assert torch.equal(high, before[1])
+        is_open = torch.zeros(scores.numel(), dtype=torch.bool).index_fill(0, at, True).view(scores.shape)
+        above = scores[:, None] > high[:, :, None]
+        between = ~above & (scores[:, None] >= low[:, :, None])
+        assert not (between & ~is_open[:, None]).any()
+        assert torch.equal(counts, (above & ~is_open[:, None]).sum(2).masked_fill(low == torch.inf, 0))
+        assert is_open.double().mean() < 0.5 or shift  # most are certain
+
+
+def test_pairs_are_counted_or_open():
+    own = torch.randn(9, 5, dtype=torch.float64).sort(dim=1).values
+    rows, scores = torch.randint(9, (4000,)), torch.randn(4000, dtype=torch.float64)
+    pairs = Open(scores - 0.02, scores + 0.02)
+    counts, still = certain_pairs(pairs, rows, own - 0.01, own + 0.01)
+    away = (pairs.low[:, None] > own[rows] + 0.01) | (pairs.high[:, None] < own[rows] - 0.01)
+    assert not away[still].all(1).any()
+    assert away.all(1).sum() == len(rows) - len(still)
+    certain = torch.ones(4000, dtype=torch.bool).index_fill(0, still, False)
+    right = torch.zeros(9, 5, dtype=torch.long)
+    right.index_add_(0, rows[certain], (scores[certain, None] > own[rows[certain]]).long())
+    assert torch.equal(counts, right)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("items", [64, 200, 256])
+def test_peaks_find_what_comparing_finds(dtype, items):
+    scores = torch.randn(11, items).to(dtype)
+    for least in (torch.full((11,), 1.5), torch.linspace(-1, 2, 11), torch.linspace(0.5, 9, 11)):
+        least = least.to(dtype)
+        right = (scores >= least[:, None]).flatten().nonzero()[:, 0]
+        assert torch.equal(reaching(scores, least, group_peaks(scores)), right)
+        assert torch.equal(reaching(scores, least), right)
+
+
+@pytest.mark.parametrize("shape", [(11, 1), (1, 11), (1, 1)])
+def test_bounds_of_rows_and_of_columns(shape):
+    least = torch.linspace(-1, 1, 11).bfloat16()[: max(shape)].view(shape)
+    scores = torch.randn(11 if shape[0] > 1 else 1, 11 if shape[1] > 1 else 40).bfloat16()
+    assert torch.equal(at_least(scores, least), scores >= least)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_ranks_within_a_limit_are_right_and_others_stay_beyond(dtype):
+    features, labels = torch.randn(900, 16), torch.randint(60, (900,))
+    features[::3] = features[labels[::3]]  # copies, whose scores tie
+    matches = LabelGroups(labels).matches(labels[:200])
+    matches = matches._replace(counted=matches.columns != matches.rows)
+    scores = FeatureScores(None, features, features, dtype).of(slice(0, 200))
+    limit = torch.randint(1, 14, (200,))
+    whole, cut = rank_positives(scores, matches), rank_positives(scores, matches, limit)
+    kept = limit[torch.bincount(matches.rows[matches.counted], minlength=200) > 0][:, None]
+    within = whole.valid & (whole.ranks <= kept)
+    assert torch.equal(whole.ranks[within], cut.ranks[within])
+    assert (cut.ranks > kept)[whole.valid & ~within].all()

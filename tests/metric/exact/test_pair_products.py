@@ -1,0 +1,37 @@
+"""Products of chosen pairs, by sampling and by gathering, beside the product of all pairs."""
+
+import pytest
+import torch
+
+from gssf_plug.metric.exact import pair_products as module
+from gssf_plug.metric.exact.pair_products import pair_products
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pairs", [0, 1, 7, 1500, 3000])
+@pytest.mark.parametrize("sampled", [True, False])
+def test_equals_the_product_of_all_pairs(dtype, pairs, sampled, monkeypatch):
+    if not sampled:
+        monkeypatch.setattr(module, "_samples", lambda device: False)
+    queries, items = torch.randn(20, 33, dtype=dtype), torch.randn(90, 33, dtype=dtype)
+    rows, columns = torch.randint(20, (pairs,)), torch.randint(90, (pairs,))  # in no order, some twice
+    right = (queries.double() @ items.double().T)[rows, columns]
+    got = pair_products(queries, rows, items, columns)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), right, rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-13)
+
+
+def test_many_items_are_sorted_by_comparison(monkeypatch):
+    monkeypatch.setattr(module, "SHORT", 10)
+    queries, items = torch.randn(20, 8), torch.randn(90, 8)
+    rows, columns = torch.randint(20, (1500,)), torch.randint(90, (1500,))
+    got = pair_products(queries, rows, items, columns)
+    torch.testing.assert_close(got, (queries @ items.T)[rows, columns])
+
+
+def test_what_memory_held_before_does_not_show():
+    queries, items = torch.randn(20, 8), torch.randn(90, 8)
+    rows, columns = torch.randint(20, (1500,)), torch.randint(90, (1500,))
+    for _ in range(20):
+        torch.full((1500,), float("nan"))  # given back at once, and found by what is allocated next
+        assert pair_products(queries, rows, items, columns).isfinite().all()
