@@ -8,10 +8,10 @@ Your own metric, items and encoder (a Hub id or folder; a CLIP-like model answer
     python examples/search_demo.py --images FOLDER      # every image below a folder of yours
     python examples/search_demo.py --metric FOLDER --features FILE.npy --labels FILE.csv --model NAME
 
-Under each item of GSSF stands why its score differs from cosine: the block of channels whose part changed most, told by
-the items that share most with the query in it. Hold the pointer over an item for the numbers: the three blocks that add
-most, in brackets what the same block adds under cosine; over all blocks they add up to the score. Nothing
-leaves the machine: Gradio's analytics are off, and the page asks no other host. Needs `pip install ".[demo]"`.
+Under each item of GSSF stands why its score differs from cosine: the block of channels that moved it most the way it
+went, told by the items that share most with the query in it. Hold the pointer over an item for the numbers: the three
+blocks that add most, in brackets what the same block adds under cosine; over all blocks they add up to the score.
+Nothing leaves the machine: Gradio's analytics are off, and the page asks no other host. Needs `pip install ".[demo]"`.
 """
 
 import argparse

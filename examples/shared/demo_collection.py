@@ -87,18 +87,21 @@ def _hits(metric: GSSFMetric, cosine: GSSFMetric, query: Tensor, collection: Col
         pair = query[0], collection.features[item]
         parts, plain = block_contributions(metric, *pair), block_contributions(cosine, *pair)
         most = parts.abs().topk(min(3, len(parts))).indices.tolist()
-        changed = int((parts - plain).abs().argmax())
-        about = [row for row in everywhere[:, changed].topk(min(3, len(everywhere))).indices.tolist() if row != item][
-            :2
-        ]
-        names = [collection.labels[row].removesuffix(" *") for row in about]
+        changed = cause(parts - plain)
+        near = everywhere[:, changed].topk(min(3, len(everywhere))).indices.tolist()
+        names = [collection.labels[row].removesuffix(" *") for row in near if row != item][:2]
         reason = in_words(parts[changed].item(), plain[changed].item(), names)
         hits.append(Hit(item, score, [(block, parts[block].item(), plain[block].item()) for block in most], reason))
     return hits
 
 
+def cause(change: Tensor) -> int:
+    """The block that did most for the way in which the whole score went: up by an increase, down by a decrease."""
+    return int((change if change.sum() >= 0 else -change).argmax())
+
+
 def in_words(part: float, plain: float, names: Sequence[str]) -> str:
-    """Why an item's score differs from cosine: the block that changed most, and what is nearest to the query in it.
+    """Why an item's score differs from cosine: the block of `cause`, and what is nearest to the query in it.
 
     Args:
         part: what the block adds under the metric.

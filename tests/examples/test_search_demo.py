@@ -163,6 +163,14 @@ def test_a_reason_is_told_in_words() -> None:
     assert in_words(0.02, 0.02, names) == "weighed as cosine does"
 
 
+def test_a_reason_is_of_the_block_that_moved_the_score_the_way_it_went() -> None:
+    from shared.demo_collection import cause
+
+    assert cause(torch.tensor([-0.09, 0.08, 0.05])) == 1  # up in all, though the largest change is down
+    assert cause(torch.tensor([0.09, -0.08, -0.05])) == 1
+    assert cause(torch.tensor([-0.01, -0.08, 0.02])) == 1
+
+
 def test_own_files_that_do_not_fit(tmp_path: Path) -> None:
     from shared.demo_collection import own_collection
 
