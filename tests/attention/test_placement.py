@@ -112,3 +112,24 @@ def test_loaded_with_a_device_map_then_patched(name: str, sites: str, tmp_path: 
     perturb(patch)
     assert torch.equal(hidden(fresh, IDS), before)
     assert not any(parameter.is_meta for parameter in patch.parameters())
+
+
+@EVERY_MODEL
+@EVERYWHERE
+def test_shards_placed_by_auto_between_memory_and_disk(name: str, sites: str, tmp_path: Path) -> None:
+    """`device_map="auto"` with too little memory: the placement is accelerate's own."""
+    model, patch, before = patched(name, sites)
+    patch.save_pretrained(tmp_path / "adapter")
+    base = MODELS[name]()
+    base.save_pretrained(tmp_path / "base", max_shard_size="20kB")
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 1
+    memory = sum(parameter.nbytes for parameter in base.parameters()) * 9 // 10
+    place = {"device_map": "auto", "max_memory": {"cpu": memory}, "offload_folder": tmp_path / "offload"}
+    options = {"add_pooling_layer": False} if name == "bert" else {}
+    twin = type(model).from_pretrained(tmp_path / "base", **place, **options).eval()
+    assert "disk" in twin.hf_device_map.values()
+    assert any(parameter.is_meta for parameter in twin.parameters())
+    handle = load_attention(twin, tmp_path / "adapter")
+    assert torch.equal(hidden(twin, IDS), before)
+    with handle.disabled():
+        assert torch.equal(hidden(twin, IDS), hidden(base, IDS))
