@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from distillation.test_trainer import build
 
 from gssf_plug.distillation.checkpoint import find_checkpoint
@@ -45,3 +46,15 @@ def test_an_unfinished_checkpoint_is_none(tmp_path, caplog):
         find_checkpoint(True, tmp_path / "nothing")
     (tmp_path / "checkpoint-best").mkdir()
     assert find_checkpoint(True, tmp_path) == str(tmp_path / "checkpoint-3")
+
+
+def test_a_run_resumed_at_its_end_takes_no_step(tmp_path):
+    """Killed after the last checkpoint, in the middle of an epoch, where Trainer itself takes one step more."""
+    trained = [build(tmp_path, "mse", save_strategy="steps", save_steps=1, max_steps=3) for _ in range(2)]
+    trained[0].train()
+    trained[1].train(resume_from_checkpoint=True)
+    assert trained[1].state.global_step == 3
+    assert not (tmp_path / "checkpoint-4").exists()
+    for one, other in zip(*(trainer.distiller.state_dict().values() for trainer in trained), strict=True):
+        assert torch.equal(one, other)
+    assert [trainer.optimizer.state_dict()["state"][0]["step"] for trainer in trained] == [3, 3]

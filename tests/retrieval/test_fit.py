@@ -157,12 +157,16 @@ def test_few_queries_are_measured_fold_by_fold():
     assert result.taken != "cosine"
 
 
-def test_ctrl_c_returns_the_best_so_far(monkeypatch):
+def test_ctrl_c_returns_the_best_so_far():
     queries, documents, pairs = noisy_channels()
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    result = fit_metric(queries, documents, pairs, max_epochs=100_000, patience=100_000, progress=False)
-    timer.cancel()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    try:
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        result = fit_metric(queries, documents, pairs, max_epochs=100_000, patience=100_000, progress=False)
+        timer.cancel()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.interrupted
     assert "Interrupted" in str(result)
     assert result.table[0].name == "cosine"
