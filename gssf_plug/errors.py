@@ -34,7 +34,12 @@ class ArgumentError(GSSFError, ValueError):
         rule: rule that holds for a right value; it completes the sentence "`argument` must ...".
         got: value that came instead.
         remedy: one sentence that says what to do.
+
+    Attributes:
+        tap: name of the tap that could not be read; None where the error is of something else.
     """
+
+    tap: str | None = None
 
     def __init__(self, argument: str, rule: str, got: object, remedy: str) -> None:
         self.argument = argument

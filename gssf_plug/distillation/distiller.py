@@ -250,7 +250,17 @@ class Distiller(nn.Module):
     def _read(
         self, batch: Any, run: Callable[[nn.Module, Any], Any] | None
     ) -> tuple[dict[str, Feature], dict[str, Feature], Any]:
-        """Features of student and teacher by pair, and the student's outputs."""
+        """Features of student and teacher by pair, and the student's outputs; an error of a tap says of which pair."""
+        try:
+            return self._features(batch, run)
+        except ArgumentError as error:
+            for ours, theirs in (term.pair for term in self.terms if term.name == error.tap):
+                error.args = (f"{error} It is read for the pair {ours} <- {theirs}.",)
+            raise
+
+    def _features(
+        self, batch: Any, run: Callable[[nn.Module, Any], Any] | None
+    ) -> tuple[dict[str, Feature], dict[str, Feature], Any]:
         theirs = self._teacher.features(batch, self._device())
         apart = run is not None and self._student_inputs is not None
         outputs = run(self.student, batch) if run and apart else None

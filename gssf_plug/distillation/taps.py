@@ -279,8 +279,12 @@ class FeatureTaps:
                 f"'{tap.path}', which ran again",
                 "Tap a module that is not shared between layers.",
             )
-        tensor = tap.select(output)
-        tap.check(tensor, self._mask)
+        try:
+            tensor = tap.select(output)
+            tap.check(tensor, self._mask)
+        except ArgumentError as error:
+            error.tap = name  # a Distiller says of which pair that is
+            raise
         self._record[name] = tensor  # it is pooled later: a checkpointed block computes nothing that it will not again
         if self.stop_when_complete and len(self._record) == len(self.taps):
             raise Complete

@@ -219,10 +219,12 @@ class DistillationMixin(Above):
                 self._student()._compiled_call_impl = None
             self.distiller.remove()
 
-    def _init_training_state(self, max_steps: int, updates: int, epochs: int, *args: Any, **kwargs: Any) -> Any:
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *args: Any, **kwargs: Any
+    ) -> Any:
         """A run that has all its steps has none left; transformers 5.24 would take one more."""
-        begun = super()._init_training_state(max_steps, updates, epochs, *args, **kwargs)
-        return (epochs, 0) if self.state.global_step >= max_steps else begun
+        begun = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, *args, **kwargs)
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else begun
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Let the Trainer wrap the distiller; to everything else the model is the student.

@@ -115,10 +115,12 @@ def test_an_error_leaves_nothing_on_the_models():
     """Neither a wrong pair, nor a wrong batch, nor an error of the model itself."""
     student, teacher, batch = bert(), bert(24, 4, seed=2), text()
     wrong = Distiller(student, teacher, [(Tap("encoder.layer.1", token=99), Tap("encoder.layer.3", token=0))], "mse")
-    with pytest.raises(
-        ArgumentError, match=r"`token` must be the place of a token of 'encoder\.layer\.1'.*7 tokens, but got 99"
-    ):
+    rule = r"`token` must be the place of a token of 'encoder\.layer\.1'.*7 tokens, but got 99.*"
+    with pytest.raises(ArgumentError, match=rule + r"It is read for the pair .*layer\.1\[99\] <- .*layer\.3\[0\]\."):
         wrong.plan(batch)
+    there = Distiller(student, teacher, [(Tap("encoder.layer.1", token=0), Tap("encoder.layer.3", token=99))], "mse")
+    with pytest.raises(ArgumentError, match=r"token of 'encoder\.layer\.3'.*for the pair .*\[0\] <- .*\[99\]\."):
+        there.plan(batch)
     assert hooks(student, teacher) == 0
     student(**batch)
     teacher(**batch)
