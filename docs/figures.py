@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation again, from the root of a clone.
 
-    pip install "torch==2.13.*" ".[examples]"
+    pip install "torch==2.13.*" ".[examples]" gguf   # gguf for the decoder's pictures alone
     python docs/figures.py                      # those that take a minute: the functions below
     python docs/figures.py --all                # every one: the examples train, too; goes on where it was stopped
     python docs/figures.py --all --only growth  # those whose command has a word
