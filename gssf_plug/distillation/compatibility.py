@@ -1,5 +1,6 @@
 """What a Trainer may be asked to do with a Distiller, and what is refused by name before training."""
 
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,14 @@ from gssf_plug.distillation.distiller import Distiller
 from gssf_plug.errors import ArgumentError
 from gssf_plug.wrappers import unwrap
 
-__all__ = ["check_arguments", "check_last_batches", "check_optimizer", "check_student", "warn_of_accumulation"]
+__all__ = [
+    "check_arguments",
+    "check_last_batches",
+    "check_optimizer",
+    "check_student",
+    "show_arguments",
+    "warn_of_accumulation",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -119,3 +127,16 @@ def warn_of_accumulation(distiller: Distiller, steps: int) -> None:
             "Raise per_device_train_batch_size instead, or use a loss per example.",
             sorted({type(loss).__name__ for loss in distiller.losses if getattr(loss, "relational", False)}),
         )
+
+
+def show_arguments(kind: type, mixin: type) -> None:
+    """Let `help`, editors and pages show the arguments of the Trainer underneath, with `distiller` among them."""
+    beneath = kind.__mro__[kind.__mro__.index(mixin) + 1 :]
+    own = "__init__" in vars(kind)  # else it is that of the first class beneath which has one, and a distiller
+    constructor = next(base.__init__ for base in (kind, *beneath) if "__init__" in vars(base))  # type: ignore[misc]
+    _, *shown = inspect.signature(constructor).parameters.values()
+    if not own:
+        distiller = inspect.signature(mixin.__init__).parameters["distiller"]  # type: ignore[misc]
+        named = [each for each in shown if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        shown = [*named, distiller, *shown[len(named) :]]
+    kind.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]

@@ -65,7 +65,7 @@ class TeacherModel:
     Args:
         model: any module. It is put into evaluation mode, and moved where `dtype` or `device` say so.
         inputs: how the teacher's inputs are made of a batch: a mapping from its arguments to columns, or a function of
-            the batch. None (default) takes the columns that begin with "teacher_" (without that prefix) if there are
+            the batch. None (default) takes the columns that begin with `teacher_` (without that prefix) if there are
             any, else those of the student.
         dtype: data type that the model is brought to, such as torch.bfloat16; None (default) leaves it, as quantised
             models need it.

@@ -36,6 +36,7 @@ from gssf_plug.distillation.compatibility import (
     check_last_batches,
     check_optimizer,
     check_student,
+    show_arguments,
     warn_of_accumulation,
 )
 from gssf_plug.distillation.distiller import Distiller
@@ -48,10 +49,9 @@ from gssf_plug.wrappers import unwrap
 
 __all__ = ["DistillationMixin", "DistillationTrainer", "distillation_trainer"]
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # mixed into a Trainer whose attributes are there; at run time it may be any Trainer class
     from matplotlib.figure import Figure
 
-if TYPE_CHECKING:  # mixed into a Trainer whose attributes are there; at run time it may be any Trainer class
     Above = Trainer
 else:
     Above = object
@@ -76,9 +76,11 @@ class DistillationMixin(Above):
             last batch of a relational loss would hold one example.
     """
 
-    loss_is_scaled_for_ga: bool | None = (
-        False  # a mean over the micro-batch; the Trainer divides by the accumulation steps
-    )
+    loss_is_scaled_for_ga: bool | None = False  # a mean over the micro-batch; the Trainer divides by the steps
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        show_arguments(cls, DistillationMixin)
 
     def __init__(self, *args: Any, distiller: Distiller, **kwargs: Any) -> None:
         self.distiller = distiller

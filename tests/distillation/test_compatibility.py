@@ -1,5 +1,6 @@
 """What transformers' Trainer offers: it works around a Distiller, with the same losses, or it is refused by name."""
 
+import inspect
 import logging
 
 import pytest
@@ -189,3 +190,15 @@ def test_other_callbacks_go_along(tmp_path):
     trainer.train()
     assert trainer.state.global_step < 8
     assert isinstance(trainer, Trainer)
+
+
+def test_the_arguments_of_the_trainer_underneath_are_shown():
+    """To `help`, editors and the pages: `*args, **kwargs` would say nothing."""
+    shown = inspect.signature(DistillationTrainer).parameters
+    assert [*shown] == [*list(inspect.signature(Trainer).parameters), "distiller"]
+    assert shown["distiller"].kind is inspect.Parameter.KEYWORD_ONLY
+
+    class Own(DistillationTrainer):
+        def __init__(self, folder: str) -> None: ...
+
+    assert [*inspect.signature(Own).parameters] == ["folder"]
