@@ -131,11 +131,10 @@ def warn_of_accumulation(distiller: Distiller, steps: int) -> None:
 
 def show_arguments(kind: type, mixin: type) -> None:
     """Let `help`, editors and pages show the arguments of the Trainer underneath, with `distiller` among them."""
-    beneath = kind.__mro__[kind.__mro__.index(mixin) + 1 :]
-    own = "__init__" in vars(kind)  # else it is that of the first class beneath which has one, and a distiller
-    constructor = next(base.__init__ for base in (kind, *beneath) if "__init__" in vars(base))  # type: ignore[misc]
-    _, *shown = inspect.signature(constructor).parameters.values()
-    if not own:
+    # the first constructor that is not the mixin's; one before the mixin in that order takes the distiller itself
+    giver = next(base for base in kind.__mro__ if base is not mixin and "__init__" in vars(base))
+    _, *shown = inspect.signature(giver.__init__).parameters.values()  # type: ignore[misc]
+    if not issubclass(giver, mixin):
         distiller = inspect.signature(mixin.__init__).parameters["distiller"]  # type: ignore[misc]
         named = [each for each in shown if each.kind is not inspect.Parameter.VAR_KEYWORD]
         shown = [*named, distiller, *shown[len(named) :]]

@@ -201,4 +201,7 @@ def test_the_arguments_of_the_trainer_underneath_are_shown():
     class Own(DistillationTrainer):
         def __init__(self, folder: str) -> None: ...
 
-    assert [*inspect.signature(Own).parameters] == ["folder"]
+    class Below(Own):
+        """Its constructor is that of the class above it."""
+
+    assert [*inspect.signature(Own).parameters] == [*inspect.signature(Below).parameters] == ["folder"]
