@@ -23,14 +23,15 @@ import gssf_plug
 ROOT = Path(__file__).resolve().parent.parent
 SKETCHES = {"design.md"}  # shows names, not programs
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in SKETCHES]
-API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+API_PAGES = [ROOT / "docs" / "api.md", *sorted((ROOT / "docs" / "api").glob("*.md"))]
+API = "\n".join(page.read_text(encoding="utf-8") for page in API_PAGES)
 ROOMS = [name for _, name, package in pkgutil.iter_modules(gssf_plug.__path__, "gssf_plug.") if package]
 PASTED = ("attention.md", "attention_in_use.md")  # beside the README, tutorials and how-to pages
 FOLLOWED = [
     ROOT / "README.md",
     *(page for page in PAGES if page.parent.name in ("tutorials", "howto") or page.name in PASTED),
 ]
-SECTIONS = re.findall(r"^## (gssf_plug[\w.]*)$", API, flags=re.MULTILINE)
+SECTIONS = re.findall(r"^\.\. automodule:: (gssf_plug[\w.]+)$", API, flags=re.MULTILINE)
 IMPORT = re.compile(r"^\s*from (gssf_plug[\w.]*) import (\([^)]*\)|[^\n]*)", flags=re.MULTILINE)
 
 
@@ -110,6 +111,20 @@ def test_a_block_that_cannot_be_pasted_is_found() -> None:
     assert stops_at("for i in range(2):\n    print(i)\nprint(3)\n") == "print(3)"
     assert stops_at("class A:\n    x = 1\n\n    def f(self): ...\n") == "    def f(self): ..."
     assert stops_at("print(1,\n") is not None
+
+
+def too_wide(text: str) -> list[str]:
+    """Lines of python that a page of 1,280 pixels would have to wrap."""
+    return [line for block in readme.python_blocks(text) for line in block.splitlines() if len(line) > 100]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_code_of_pages_fits_a_hundred_columns(page: Path) -> None:
+    assert too_wide(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_line_that_is_too_wide_is_found() -> None:
+    assert too_wide(f"```python\nx = 1\n{'y' * 101}\n```\n{'z' * 200}\n") == ["y" * 101]
 
 
 @pytest.mark.slow
