@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def in_words(part: float, plain: float, names: Sequence[str]) -> str:
     """
     if abs(part - plain) < 5e-4:
         return "weighed as cosine does"
-    shared = " and ".join(f"“{name}”" for name in names)
+    shared = " and ".join(f"“{shorten(name, 32, placeholder='…')}”" for name in names)
     where = f"what the query shares with {shared}" if shared else "one group of channels"
     relation = "differs" if plain < 0 else "matches"
     if part * plain < 0:
@@ -131,7 +132,8 @@ def own_collection(features: Path, labels: Path, dim: int) -> Collection:
     """The user's own: an array (M, D) in a .npy file, or the one tensor of a safetensors file, and a label per row.
 
     Labels are lines of a text file, or of a .csv file with a header the column "label", or else its first column. A
-    label that names an image file, from where the labels lie, shows that image; so does a column "image" of a table.
+    label that names an image file, from where the labels lie, shows that image and its name without the ending; a
+    column "image" of a table shows its images beside the labels.
 
     Raises:
         ValueError: not one matrix of the metric's width, or another number of lines.
@@ -149,11 +151,16 @@ def own_collection(features: Path, labels: Path, dim: int) -> Collection:
     lines, images = _labels(labels)
     if len(lines) != len(matrix):
         raise ValueError(f"--labels must have a line per row of --features, {len(matrix)}; got {len(lines)} lines.")
-    return Collection(matrix.float(), lines, [_picture(labels.parent / image) for image in images])
+    pictures = [_picture(labels.parent / image) for image in images]
+    shown = [
+        readable(Path(line)) if line == image and picture else line
+        for line, image, picture in zip(lines, images, pictures, strict=True)
+    ]
+    return Collection(matrix.float(), shown, pictures)
 
 
 def pictures_collection(folder: Path, encoder: Encoder, dim: int) -> Collection:
-    """Every image below a folder, embedded under a progress bar; its label is its path without the ending.
+    """Every image below a folder, embedded under a progress bar; its label is its path as a reader would write it.
 
     Images that cannot be read are left out, each with a warning.
 
@@ -171,7 +178,7 @@ def pictures_collection(folder: Path, encoder: Encoder, dim: int) -> Collection:
             logger.warning("left out: %s", error)
             continue
         features.append(encoder.image(picture.convert("RGBA")))
-        labels.append(str(path.relative_to(folder).with_suffix("")))
+        labels.append(readable(path.relative_to(folder)))
         picture.thumbnail((96, 96))
         small = io.BytesIO()
         picture.save(small, "PNG")
@@ -181,6 +188,11 @@ def pictures_collection(folder: Path, encoder: Encoder, dim: int) -> Collection:
     if features[0].shape[-1] != dim:
         raise ValueError(f"--model gives {features[0].shape[-1]} numbers for an image, and --metric takes {dim}.")
     return Collection(torch.cat(features).float(), labels, pictures)
+
+
+def readable(path: Path) -> str:
+    """A file's path as a label: no ending, and spaces for underscores."""
+    return path.with_suffix("").as_posix().replace("_", " ")
 
 
 def _hidden(path: Path, folder: Path) -> bool:

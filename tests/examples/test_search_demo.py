@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -107,7 +108,7 @@ def test_own_files(tmp_path: Path, drawing: Path) -> None:
 
     collection = own_collection(*own_files(tmp_path, 3, ["one", drawing.name, "no.png"]), 8)
     assert collection.features.shape == (3, 8)
-    assert collection.labels == ["one", "red.png", "no.png"]
+    assert collection.labels == ["one", "red", "no.png"]
     assert collection.pictures == [None, drawing.read_bytes(), None]
 
 
@@ -134,12 +135,12 @@ def test_a_folder_of_images(
     from shared.demo_collection import Encoder, pictures_collection
 
     (tmp_path / "deeper" / ".thumbs").mkdir(parents=True)
-    Image.new("RGB", (900, 600), "blue").save(tmp_path / "deeper" / "large.jpg")
+    Image.new("RGB", (900, 600), "blue").save(tmp_path / "deeper" / "a_large_one.jpg")
     for hidden in ("._red.png", "deeper/.thumbs/red.png"):
         (tmp_path / hidden).write_bytes(b"none")
     encoder = Encoder(lambda words: torch.ones(1, 8), lambda picture: torch.ones(1, 8) * picture.width)
     collection = pictures_collection(tmp_path, encoder, 8)
-    assert collection.labels == ["deeper/large", "red"]
+    assert collection.labels == ["deeper/a large one", "red"]
     assert collection.features[:, 0].tolist() == [900, 90]
     assert all(picture is not None and len(picture) < 20_000 for picture in collection.pictures)
     assert "broken.png" in caplog.text
@@ -161,6 +162,7 @@ def test_a_reason_is_told_in_words() -> None:
     assert in_words(-0.05, -0.02, names).startswith("differs in")
     assert in_words(-0.05, 0.02, []) == "matches in one group of channels, which now counts against it"
     assert in_words(0.02, 0.02, names) == "weighed as cosine does"
+    assert "“a title that goes on and on…”" in in_words(0.05, 0.02, ["a title that goes on and on beyond a line"])
 
 
 def test_a_reason_is_of_the_block_that_moved_the_score_the_way_it_went() -> None:
@@ -379,25 +381,61 @@ def test_in_a_browser(browser: Browser, drawing: Path, broken: Path) -> None:
     assert browser.hosts() == {"127.0.0.1"}
 
 
+@contextmanager
+def screen(browser: Browser, width: int) -> Iterator[None]:
+    """A window as wide as that; below 640 pixels a phone."""
+    metrics = {"width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": width < 640}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        yield
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def check_level(browser: Browser, width: int) -> None:
+    """Each item of GSSF stands beside one of cosine, below the one before, and nothing goes over the edge."""
+    tops = browser.driver.execute_script(
+        "return ['cosine', 'GSSF'].map(name => [...document.querySelectorAll(`[data-similarity=${name}] li`)]"
+        ".map(item => Math.round(item.getBoundingClientRect().top)))"
+    )
+    assert len(tops[0]) == 8
+    assert tops[0] == tops[1]
+    assert tops[0] == sorted(set(tops[0]))
+    assert browser.driver.execute_script("return document.documentElement.scrollWidth") <= width
+
+
 @pytest.mark.slow
 @in_browser
 @pytest.mark.parametrize("width", [400, 1280])
 def test_pairs_of_rows_stay_level(browser: Browser, width: int) -> None:
-    screen = {"width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": width < 640}
-    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    try:
+    with screen(browser, width):
         browser.driver.get(browser.address)
         browser.says("Results for “cold weather”")
-        tops = browser.driver.execute_script(
-            "return ['cosine', 'GSSF'].map(name => [...document.querySelectorAll(`[data-similarity=${name}] li`)]"
-            ".map(item => Math.round(item.getBoundingClientRect().top)))"
-        )
-        assert len(tops[0]) == 8
-        assert tops[0] == tops[1]
-        assert tops[0] == sorted(set(tops[0]))
-        assert browser.driver.execute_script("return document.documentElement.scrollWidth") <= width
-    finally:
-        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        check_level(browser, width)
+
+
+@pytest.mark.slow
+@in_browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_own_vectors_and_table_stay_level(browser: Browser, drawing: Path, tmp_path: Path, width: int) -> None:
+    """An array of one's own and a table with long titles, some of one word, some with a picture."""
+    from search_demo import STYLE, Page
+    from shared.demo_collection import Encoder, own_collection
+
+    titles = ["one", "a title that goes on and on, as those of real items do", "Donaudampfschifffahrtsgesellschaft" * 2]
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(24, 8)))
+    rows = [f'"{titles[row % 3]} {row}",{drawing.name if row % 2 else ""}' for row in range(24)]
+    (tmp_path / "mine.csv").write_text("label,image\n" + "\n".join(rows))
+    collection = own_collection(tmp_path / "mine.npy", tmp_path / "mine.csv", 8)
+    message, found = Page(trained(), collection, Encoder(lambda words: torch.ones(1, 8))).by_words("one")
+    assert message == "Results for “one”"
+    view = '<meta name="viewport" content="width=device-width">'
+    (tmp_path / "page.html").write_text(f"{view}<meta charset=utf-8><style>{STYLE}</style>{found}", encoding="utf-8")
+    with screen(browser, width):
+        browser.driver.get((tmp_path / "page.html").as_uri())
+        check_level(browser, width)
+        assert 0 < browser.count("img") < 16
+    browser.driver.get(browser.address)
 
 
 @pytest.mark.slow
