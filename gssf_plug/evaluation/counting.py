@@ -19,6 +19,7 @@ __all__ = [
     "at_least",
     "certain_counts",
     "certain_pairs",
+    "count_reaching",
     "from_the_right",
     "group_peaks",
     "places",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 BINS = 1024
+DIRECT = 16_384  # comparisons of one row that cost less than its bins
 GROUP = 64  # scores whose largest is looked at first
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -100,6 +102,32 @@ def certain_pairs(
     is_open = scores.low <= ceiling.index_select(0, bins)
     counts = torch.bincount(bins[~is_open], minlength=len(steps))
     return from_the_right(counts.view(count, -1), most), places(is_open)
+
+
+def count_reaching(own: Float[Tensor, "n most"], scores: Float[Tensor, "n m"]) -> Int[Tensor, "n most"]:
+    """For each of a row's ascending `own`, padded with infinity, how many of its scores are at least as high."""
+    asked = own < math.inf
+    width = scores.shape[1]
+    if own.device.type == "cpu" and int(asked.sum()) * width <= len(own) * (DIRECT + 2 * width):
+        return _compared(own, asked, scores)
+    counts, at = certain_counts(scores, own, own)
+    rows = at.div(width, rounding_mode="floor")
+    values = scores.flatten().index_select(0, at)
+    # the bound above is left out: equal scores reach
+    return counts + certain_pairs(Open(torch.full_like(values, torch.inf), values), rows, own, own)[0]
+
+
+def _compared(
+    own: Float[Tensor, "n most"], asked: Bool[Tensor, "n most"], scores: Float[Tensor, "n m"]
+) -> Int[Tensor, "n most"]:
+    """The same by comparing each of them with its whole row; numpy counts several times as fast on a CPU."""
+    counts = torch.zeros_like(own, dtype=torch.long)
+    for column in range(own.shape[1]):
+        rows = asked[:, column].nonzero()[:, 0]
+        part = scores if len(rows) == len(scores) else scores.index_select(0, rows)
+        reached = part.numpy() >= own[:, column].index_select(0, rows)[:, None].numpy()
+        counts[rows, column] = torch.from_numpy(np.count_nonzero(reached, axis=1))
+    return counts
 
 
 def from_the_right(bins: Int[Tensor, "n bins"], most: int) -> Int[Tensor, "n most"]:

@@ -32,7 +32,6 @@ __all__ = [
     "Ranked",
     "Tally",
     "checked_ranks",
-    "count_reaching",
     "query_chunks",
     "rank_positives",
 ]
@@ -228,15 +227,6 @@ def _counted(
         counts[beyond] = fast.shape[1]
     _resolve(queries, positives, counts, rows, own, columns + part.columns.start)
     return counts
-
-
-def count_reaching(own: Float[Tensor, "n most"], scores: Float[Tensor, "n m"]) -> Int[Tensor, "n most"]:
-    """For each of a row's ascending `own` how many of its scores are at least as high, as they are."""
-    counts, at = certain_counts(scores, own, own)
-    rows = at.div(scores.shape[1], rounding_mode="floor")
-    values = scores.flatten().index_select(0, at)
-    # the bound above is left out: equal scores reach
-    return counts + certain_pairs(Open(torch.full_like(values, torch.inf), values), rows, own, own)[0]
 
 
 def _resolve(

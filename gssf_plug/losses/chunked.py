@@ -6,7 +6,6 @@ pair about doubles there, which an encoder hides. Value and gradient are the sam
 losses see all pairs at once, as they must.
 """
 
-import inspect
 from collections.abc import Callable
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gssf_plug.losses.pair_masks import Pairs, relevance_by_id, sort_pairs
-from gssf_plug.losses.row_loss import RowLoss, RowSum
+from gssf_plug.losses.row_loss import RowLoss, RowSum, mask_name
 
 __all__ = ["Score", "loss_of_pairs"]
 
@@ -53,10 +52,8 @@ def loss_of_pairs(
         lengths = [(len(queries), len(gallery)), (len(gallery), len(queries))]
         return loss.combined([_summed(terms, strip, *size) for strip, size in zip(strips, lengths, strict=False)])
     whole = slice(0, len(queries))
-    # a loss of somebody's own may still call the mask by its older name
-    names = inspect.signature(loss.forward).parameters
-    name = "exclude" if "exclude" in names or "forbidden" not in names else "forbidden"
-    value: Tensor = loss(batch.scores(whole), batch.relevance(whole), **{name: batch.excluded(whole)})
+    mask = {mask_name(loss): batch.excluded(whole)}
+    value: Tensor = loss(batch.scores(whole), batch.relevance(whole), **mask)
     return value
 
 

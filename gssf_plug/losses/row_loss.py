@@ -7,6 +7,7 @@ of scores whole, so a strip of rows is enough to compute its terms: `gssf_plug.l
 large batches on it.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses.pair_masks import Pairs, sort_pairs
 
-__all__ = ["RowLoss", "RowSum"]
+__all__ = ["RowLoss", "RowSum", "mask_name"]
 
 
 class RowSum(NamedTuple):
@@ -69,3 +70,9 @@ class RowLoss(nn.Module):
     def combined(self, sides: list[RowSum]) -> Float[Tensor, ""]:
         """The loss from the sums of each side; 0 where nothing counts."""
         return self.weight * torch.stack([side.total / side.number.clamp_min(1) for side in sides]).sum()
+
+
+def mask_name(loss: nn.Module) -> str:
+    """What a loss calls the mask of pairs that count neither way: somebody's own may have the older name."""
+    names = inspect.signature(loss.forward).parameters
+    return "exclude" if "exclude" in names or "forbidden" not in names else "forbidden"

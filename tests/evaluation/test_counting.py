@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from gssf_plug.evaluation.counting import at_least, certain_counts, certain_pairs, group_peaks, reaching
+from gssf_plug.evaluation import counting
+from gssf_plug.evaluation.counting import (
+    at_least,
+    certain_counts,
+    certain_pairs,
+    count_reaching,
+    group_peaks,
+    reaching,
+)
 from gssf_plug.evaluation.ranking import LabelGroups, rank_positives
 from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric.exact.fast_scores import Open
@@ -81,3 +89,18 @@ def test_ranks_within_a_limit_are_right_and_others_stay_beyond(dtype):
     within = whole.valid & (whole.ranks <= kept)
     assert torch.equal(whole.ranks[within], cut.ranks[within])
     assert (cut.ranks > kept)[whole.valid & ~within].all()
+
+
+@pytest.mark.parametrize("direct", [0, 1_000_000_000])
+@pytest.mark.parametrize("most", [1, 4])
+def test_what_reaches_is_counted_with_ties_by_bins_or_directly(
+    direct: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "DIRECT", direct - 2 * 70)
+    generator = torch.Generator().manual_seed(0)
+    scores = (torch.randn(50, 70, generator=generator) * 4).round() / 4  # many ties
+    own = scores[:, :most].clone()
+    own[::3, most // 2 :] = torch.inf  # fewer positives, or none
+    own = own.sort(dim=1).values
+    expected = (scores[:, None] >= own[:, :, None]).sum(2)
+    assert torch.equal(count_reaching(own, scores), expected)

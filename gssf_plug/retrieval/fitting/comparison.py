@@ -6,7 +6,7 @@ what is taken is trained once more on all queries, for as many steps as was best
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gssf_plug.metric import GSSFMetric
+from gssf_plug.retrieval.fitting.batches import Batches
 from gssf_plug.retrieval.fitting.candidates import Candidate
 from gssf_plug.retrieval.fitting.closed_form import SHRINKAGES, PairCovariance
 from gssf_plug.retrieval.fitting.report import FitResult, FitRow, compare
@@ -88,12 +89,13 @@ class Comparison:
         self.folds = []
         for train, held in self.splits:
             look = look_of(held, self.measure, seed)
-            self.folds.append(Fold(train, look, look if look.covers(held) else Ranking(held, self.measure)))
+            batches = Batches(train, self.schedule.batch_size, seed)
+            self.folds.append(Fold(batches, look, look if look.covers(held) else Ranking(held, self.measure)))
         neutral = self._neutral(normalize=False)
         self.cosine = torch.cat([fold.full.values(neutral) for fold in self.folds])
         self._add(COSINE, 0, self.cosine, began)
         began = time.perf_counter()
-        made = [PairCovariance(fold.train, seed) for fold in self.folds]
+        made = [PairCovariance(fold.batches.part, seed) for fold in self.folds]
         closed = {} if self.closed_form else {"metric": False, "note": "no structure that was asked for"}
         size = self.whole.queries.dim**2
         _, values = self._best_shrinkage(lambda fold, each: made[fold].whitening(each))
@@ -154,7 +156,8 @@ class Comparison:
         if len(trial.runs) == 1:
             values = self._counted(lambda _: final.metric(normalize=False), best.values)
         else:  # the folds found how long to train; what is taken learns from all queries
-            values, final = best.values, Run(candidate, self.whole, None, self.schedule, trial.noise)
+            values = best.values
+            final = Run(candidate, self._whole_batches, None, self.schedule, trial.noise)
             for _ in final.train(lambda _: None, best.step):
                 pass
         metric = final.metric(normalize=True)
@@ -163,6 +166,10 @@ class Comparison:
         note = f"behind: dropped at step {trial.looks[-1].step}" if trial.dropped else ""
         self._add(candidate.name, size, values, began, steps=best.step, curve=curve, note=note)
         self.metrics[candidate.name] = metric
+
+    @cached_property
+    def _whole_batches(self) -> Batches:
+        return Batches(self.whole, self.schedule.batch_size, self.schedule.seed)
 
     def _add(self, name: str, parameters: int, values: Float[Tensor, " n"], began: float, **more: Any) -> None:
         self.rows.append(FitRow(name, parameters, *compare(values, self.cosine), time.perf_counter() - began, **more))

@@ -49,22 +49,19 @@ class KnownPairs:
         """These pairs less those of an item with itself, where both sides are one list."""
         return self.kept(self.rows != self.items)
 
-    def matrix(
-        self, queries: Int[Tensor, " n"], column_of: Int[Tensor, " all"], columns: int
-    ) -> Bool[Tensor, "n columns"]:
-        """Which of some documents belong to these queries; what the pairs know of a batch.
+    def among(
+        self, queries: Int[Tensor, " n"], column_of: Int[Tensor, " all"]
+    ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+        """The pairs of these queries with some documents: the place of each one's query, and its document's column.
 
         Args:
-            queries: rows of the result.
+            queries: that are asked for.
             column_of: the column of each document, -1 where it has none.
-            columns: how many there are.
         """
-        rows, items = self.select(queries)
-        places = column_of[items]
-        here = places >= 0
-        known = torch.zeros(len(queries), columns, dtype=torch.bool)
-        known[rows[here], places[here]] = True
-        return known
+        places, items = self.select(queries)
+        columns = column_of.index_select(0, items)
+        here = (columns >= 0).nonzero()[:, 0]
+        return places.index_select(0, here), columns.index_select(0, here)
 
 
 def read_pairs(name: str, pairs: Any, queries: int, documents: int) -> KnownPairs:

@@ -38,9 +38,9 @@ class Side:
 
     def rows(self, index: Int[Tensor, " n"] | slice) -> Float[Tensor, "n dim"]:
         """These rows, normalised; zero rows stay zero."""
-        if self._kept is not None:
-            return self._kept[index]
-        return self._normalised(self.features[index if isinstance(index, slice) else index.to(self.features.device)])
+        held = self.features if self._kept is None else self._kept
+        found = held[index] if isinstance(index, slice) else held.index_select(0, index.to(held.device))
+        return self._normalised(found) if self._kept is None else found
 
     def chunks(self) -> Iterator[slice]:
         """Slices over all rows, of some 32 MB each."""

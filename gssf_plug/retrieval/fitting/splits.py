@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.losses.score_gradients import ListedPairs
 from gssf_plug.retrieval.fitting.known_pairs import KnownPairs, read_pairs
 from gssf_plug.retrieval.fitting.sides import Side, read_side
 
@@ -49,10 +50,10 @@ class Part:
         """Only the queries that know a document."""
         return replace(self, rows=self.rows[self.pairs.counts[self.rows] > 0])
 
-    def masks(
+    def known(
         self, rows: Int[Tensor, " n"], documents: Int[Tensor, " m"], column_of: Int[Tensor, " all"]
-    ) -> tuple[Bool[Tensor, "n m"], Bool[Tensor, "n m"] | None]:
-        """What belongs together and what is ignored among some queries and documents.
+    ) -> ListedPairs:
+        """What belongs together and what counts neither way among some queries and documents.
 
         Args:
             rows: rows of `queries`.
@@ -60,13 +61,17 @@ class Part:
             column_of: a table of -1s, one for each document; left as it came.
         """
         column_of[documents] = torch.arange(len(documents))
-        known = self.pairs.matrix(rows, column_of, len(documents))
-        ignored = None if self.ignored is None else self.ignored.matrix(rows, column_of, len(documents))
-        column_of[documents] = -1
+        known, width = self.pairs.among(rows, column_of), len(documents)
+        out = [torch.empty(0, dtype=torch.long)]
+        if self.ignored is not None:
+            places, columns = self.ignored.among(rows, column_of)
+            out.append(places * width + columns)
         if self.itself:
-            same = rows[:, None] == documents
-            ignored = same if ignored is None else ignored | same
-        return known, ignored
+            own = column_of[rows]
+            places = (own >= 0).nonzero()[:, 0]
+            out.append(places * width + own[places])
+        column_of[documents] = -1
+        return ListedPairs(*known, torch.cat(out))
 
 
 def read_part(names: tuple[str, str, str, str], given: Triple, device: torch.device | None, dim: int | None) -> Part:

@@ -1,7 +1,7 @@
 """One candidate trained on one part: batches of known pairs, noise on both sides, a mean of the weights at every look.
 
-The batch is sampled pairs; every pair of it that is known to belong together is a positive, so there are no false
-negatives among known pairs. Both sides are normalised beforehand, so a step costs one fold, one product and the loss.
+Both sides are normalised beforehand, so a step costs one fold, the scores, their gradient in closed form
+(`gssf_plug.losses.score_gradients`) and its product with the documents; autograd knows the fold alone.
 
 Rates fall with the root of the step and later weights count more in the mean, so that a run needs no plan of its
 length: at any step it stands about where a run planned to end there would.
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from gssf_plug.losses.score_gradients import score_gradient
 from gssf_plug.metric import GSSFMetric, normalize_rows
+from gssf_plug.retrieval.fitting.batches import Batches
 from gssf_plug.retrieval.fitting.candidates import Candidate
-from gssf_plug.retrieval.fitting.splits import Part
 from gssf_plug.retrieval.fitting.validation import Ranking
 
 __all__ = ["Look", "Run", "Schedule"]
@@ -71,30 +72,22 @@ class Look(NamedTuple):
         return self.values.double().mean().item()
 
 
-class _Batch(NamedTuple):
-    """Normalised rows of both sides, what is known of them, and what counts neither way."""
-
-    queries: Float[Tensor, "n dim"]
-    documents: Float[Tensor, "m dim"]
-    known: Bool[Tensor, "n m"]
-    ignored: Bool[Tensor, "n m"] | None
-
-
 class Run:
     """A candidate on its way; `weights` are those kept last.
 
     Args:
         candidate: what is trained.
-        part: the data.
+        batches: of the data.
         look: validation; None trains all steps unwatched.
         schedule: of the training.
         noise: its length, where the rows have length 1; 0 for none.
     """
 
     def __init__(
-        self, candidate: Candidate, part: Part, look: Ranking | None, schedule: Schedule, noise: float = 0.0
+        self, candidate: Candidate, batches: Batches, look: Ranking | None, schedule: Schedule, noise: float = 0.0
     ) -> None:
-        self.candidate, self.part, self.look = candidate, part, look
+        self.candidate, self.batches, self.look = candidate, batches, look
+        self.part = batches.part
         self.schedule, self.noise = schedule, noise
         self.weights: dict[str, Tensor] = {}
 
@@ -111,19 +104,21 @@ class Run:
         metric, loss = self.candidate.metric(normalize=False).to(device), self.candidate.make_loss().to(device)
         fused = device.type in ("cpu", "cuda")
         optimizer = torch.optim.Adam(_groups(metric, loss), betas=(0.9, 0.99), fused=fused)
-        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + 3 * step / HALVED) ** -0.5)
+        rates = [group["lr"] for group in optimizer.param_groups]
         pool = max(POOL, 2 * self.schedule.batch_size), self.part.documents.dim
         noise = _Noise(self.noise, pool, self.schedule.seed, device)
         self._mean = _MeanWeights(metric)
-        steps = self.schedule.steps(int(self.part.pairs.counts[self.part.rows].sum())) if steps is None else steps
+        steps = self.schedule.steps(self.batches.pairs) if steps is None else steps
         due, distance = LOOK_EVERY, float(LOOK_EVERY)
-        for step, batch in enumerate(self._batches(steps), start=1):
-            folded = metric.fold(noise.added(batch.queries))
-            value = loss(folded @ noise.added(batch.documents).T, batch.known, forbidden=batch.ignored)
+        for step, batch in enumerate(self.batches.first(steps), start=1):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1 + 3 * (step - 1) / HALVED) ** -0.5
             optimizer.zero_grad()
-            value.backward()
+            folded = metric.fold(noise.added(self.part.queries.rows(batch.queries)))
+            documents = noise.added(self.part.documents.rows(batch.documents))
+            # dL/dF = dL/dS · Y: the graph ends at the folded queries
+            folded.backward(score_gradient(loss, folded.detach() @ documents.T, batch.pairs) @ documents)
             optimizer.step()
-            rates.step()
             self._mean.add(step)
             advance(1)
             if self.look is not None and step in (due, steps):
@@ -143,28 +138,6 @@ class Run:
         if self.weights:
             metric.load_state_dict(self.weights)
         return metric.eval()
-
-    def _batches(self, steps: int) -> Iterator[_Batch]:
-        """Different queries and different documents of `batch_size` pairs; every pair once an epoch."""
-        places, items = self.part.pairs.select(self.part.rows)
-        rows, size = self.part.rows[places], self.schedule.batch_size
-        column_of = torch.full((len(self.part.documents),), -1)
-        if len(rows) <= size:  # every batch is the same
-            whole = self._batch(rows.unique(), items.unique(), column_of)
-            yield from (whole for _ in range(steps))
-            return
-        generator = torch.Generator().manual_seed(self.schedule.seed)
-        done = 0
-        while done < steps:
-            for batch in torch.randperm(len(rows), generator=generator).split(size)[: steps - done]:
-                yield self._batch(rows[batch].unique(), items[batch].unique(), column_of)
-                done += 1
-
-    def _batch(self, rows: Int[Tensor, " n"], items: Int[Tensor, " m"], column_of: Int[Tensor, " all"]) -> _Batch:
-        known, ignored = self.part.masks(rows, items, column_of)
-        queries, documents = self.part.queries.rows(rows), self.part.documents.rows(items)
-        device = documents.device
-        return _Batch(queries, documents, known.to(device), ignored if ignored is None else ignored.to(device))
 
 
 def _groups(metric: GSSFMetric, loss: nn.Module) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from gssf_plug.retrieval.fitting.batches import Batches
 from gssf_plug.retrieval.fitting.candidates import Candidate
-from gssf_plug.retrieval.fitting.splits import Part
 from gssf_plug.retrieval.fitting.training import Look, Run, Schedule
 from gssf_plug.retrieval.fitting.validation import Ranking
 
@@ -16,9 +16,9 @@ FIRST_LOOKS = 3  # a trial that is behind the best one is dropped from this look
 
 
 class Fold(NamedTuple):
-    """Training queries, the ranking that training is watched by, and the one that counts."""
+    """Batches of the training queries, the ranking that training is watched by, and the one that counts."""
 
-    train: Part
+    batches: Batches
     look: Ranking
     full: Ranking
 
@@ -35,7 +35,7 @@ class Trial:
 
     def __init__(self, candidate: Candidate, folds: Sequence[Fold], schedule: Schedule, noise: float) -> None:
         self.candidate, self.schedule, self.noise = candidate, schedule, noise
-        self.runs = [Run(candidate, fold.train, fold.look, schedule, noise) for fold in folds]
+        self.runs = [Run(candidate, fold.batches, fold.look, schedule, noise) for fold in folds]
         self.looks: list[Look] = []
         self.best: Look | None = None
         self.dropped = False

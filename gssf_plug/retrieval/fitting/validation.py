@@ -6,14 +6,16 @@ within 1e-6 of a positive counts as above it, so that a tie is lost whatever the
 """
 
 from dataclasses import replace
-from typing import Protocol
+from functools import cached_property
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gssf_plug.evaluation.ranking import Matches, Ranked, count_reaching, query_chunks, rank_positives
-from gssf_plug.evaluation.scores import GivenScores
+from gssf_plug.evaluation.counting import count_reaching
+from gssf_plug.evaluation.options import finite_scores
+from gssf_plug.evaluation.ranking import Ranked, query_chunks
 from gssf_plug.retrieval.fitting.measures import measured
 from gssf_plug.retrieval.fitting.splits import Part
 
@@ -37,6 +39,63 @@ class Similarity(Protocol):
         ...
 
 
+class _Pairs(NamedTuple):
+    """Query of each pair, in increasing order, and its document."""
+
+    rows: Int[Tensor, " pairs"]
+    columns: Int[Tensor, " pairs"]
+
+    def between(self, queries: slice) -> "_Pairs":
+        """Those of some queries, numbered from the first of them."""
+        first, last = torch.searchsorted(self.rows, torch.tensor([queries.start, queries.stop])).tolist()
+        return _Pairs(self.rows[first:last] - queries.start, self.columns[first:last])
+
+    def among(self, column_of: Int[Tensor, " all"]) -> "_Pairs":
+        """Those with a document that has a column, -1 where it has none."""
+        columns = column_of[self.columns]
+        return _Pairs(self.rows[columns >= 0], columns[columns >= 0])
+
+
+class _Asked(NamedTuple):
+    """Some queries with what is known of them, numbered from the first of them."""
+
+    queries: slice
+    positives: "_Positives"
+    out: _Pairs  # taken out of the ranking
+
+    def take_out(self, scores: Float[Tensor, "n m"]) -> None:
+        """Positives are compared with the others, not with themselves; what counts neither way with nothing."""
+        for rows, columns in (self.positives.pairs, self.out):
+            scores[rows, columns] = float("-inf")
+
+
+class _Positives:
+    """The positives of some queries, and room for a number of each: one row a query, its best last.
+
+    Args:
+        pairs: query and document of each.
+        queries: how many queries there are.
+    """
+
+    def __init__(self, pairs: _Pairs, queries: int) -> None:
+        self.pairs = pairs
+        self.counts = torch.bincount(pairs.rows, minlength=queries)
+        self.places = torch.arange(len(pairs.rows)) - (self.counts.cumsum(0) - self.counts)[pairs.rows]
+        self.most = int(self.counts.max())
+
+    def ascending(self, scores: Float[Tensor, " p"]) -> Float[Tensor, "n most"]:
+        """Their scores, row by row; infinity where a query has fewer."""
+        own = scores.new_full((len(self.counts), self.most), float("inf"))
+        own[self.pairs.rows, self.places] = scores
+        return own.sort(dim=1).values
+
+    def ranked(self, above: Int[Tensor, "n most"]) -> Ranked:
+        """From how many others reach each of them: its rank."""
+        index = (self.counts[:, None] - torch.arange(1, self.most + 1)).clamp_min(0)  # best first
+        ranks = above.cpu().gather(1, index) + torch.arange(1, self.most + 1)
+        return Ranked(ranks, self.counts, torch.ones(ranks.shape, dtype=torch.float64))
+
+
 class Ranking:
     """Some queries of a part, ranked among its documents.
 
@@ -50,14 +109,14 @@ class Ranking:
         self.part, self.measure = part, measure
         self.chosen = documents
         self.count = len(part.documents) if documents is None else len(documents)
-        self._matches = self._matched()
+        self._known, self._out = self._matched()
         small = self.count * part.documents.dim <= LOOK_NUMBERS
         self._kept = part.documents.rows(slice(None) if documents is None else documents) if small else None
 
     @torch.no_grad()
     def values(self, similarity: Similarity) -> Float[Tensor, " n"]:
         """The measure of each query, in %."""
-        ranked = self._in_one_piece(similarity) if self._kept is not None else self._in_chunks(similarity)
+        ranked = self._in_one_piece(similarity) if self._kept is not None else [self._in_chunks(similarity)]
         return 100 * torch.cat([measured(part, self.measure) for part in ranked]).cpu()
 
     def covers(self, part: Part) -> bool:
@@ -66,78 +125,63 @@ class Ranking:
 
     def _in_one_piece(self, similarity: Similarity) -> list[Ranked]:
         assert self._kept is not None
-        items, folded = similarity.gallery(self._kept), similarity.fold(self._queries())
-        ranked = []
-        for rows in query_chunks(len(folded), self.count, None):
-            ranked.append(rank_positives(GivenScores(folded[rows] @ items.T).of(slice(None)), self._of(rows)))
+        items, folded, ranked = similarity.gallery(self._kept), similarity.fold(self._queries()), []
+        for asked in self._pieces:
+            scores, positives = finite_scores(folded[asked.queries] @ items.T), asked.positives
+            own = positives.ascending(scores[positives.pairs.rows, positives.pairs.columns])
+            asked.take_out(scores)
+            ranked.append(positives.ranked(count_reaching(own, scores)))
         return ranked
 
-    def _in_chunks(self, similarity: Similarity) -> list[Ranked]:
+    @cached_property
+    def _pieces(self) -> list[_Asked]:
+        """All queries, as many at once as their scores may be many."""
+        pieces = []
+        for queries in query_chunks(len(self.part.rows), self.count, None):
+            known, out = (pairs.between(queries) for pairs in (self._known, self._out))
+            pieces.append(_Asked(queries, _Positives(known, queries.stop - queries.start), out))
+        return pieces
+
+    def _in_chunks(self, similarity: Similarity) -> Ranked:
         """Ranks from counts that are added over chunks of documents."""
-        folded, positives = similarity.fold(self._queries()), self._positives()
-        counts = torch.bincount(positives.rows, minlength=len(folded))
-        places = torch.arange(len(positives.rows)) - (counts.cumsum(0) - counts)[positives.rows]
-        own = folded.new_full((len(folded), int(counts.max())), float("inf"))
-        own[positives.rows, places] = self._scores_of(similarity, folded, positives)
-        own = own.sort(dim=1).values
+        folded, positives = similarity.fold(self._queries()), _Positives(self._known, len(self.part.rows))
+        own = positives.ascending(self._scores_of(similarity, folded, self._known)) - ALIKE
         above = torch.zeros(own.shape, dtype=torch.long, device=own.device)
+        rows, columns = (torch.cat(both) for both in zip(self._known, self._out, strict=True))
         for chunk in self.part.documents.chunks():
             items = similarity.gallery(self.part.documents.rows(chunk))
-            inside = (self._matches.columns >= chunk.start) & (self._matches.columns < chunk.stop)
-            taken = self._matches.rows[inside], self._matches.columns[inside] - chunk.start
+            inside = (columns >= chunk.start) & (columns < chunk.stop)
+            taken = rows[inside], columns[inside] - chunk.start
             step = max(1, SCORES_AT_ONCE // len(items))
             for at in range(0, len(folded), step):
                 scores = folded[at : at + step] @ items.T
                 here = (taken[0] >= at) & (taken[0] < at + step)
                 scores[taken[0][here] - at, taken[1][here]] = float("-inf")
-                above[at : at + step] += count_reaching(own[at : at + step] - ALIKE, scores)
-        most = own.shape[1]
-        index = (counts[:, None] - torch.arange(1, most + 1)).clamp_min(0)
-        ranks = above.cpu().gather(1, index) + torch.arange(1, most + 1)
-        return [Ranked(ranks, counts, torch.ones(ranks.shape, dtype=torch.float64))]
+                above[at : at + step] += count_reaching(own[at : at + step], scores)
+        return positives.ranked(above)
 
     def _queries(self) -> Float[Tensor, "n dim"]:
         return self.part.queries.rows(self.part.rows)
 
-    def _scores_of(self, similarity: Similarity, folded: Tensor, pairs: Matches) -> Float[Tensor, " pairs"]:
+    def _scores_of(self, similarity: Similarity, folded: Tensor, pairs: _Pairs) -> Float[Tensor, " pairs"]:
         step = max(1, SCORES_AT_ONCE // folded.shape[1])
         parts = zip(pairs.rows.split(step), pairs.columns.split(step), strict=True)
         rows = self.part.documents.rows
         return torch.cat([(folded[i] * similarity.gallery(rows(j))).sum(1) for i, j in parts])
 
-    def _positives(self) -> Matches:
-        kept = self._matches.counted
-        return Matches(self._matches.rows[kept], self._matches.columns[kept], self._matches.counted[kept])
-
-    def _matched(self) -> Matches:
-        """Positives, then what is taken out of the ranking: ignored pairs, and an item with itself."""
+    def _matched(self) -> tuple[_Pairs, _Pairs]:
+        """Positives, and what is taken out of the ranking: ignored pairs, and an item with itself."""
         part = self.part
-        rows, columns = part.pairs.select(part.rows)
         out = [] if part.ignored is None else [part.ignored.select(part.rows)]
-        if part.itself:
-            own = torch.arange(len(part.rows)), part.rows
-            out = [
-                (
-                    torch.cat([own[0], *(r[c != part.rows[r]] for r, c in out)]),
-                    torch.cat([own[1], *(c[c != part.rows[r]] for r, c in out)]),
-                )
-            ]
-        known = len(rows)
-        rows, columns = torch.cat([rows, *(r for r, _ in out)]), torch.cat([columns, *(c for _, c in out)])
-        counted = torch.arange(len(rows)) < known
-        if self.chosen is not None:
-            column_of = torch.full((len(part.documents),), -1)
-            column_of[self.chosen] = torch.arange(len(self.chosen))
-            columns = column_of[columns]
-            inside = columns >= 0
-            rows, columns, counted = rows[inside], columns[inside], counted[inside]
-        return Matches(rows, columns, counted)
-
-    def _of(self, rows: slice) -> Matches:
-        inside = (self._matches.rows >= rows.start) & (self._matches.rows < rows.stop)
-        return Matches(
-            self._matches.rows[inside] - rows.start, self._matches.columns[inside], self._matches.counted[inside]
-        )
+        out += [(torch.arange(len(part.rows)), part.rows)] if part.itself else []
+        rows, columns = (torch.cat(both) for both in zip(*out, strict=True)) if out else torch.empty(2, 0).long()
+        order = rows.argsort(stable=True)
+        known, taken = _Pairs(*part.pairs.select(part.rows)), _Pairs(rows[order], columns[order])
+        if self.chosen is None:
+            return known, taken
+        column_of = torch.full((len(part.documents),), -1)
+        column_of[self.chosen] = torch.arange(len(self.chosen))
+        return known.among(column_of), taken.among(column_of)
 
 
 def look_of(part: Part, measure: str, seed: int) -> Ranking:

@@ -60,7 +60,8 @@ def test_a_batch_knows_all_its_pairs() -> None:
     rows, items = torch.tensor([3, 17, 29]), torch.tensor([0, 5, 6, 39])
     table = torch.full((40,), -1)
     table[items] = torch.arange(4)
-    assert torch.equal(pairs.matrix(rows, table, 4), known[rows][:, items])
+    among = pairs.among(rows, table)
+    assert torch.equal(torch.stack(among), torch.stack(known[rows][:, items].nonzero(as_tuple=True)))
     places, found = pairs.select(rows)
     assert [found[places == place].tolist() for place in range(3)] == [
         known[row].nonzero()[:, 0].tolist() for row in rows
@@ -72,7 +73,7 @@ def test_masks_of_one_list_leave_out_the_item_itself() -> None:
     pairs = torch.tensor([[0, 1], [1, 0], [2, 3]])
     part = read_part(NAMES, (items, items, pairs, torch.tensor([[0, 5]])), None, None)
     table = torch.full((12,), -1)
-    known, ignored = part.masks(torch.tensor([0, 2]), torch.tensor([0, 1, 3, 5]), table)
+    known, ignored = part.known(torch.tensor([0, 2]), torch.tensor([0, 1, 3, 5]), table).masks(torch.Size([2, 4]))
     assert known.tolist() == [[False, True, False, False], [False, False, True, False]]
     assert ignored is not None
     assert ignored.tolist() == [[True, False, False, True], [False, False, False, False]]

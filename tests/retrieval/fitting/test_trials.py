@@ -4,8 +4,9 @@ import pytest
 import torch
 from retrieval.fitting.noisy_channels import noisy_channels
 
+from gssf_plug.retrieval.fitting.batches import Batches
 from gssf_plug.retrieval.fitting.candidates import Candidate, make_candidates
-from gssf_plug.retrieval.fitting.splits import Part, read_part, split_queries
+from gssf_plug.retrieval.fitting.splits import read_part, split_queries
 from gssf_plug.retrieval.fitting.training import Look, Run, Schedule
 from gssf_plug.retrieval.fitting.trials import Fold, Trial
 from gssf_plug.retrieval.fitting.validation import look_of
@@ -16,7 +17,8 @@ SCHEDULE = Schedule(batch_size=256, max_epochs=None, patience=2, seed=0)
 
 def folds_of(share: float = 0.2) -> list[Fold]:
     whole = read_part(NAMES, (*noisy_channels(), None), None, None)
-    return [Fold(train, look := look_of(held, "mAP", 0), look) for train, held in split_queries(whole, share, 0)]
+    splits = split_queries(whole, share, 0)
+    return [Fold(Batches(train, 256, 0), look := look_of(held, "mAP", 0), look) for train, held in splits]
 
 
 def candidate(loss: str = "softmax") -> Candidate:
@@ -90,7 +92,7 @@ def test_a_real_trial_keeps_the_weights_of_its_best_look():
 @pytest.mark.parametrize("loss", ["softmax", "hinge"])
 def test_a_run_without_looks_ends_where_one_with_looks_stood_at_that_step(loss: str):
     fold = folds_of()[0]
-    watched, unwatched = (Run(candidate(loss), fold.train, look, SCHEDULE, 1.0) for look in (fold.look, None))
+    watched, unwatched = (Run(candidate(loss), fold.batches, look, SCHEDULE, 1.0) for look in (fold.look, None))
     look = next(watched.train(lambda _: None))
     watched.keep()
     assert list(unwatched.train(lambda _: None, look.step)) == []
@@ -101,8 +103,7 @@ def test_a_run_without_looks_ends_where_one_with_looks_stood_at_that_step(loss: 
 
 def test_weights_are_a_mean_that_counts_later_steps_more(monkeypatch: pytest.MonkeyPatch):
     seen: list[torch.Tensor] = []
-    part = folds_of()[0].train
-    run = Run(candidate(), part, None, SCHEDULE)
+    run = Run(candidate(), folds_of()[0].batches, None, SCHEDULE)
     step = torch.optim.Adam.step
 
     def noting(optimizer, *args, **options):
@@ -116,12 +117,3 @@ def test_weights_are_a_mean_that_counts_later_steps_more(monkeypatch: pytest.Mon
         mean = mean + 9 / (number + 8) * (weights - mean)
     assert torch.allclose(run.metric(normalize=False).matrix().diagonal(), mean, atol=1e-6)
     assert not torch.allclose(seen[-1], mean, atol=1e-4)
-
-
-def test_every_batch_is_the_whole_where_pairs_are_few():
-    queries, documents, pairs = noisy_channels(60)
-    part: Part = read_part(NAMES, (queries, documents, pairs, None), None, None)
-    batches = list(Run(candidate(), part, None, SCHEDULE)._batches(3))
-    assert batches[0] is batches[1] is batches[2]
-    assert batches[0].known.shape == (60, 60)
-    assert int(batches[0].known.sum()) == 60
