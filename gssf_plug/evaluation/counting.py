@@ -7,29 +7,17 @@ compared by a closer score with its own bounds (`certain_pairs`), and what even 
 
 import math
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.metric.exact.fast_scores import Open
+from gssf_plug.metric.exact.reaching import places, reaching
 
-__all__ = [
-    "GROUP",
-    "at_least",
-    "certain_counts",
-    "certain_pairs",
-    "count_reaching",
-    "from_the_right",
-    "group_peaks",
-    "places",
-    "reaching",
-]
+__all__ = ["certain_counts", "certain_pairs", "count_reaching", "from_the_right"]
 
 BINS = 1024
 DIRECT = 16_384  # comparisons of one row that cost less than its bins
-GROUP = 64  # scores whose largest is looked at first
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def certain_counts(
@@ -133,51 +121,3 @@ def _compared(
 def from_the_right(bins: Int[Tensor, "n bins"], most: int) -> Int[Tensor, "n most"]:
     """What lies in each bin of a row or above it, the bin below all positives left out."""
     return bins.flip(1).cumsum(1).flip(1)[:, 1 : most + 1]
-
-
-def group_peaks(scores: Float[Tensor, "n m"]) -> Float[Tensor, "n groups"]:
-    """One score of every 64 in a row, the largest where that is above zero; scores beyond whole groups are left out."""
-    whole = scores.shape[1] - scores.shape[1] % GROUP
-    # above zero, floating-point numbers stand in the order of their bits; comparing integers is several times faster
-    groups = scores[:, :whole].view(INTEGERS[scores.dtype.itemsize]).unflatten(1, (-1, GROUP))
-    return groups.amax(dim=2).view(scores.dtype)
-
-
-def reaching(
-    scores: Float[Tensor, "n m"], least: Float[Tensor, " n"], peaks: Float[Tensor, "n groups"] | None = None
-) -> Int[Tensor, " places"]:
-    """Where a score is at least its row's `least`, counted through all rows, ascending."""
-    if peaks is None or not peaks.shape[1] or not bool((least > 0).all()):
-        return places(at_least(scores, least[:, None]))
-    width, whole = scores.shape[1], peaks.shape[1] * GROUP
-    rows, group = (peaks >= least[:, None]).nonzero(as_tuple=True)
-    groups = scores[:, :whole].unflatten(1, (-1, GROUP))[rows, group]
-    hits = places(groups >= least[rows][:, None])
-    which = hits.div(GROUP, rounding_mode="floor")
-    found = rows[which] * width + group[which] * GROUP + hits % GROUP
-    if whole == width:
-        return found
-    rest, column = (scores[:, whole:] >= least[:, None]).nonzero(as_tuple=True)
-    return torch.cat([found, rest * width + (whole + column)]).sort().values
-
-
-def at_least(scores: Float[Tensor, "n m"], least: Float[Tensor, "..."]) -> Bool[Tensor, "n m"]:
-    """`scores >= least`, for one bound per row (N×1) or per column (1×M)."""
-    if scores.device.type != "cpu" or scores.dtype.itemsize != 2:
-        return scores >= least
-    # above zero, short floats stand in the order of their bits, and processors compare integers faster
-    bits = (one.view(torch.int16).numpy() for one in (scores, least))
-    mask = torch.from_numpy(np.greater_equal(*bits))
-    rows, columns = (least <= 0).nonzero(as_tuple=True)
-    if len(rows) and least.shape[1] == scores.shape[1]:
-        mask[:, columns] = scores[:, columns] >= least[:, columns]
-    elif len(rows):
-        mask[rows] = scores[rows] >= least[rows]
-    return mask
-
-
-def places(mask: Bool[Tensor, "..."]) -> Int[Tensor, " places"]:
-    """Where a mask is True, counted through all rows; numpy finds it several times as fast on a CPU."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.flatten().nonzero()[:, 0]

@@ -24,12 +24,12 @@ from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes, share
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.counting import at_least, places
 from gssf_plug.evaluation.options import Rows, checked_features, checked_labels, checked_metric, promoted
 from gssf_plug.evaluation.ranking import COUNTED_AT_ONCE, MOST_PAIRS, OPEN_AT_ONCE
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores, ScoredPart, ScoredQueries, Scores
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.fast_scores import fast_dtype
+from gssf_plug.metric.exact.reaching import at_least, places
 from gssf_plug.metric.options import checked_count
 
 __all__ = ["image_text_recall", "image_text_recall_of_scores", "tied_too_often"]

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation.counting import certain_counts, certain_pairs, group_peaks
+from gssf_plug.evaluation.counting import certain_counts, certain_pairs
 from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries
 from gssf_plug.metric.exact.fast_scores import Open
+from gssf_plug.metric.exact.reaching import group_peaks
 from gssf_plug.metric.options import checked_count
 
 __all__ = [

@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from gssf_plug.evaluation import counting
-from gssf_plug.evaluation.counting import (
-    at_least,
-    certain_counts,
-    certain_pairs,
-    count_reaching,
-    group_peaks,
-    reaching,
-)
+from gssf_plug.evaluation.counting import certain_counts, certain_pairs, count_reaching
 from gssf_plug.evaluation.ranking import LabelGroups, rank_positives
 from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric.exact.fast_scores import Open
@@ -56,24 +49,6 @@ def test_pairs_are_counted_or_open():
     right = torch.zeros(9, 5, dtype=torch.long)
     right.index_add_(0, rows[certain], (scores[certain, None] > own[rows[certain]]).long())
     assert torch.equal(counts, right)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("items", [64, 200, 256])
-def test_peaks_find_what_comparing_finds(dtype, items):
-    scores = torch.randn(11, items).to(dtype)
-    for least in (torch.full((11,), 1.5), torch.linspace(-1, 2, 11), torch.linspace(0.5, 9, 11)):
-        least = least.to(dtype)
-        right = (scores >= least[:, None]).flatten().nonzero()[:, 0]
-        assert torch.equal(reaching(scores, least, group_peaks(scores)), right)
-        assert torch.equal(reaching(scores, least), right)
-
-
-@pytest.mark.parametrize("shape", [(11, 1), (1, 11), (1, 1)])
-def test_bounds_of_rows_and_of_columns(shape):
-    least = torch.linspace(-1, 1, 11).bfloat16()[: max(shape)].view(shape)
-    scores = torch.randn(11 if shape[0] > 1 else 1, 11 if shape[1] > 1 else 40).bfloat16()
-    assert torch.equal(at_least(scores, least), scores >= least)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

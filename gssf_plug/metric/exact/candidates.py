@@ -6,15 +6,15 @@ one look; what is left, some 1.4 items for each that is asked for, is decided af
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from gssf_plug.metric.exact.fast_scores import FastQueries, FastRows
+from gssf_plug.metric.exact.reaching import group_peaks, places, reaching
 
 __all__ = ["Candidates", "pad_pairs"]
 
-GROUP = 64  # scores whose largest is looked at first
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+LOOKED_AT = 8  # scores in a group whose largest bounds the k-th best of a first part from below
 
 
 class Candidates:
@@ -33,11 +33,13 @@ class Candidates:
         self.columns = self.rows.clone()
         self.low = torch.empty(0, dtype=torch.float64, device=device)
         self.high = self.low.clone()
-        self._new: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        self._most = len(fast.rows) * k
+        self._best = self.low.new_empty(len(fast.rows), 0)  # the k best `low` of each query so far, in any order
+        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._seen = 0  # of the parts, in `_best`
+        self._waiting = 0  # pairs of the others
 
     def __len__(self) -> int:
-        return len(self.rows) + sum(len(new[0]) for new in self._new)
+        return len(self.rows) + sum(len(part[0]) for part in self._parts)
 
     def add(self, items: FastRows, start: int, hidden: Bool[Tensor, "n m"] | None) -> None:
         """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates."""
@@ -46,35 +48,49 @@ class Candidates:
             scores.masked_fill_(hidden, float("-inf"))
         margins = self.fast.margins(items)
         if not len(self) and self.k <= scores.shape[1]:  # nothing to compare with yet
-            best = scores.topk(self.k, dim=1).values[:, -1]
+            looked_at = group_peaks(scores, LOOKED_AT)  # where k is far below their number, nearly as good as all
+            looked_at = looked_at if self.k * 4 <= looked_at.shape[1] else scores
+            best = looked_at.topk(self.k, dim=1, sorted=False).values.amin(1)
             self.least = torch.maximum(self.least, self.fast.between(best, margins, items).low)
-        rows, columns = _reaching(scores, self.fast.around(self.least, items).low)
-        values = scores[rows, columns]
+        at = reaching(scores, self.fast.around(self.least, items).low, group_peaks(scores))
+        values = scores.flatten().index_select(0, at)
         finite = values > float("-inf")
         if hidden is not None and not bool(finite.all()):
-            rows, columns, values = rows[finite], columns[finite], values[finite]
-        low, high = self.fast.between(values, margins[rows], items)
-        self._new.append((rows, columns + start, low, high))
-        if sum(len(new[0]) for new in self._new) > self._most:
-            self.prune()
+            at, values = at[finite], values[finite]
+        rows = at.div(scores.shape[1], rounding_mode="floor")
+        low, high = self.fast.between(values, margins.index_select(0, rows), items)
+        self._parts.append((rows, at.sub_(rows * scores.shape[1]).add_(start), low, high))
+        self._waiting += len(rows)
+        if self._waiting * 2 > len(self.least) * self.k:
+            self._raise()
+
+    def _raise(self) -> None:
+        """Raise the threshold to what is known by now."""
+        new = self._parts[self._seen :]
+        lows = [pad_pairs(len(self.least), rows, low)[0] for rows, _, low, _ in new]
+        best = torch.cat([self._best, *lows], dim=1)
+        if best.shape[1] > self.k:
+            best = best.topk(self.k, dim=1, sorted=False).values
+        if best.shape[1] == self.k:
+            self.least = torch.maximum(self.least, best.amin(1))
+        self._best, self._seen, self._waiting = best, len(self._parts), 0
 
     def prune(self) -> None:
-        """Raise the threshold to what is known by now, and drop what it excludes."""
-        parts = [(self.rows, self.columns, self.low, self.high), *self._new]
+        """Raise the threshold, and drop what it excludes."""
+        self._raise()
+        parts = [(self.rows, self.columns, self.low, self.high), *self._parts]
         rows, columns, low, high = (torch.cat(each) for each in zip(*parts, strict=True))
+        kept = places(high >= self.least.index_select(0, rows))
+        rows, columns, low, high = (each.index_select(0, kept) for each in (rows, columns, low, high))
         rows, order = rows.sort(stable=True)  # the parts came in order of column, and so it stays within a row
-        columns, low, high = columns[order], low[order], high[order]
-        lows, _ = pad_pairs(len(self.least), rows, columns, low)
-        if lows.shape[1] >= self.k:
-            self.least = torch.maximum(self.least, lows.topk(self.k, dim=1).values[:, -1])
-        kept = high >= self.least[rows]
-        self.rows, self.columns, self.low, self.high = (each[kept] for each in (rows, columns, low, high))
-        self._new = []
+        self.rows, self.columns, self.low, self.high = rows, columns[order], low[order], high[order]
+        self._parts, self._seen = [], 0
 
     def settle(self, scores: Float[Tensor, " pairs"]) -> None:
         """Take canonical scores for the present candidates; keep the k best of each query, ties by lower column."""
-        padded, columns = pad_pairs(len(self.least), self.rows, self.columns, scores)
+        padded, columns = pad_pairs(len(self.least), self.rows, scores, self.columns)
         padded, order = padded.sort(dim=1, descending=True, stable=True)
+        self._best = padded[:, : self.k]
         chosen = padded[:, : self.k] > float("-inf")
         rows = chosen.nonzero()[:, 0]
         columns = columns.gather(1, order[:, : self.k])[chosen]
@@ -85,30 +101,16 @@ class Candidates:
         self.low, self.high = values[by_row], values[by_row]
 
 
-def _reaching(scores: Float[Tensor, "n m"], threshold: Float[Tensor, " n"]) -> tuple[Tensor, Tensor]:
-    """Row and column of every score that is at least its row's threshold, in order."""
-    count, width = scores.shape
-    if width % GROUP or not scores.is_contiguous() or not bool((threshold > 0).all()):
-        rows, columns = (scores >= threshold[:, None]).nonzero(as_tuple=True)
-        return rows, columns
-    groups = scores.view(count, -1, GROUP)
-    # above zero, floating-point numbers stand in the order of their bits; comparing integers is several times faster
-    integer = INTEGERS[scores.dtype.itemsize]
-    peaks = groups.view(integer).amax(dim=2)
-    rows, group = (peaks >= threshold.view(integer)[:, None]).nonzero(as_tuple=True)
-    hits, place = (groups[rows, group] >= threshold[rows][:, None]).nonzero(as_tuple=True)
-    return rows[hits], group[hits] * GROUP + place
-
-
-def pad_pairs(
-    count: int, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"], values: Float[Tensor, " pairs"]
-) -> tuple[Float[Tensor, "n _"], Int[Tensor, "n _"]]:
-    """Pairs in order of row as matrices of `count` rows: values padded with -inf, and their columns with -1."""
+def pad_pairs(count: int, rows: Int[Tensor, " pairs"], *values: Shaped[Tensor, " pairs"]) -> list[Tensor]:
+    """Values of pairs in order of row as matrices of `count` rows; floats padded with -inf, whole numbers with -1."""
     counts = torch.bincount(rows, minlength=count)
-    # the place of a pair in its row: its number less the number of pairs in rows before
-    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
     width = int(counts.max()) if count else 0
-    padded = values.new_full((count, width), float("-inf"))
-    indices = torch.full_like(padded, -1, dtype=torch.long)
-    padded[rows, places], indices[rows, places] = values, columns
-    return padded, indices
+    # where a pair stands: its place in its row is its number less the number of pairs in rows before
+    row_starts = torch.arange(0, count * width, width, device=rows.device) if width else counts
+    shift = row_starts - (counts.cumsum(0) - counts)
+    places = torch.arange(len(rows), device=rows.device).add_(shift.index_select(0, rows))
+    padded = []
+    for each in values:
+        matrix = each.new_full((count * width,), float("-inf") if each.is_floating_point() else -1)
+        padded.append(matrix.index_copy_(0, places, each).view(count, width))
+    return padded

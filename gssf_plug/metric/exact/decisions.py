@@ -15,7 +15,7 @@ from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 
 __all__ = ["best_of_all", "best_of_candidates"]
 
-ENTRIES_AT_ONCE = 524_288  # 4 MB of float64 rows, gathered and scored
+ENTRIES_AT_ONCE = 262_144  # 2 MB of float64 rows, gathered and scored
 
 Ranked = tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]
 
@@ -39,7 +39,7 @@ def best_of_candidates(
         dtype: data type of the scores that come out.
     """
     count = len(queries.folded)
-    _, indices = pad_pairs(count, rows, columns, torch.zeros(len(rows), dtype=torch.float64, device=rows.device))
+    (indices,) = pad_pairs(count, rows, columns)
     scores, slack = _float64_scores(queries, gallery, indices)
     scores, order = scores.masked_fill_(indices < 0, float("-inf")).sort(dim=1, descending=True, stable=True)
     return _decided(queries, gallery, scores, indices.gather(1, order), slack, k, dtype)
@@ -73,18 +73,24 @@ def _float64_scores(
     """Scores of each query with the items of its row of indices, and how far each row of them may be off."""
     count, width = indices.shape
     dim = gallery.shape[1]
-    scores = queries.folded.new_empty(count, width)
+    scores = queries.folded.new_zeros(count, width)
     lengths = torch.ones_like(scores)
+    counts = (indices >= 0).sum(1).tolist()
     size = max(1, ENTRIES_AT_ONCE // max(1, width * dim))
+    # written again and again: memory that was just used is in the cache, fresh memory would first have to be found
+    given = gallery.new_empty(min(size, count) * width, dim)
+    precise = scores.new_empty(given.shape)
     for start in range(0, count, size):
-        own = slice(start, min(start + size, count))
-        items = gallery[indices[own].clamp_min(0).to(gallery.device)].to(scores.device)
+        own = slice(start, min(start + size, count)), slice(max(counts[start : start + size]))
+        picked = indices[own].flatten().clamp_min_(0).to(gallery.device)
+        items = torch.index_select(gallery, 0, picked, out=given[: len(picked)])
         exponents = None
         if items.dtype == torch.float64:  # whose squares may leave float64
-            flat, exponents = scale_rows(items.flatten(0, 1))
-            items = flat.view(items.shape)
-        values = items.double()
-        scores[own] = (values @ queries.folded[own, :, None])[..., 0]
+            flat, exponents = scale_rows(items.to(scores.device))
+        else:
+            flat = precise[: len(picked)].copy_(items)
+        values = flat.view(*indices[own].shape, dim)
+        scores[own] = (values @ queries.folded[own[0], :, None])[..., 0]
         lengths[own] = torch.linalg.vector_norm(values, dim=2)
         if exponents is not None and queries.squares is None:
             powers = power_of_two(exponents).view_as(scores[own])

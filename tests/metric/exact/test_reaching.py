@@ -1,0 +1,26 @@
+"""Where scores reach a bound, by groups and by bits, beside plain comparison."""
+
+import pytest
+import torch
+
+from gssf_plug.metric.exact.reaching import at_least, group_peaks, reaching
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("items", [64, 200, 256])
+def test_peaks_find_what_comparing_finds(dtype, items):
+    scores = torch.randn(11, items).to(dtype)
+    for least in (torch.full((11,), 1.5), torch.linspace(-1, 2, 11), torch.linspace(0.5, 9, 11)):
+        least = least.to(dtype)
+        right = (scores >= least[:, None]).flatten().nonzero()[:, 0]
+        assert torch.equal(reaching(scores, least, group_peaks(scores)), right)
+        assert torch.equal(reaching(scores, least), right)
+        apart = torch.cat([scores, scores], dim=1)[:, :items]  # whose rows do not stand one behind the other
+        assert torch.equal(reaching(apart, least, group_peaks(apart)), right)
+
+
+@pytest.mark.parametrize("shape", [(11, 1), (1, 11), (1, 1)])
+def test_bounds_of_rows_and_of_columns(shape):
+    least = torch.linspace(-1, 1, 11).bfloat16()[: max(shape)].view(shape)
+    scores = torch.randn(11 if shape[0] > 1 else 1, 11 if shape[1] > 1 else 40).bfloat16()
+    assert torch.equal(at_least(scores, least), scores >= least)
