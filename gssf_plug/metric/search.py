@@ -184,11 +184,11 @@ def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, 
     for part, items in search.read(len(rows), exact=True):
         hidden = search.hidden(rows, part)
         if len(search.parts) == 1:
-            scores = fast.product(items)
-            low, high = fast.between(scores, fast.margins(items)[:, None], items)
-            low = low if hidden is None else low.masked_fill_(hidden, float("-inf"))
-            slack = fast.margins(items) * 2.0 ** (fast.exponent + items.exponent)
-            return best_of_all(queries, search.features, low.add_(slack[:, None]), slack, search.k, search.dtype)
+            scores, scale = fast.product(items), fast.scale(items)
+            scores = scores if scale == 1.0 else scores.mul_(scale)
+            scores = scores if hidden is None else scores.masked_fill_(hidden, float("-inf"))
+            slack = fast.margins(items) * scale
+            return best_of_all(queries, search.features, scores, slack, search.k, search.dtype)
         candidates.add(items, part.start, hidden)
         if len(candidates) > MOST_UNDECIDED * search.k * len(rows):
             candidates.prune()

@@ -72,17 +72,22 @@ def canonical_scores(
         gallery: M×D finite features of any float dtype, as the user gave them; a row of zeros scores 0.
         columns: numbers of gallery items.
     """
+    own = columns.sort()  # pairs of one item stand together: its norm is summed once
     size = max(1, PRODUCTS_AT_ONCE // max(1, gallery.shape[1]))
-    pieces = zip(rows.split(size), columns.split(size), strict=True)
-    return torch.cat([_pair_scores(queries, own, gallery[other.to(gallery.device)]) for own, other in pieces])
+    pieces = zip(rows.index_select(0, own.indices).split(size), own.values.split(size), strict=True)
+    scores = torch.cat([_pair_scores(queries, some, gallery, items) for some, items in pieces])
+    return torch.empty_like(scores).index_copy_(0, own.indices, scores)
 
 
-def _pair_scores(queries: CanonicalQueries, rows: Tensor, items: Tensor) -> Float[Tensor, " pairs"]:
-    values, exponents = scale_rows(items.to(queries.folded.device))
-    products = correct_sums(queries.folded[rows] * values)
+def _pair_scores(
+    queries: CanonicalQueries, rows: Int[Tensor, " pairs"], gallery: Tensor, columns: Int[Tensor, " pairs"]
+) -> Float[Tensor, " pairs"]:
+    items, which = columns.unique_consecutive(return_inverse=True)
+    values, exponents = scale_rows(gallery[items.to(gallery.device)].to(queries.folded.device))
+    products = correct_sums(queries.folded[rows] * values[which])
     if queries.squares is None:
-        return _times_powers(products, queries.exponents[rows], exponents)
-    squares = queries.squares[rows] * _squares(values)
+        return _times_powers(products, queries.exponents[rows], exponents[which])
+    squares = queries.squares[rows] * _squares(values)[which]
     # sqrt(c² / n²), not c / n: whole numbers with equal c² / n² meet exactly, though √n² is rounded
     root = (products * products / squares).sqrt()
     tiny = products.abs() < 1e-140  # whose square underflows

@@ -11,10 +11,14 @@ from torch import Tensor
 
 from gssf_plug.metric.exact.candidates import pad_pairs
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_scores
+from gssf_plug.metric.exact.falling import falling_scores
+from gssf_plug.metric.exact.reaching import places
 from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 
 __all__ = ["best_of_all", "best_of_candidates"]
 
+BEYOND = 8  # places behind the k-th that are looked at for a gap
+SCORES_AT_ONCE = 65_536  # 512 kB: what is made of them stays in the cache
 ENTRIES_AT_ONCE = 262_144  # 2 MB of float64 rows, gathered and scored
 
 Ranked = tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]
@@ -41,8 +45,9 @@ def best_of_candidates(
     count = len(queries.folded)
     (indices,) = pad_pairs(count, rows, columns)
     scores, slack = _float64_scores(queries, gallery, indices)
-    scores, order = scores.masked_fill_(indices < 0, float("-inf")).sort(dim=1, descending=True, stable=True)
-    return _decided(queries, gallery, scores, indices.gather(1, order), slack, k, dtype)
+    scores, order, grain = falling_scores(scores.masked_fill_(indices < 0, float("-inf")), indices.shape[1])
+    slacks = slack, slack * (1 + 2.1 * grain / (gallery.shape[1] + 8))
+    return _decided(queries, gallery, scores, indices.gather(1, order), slacks, k, dtype)
 
 
 def best_of_all(
@@ -54,17 +59,16 @@ def best_of_all(
     dtype: torch.dtype,
 ) -> Ranked:
     """The k best of each row of float64 scores, each of which is at most `slack` off; -inf takes a pair out."""
-    width = k
-    if k < scores.shape[1]:
-        least = scores.topk(k, dim=1).values[:, -1:]
-        width = int((scores >= least - 2 * slack[:, None]).sum(1).max())
-    if width > scores.shape[1] // 2 and scores.device.type == "cpu":
-        # numpy sorts with vector instructions; that it does not keep ties in order does not matter here
-        order = torch.from_numpy(scores.neg().numpy().argsort(axis=1)[:, :width])
-        best = scores.gather(1, order)
-    else:
-        best, order = scores.topk(width, dim=1)
-    return _decided(queries, gallery, best, order, slack, k, dtype)
+    size, width = scores.shape[1], k + BEYOND
+    while True:
+        width = min(width, size)
+        best, order, grain = falling_scores(scores, width)
+        unsure = slack * (1 + 2.1 * grain / (gallery.shape[1] + 8))
+        # behind a gap nothing equals what stands before it
+        gaps = best[:, k - 1 : -1] - best[:, k:] > 2 * unsure[:, None]
+        if width == size or bool(gaps.any(1).all()):
+            return _decided(queries, gallery, best, order, (slack, unsure), k, dtype)
+        width *= 4
 
 
 def _float64_scores(
@@ -82,7 +86,7 @@ def _float64_scores(
     precise = scores.new_empty(given.shape)
     for start in range(0, count, size):
         own = slice(start, min(start + size, count)), slice(max(counts[start : start + size]))
-        picked = indices[own].flatten().clamp_min_(0).to(gallery.device)
+        picked = indices[own].flatten().clamp_min(0).to(gallery.device)
         items = torch.index_select(gallery, 0, picked, out=given[: len(picked)])
         exponents = None
         if items.dtype == torch.float64:  # whose squares may leave float64
@@ -104,7 +108,7 @@ def _float64_scores(
         roots = queries.squares.sqrt()
         scores = scores / (lengths.masked_fill_(lengths == 0, 1.0) * roots.masked_fill(roots == 0, 1.0)[:, None])
         reach = reach / roots.masked_fill(roots == 0, 1.0)
-    return scores, reach * (dim + 32) * 2.0**-51
+    return scores, reach * (dim + 32) * 2.0**-52  # of the sum, and half as much of the norm beneath it, in 2⁻⁵³
 
 
 def _decided(
@@ -112,34 +116,64 @@ def _decided(
     gallery: Tensor,
     scores: Float[Tensor, "n w"],
     indices: Int[Tensor, "n w"],
-    slack: Float[Tensor, " n"],
+    slacks: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
     k: int,
     dtype: torch.dtype,
 ) -> Ranked:
-    """The k best of rows of falling scores, near ties decided; padded to k."""
-    open_pairs = _open(scores, slack[:, None], min(k, scores.shape[1]), dtype)
-    rows, places = open_pairs.nonzero(as_tuple=True)
-    if len(rows):
-        scores[rows, places] = canonical_scores(queries, rows, gallery, indices[rows, places])
-        changed = open_pairs.any(1).nonzero()[:, 0]
-        by_index, order = indices[changed].sort(dim=1)
-        sorted_scores, by_score = scores[changed].gather(1, order).sort(dim=1, descending=True, stable=True)
-        scores[changed], indices[changed] = sorted_scores, by_index.gather(1, by_score)
+    """The k best of rows of falling scores, near ties decided; padded to k.
+
+    Args:
+        queries: their canonical side.
+        gallery: the gallery as it was given.
+        scores: of each query, falling but for near ties; overwritten.
+        indices: the gallery items that have them; overwritten.
+        slacks: how far a score may be off; and half of how close two may be and yet stand in the wrong order.
+        k: how many; where there are fewer, the rest has score -inf and index -1.
+        dtype: data type of the scores that come out.
+    """
+    at, tied = _open(scores, slacks, min(k, scores.shape[1]), dtype)
+    if len(at):
+        rows = at.div(scores.shape[1], rounding_mode="floor")
+        found = canonical_scores(queries, rows, gallery, indices.flatten().index_select(0, at))
+        scores.view(-1).index_copy_(0, at, found)
+    if len(tied):  # elsewhere the canonical scores stand in the same order
+        by_index, order = indices[tied].sort(dim=1)
+        sorted_scores, by_score = scores[tied].gather(1, order).sort(dim=1, descending=True, stable=True)
+        scores[tied], indices[tied] = sorted_scores, by_index.gather(1, by_score)
     missing = (0, max(0, k - scores.shape[1]))
-    best = torch.nn.functional.pad(scores[:, :k], missing, value=float("-inf"))
-    chosen = torch.nn.functional.pad(indices[:, :k], missing, value=-1)
-    return best.to(dtype), chosen.masked_fill(best == float("-inf"), -1)
+    best, chosen = scores[:, :k], indices[:, :k]
+    if missing[1]:
+        best = torch.nn.functional.pad(best, missing, value=float("-inf"))
+        chosen = torch.nn.functional.pad(chosen, missing, value=-1)
+    if not bool(best[:, -1].gt(float("-inf")).all()):  # these fall, too
+        chosen = chosen.masked_fill(best == float("-inf"), -1)
+    return best.to(dtype), chosen
 
 
-def _open(scores: Float[Tensor, "n w"], slack: Float[Tensor, "n 1"], k: int, dtype: torch.dtype) -> Tensor:
-    """Which of the rows' falling scores must be canonical."""
-    near = scores[:, :-1] - scores[:, 1:] <= 2 * slack
-    result = torch.zeros_like(scores, dtype=torch.bool)
-    result[:, :-1] |= near
-    result[:, 1:] |= near
-    # beyond the k-th place only those count that a chain of near ties connects with it
-    if k < scores.shape[1]:
-        result[:, k:] &= near[:, k - 1 :].long().cummin(dim=1).values.bool()
-    first = scores[:, :k]
-    result[:, :k] |= (first - slack).to(dtype) != (first + slack).to(dtype)
-    return result & (scores > float("-inf"))
+def _open(
+    scores: Float[Tensor, "n w"], slacks: tuple[Float[Tensor, " n"], Float[Tensor, " n"]], k: int, dtype: torch.dtype
+) -> tuple[Int[Tensor, " open"], Int[Tensor, " tied"]]:
+    """Which of the rows' falling scores must be canonical, counted through all rows; and in which rows two are near."""
+    count, width = scores.shape
+    open_places, tied_rows = [], []
+    size = max(1, SCORES_AT_ONCE // max(1, width))
+    for start in range(0, count, size):
+        own = slice(start, min(start + size, count))
+        some, slack, unsure = scores[own], slacks[0][own, None], slacks[1][own, None]
+        near = some[:, :-1] - some[:, 1:] <= 2 * unsure  # never true of -inf, whose difference is no number
+        result = torch.zeros_like(some, dtype=torch.bool)
+        first = some[:, :k]
+        torch.ne((first - slack).to(dtype), (first + slack).to(dtype), out=result[:, :k])
+        tied = near.any(1).nonzero()[:, 0]
+        if len(tied):
+            near = near[tied]
+            both = torch.zeros_like(result[tied])
+            both[:, :-1] |= near
+            both[:, 1:] |= near
+            # beyond the k-th place only those count that a chain of near ties connects with it
+            if k < width:
+                both[:, k:] &= near[:, k - 1 :].long().cummin(dim=1).values.bool()
+            result[tied] |= both
+        open_places.append(places(result).add_(start * width))
+        tied_rows.append(tied.add_(start))
+    return torch.cat(open_places), torch.cat(tied_rows)

@@ -6,7 +6,7 @@ With rows a, b and what a short dtype makes of them, ã and b̃,
 
 The first two are measured, row by row: rounding hardly ever does its worst to every entry, so what is left undecided is
 a third of what the worst case leaves. γ bounds sums in any order: (D + 8) 2⁻²⁴ in float32, (D + 8) 2⁻²² where a
-processor adds products of short floats in float32 in its own way, (D + 8) 2⁻⁵² in float64; ρ is the rounding of the
+processor adds products of short floats in float32 in its own way, (D + 8) 2⁻⁵³ in float64; ρ is the rounding of the
 result to bfloat16.
 """
 
@@ -25,7 +25,7 @@ from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 __all__ = ["FastQueries", "FastRows", "Open", "fast_dtype", "fast_queries", "fast_rows", "pair_rows"]
 
 ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-SUMS = {torch.bfloat16: 2.0**-22, torch.float16: 2.0**-22, torch.float32: 2.0**-24, torch.float64: 2.0**-52}
+SUMS = {torch.bfloat16: 2.0**-22, torch.float16: 2.0**-22, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 TINY = {torch.bfloat16: 2.0**-120, torch.float16: 2.0**-24, torch.float32: 2.0**-120, torch.float64: 2.0**-1000}
 ROWS_AT_ONCE = 1_048_576  # entries of a gallery that are converted at once: 4 MB, so that they are read once
 FEW_QUERIES = 16
@@ -126,10 +126,13 @@ class FastQueries:
         """ρ: the rounding of the result to a short dtype, as a share of it."""
         return 1.01 * ROUNDING[self.rows.dtype] if self.rows.dtype.itemsize < 4 else 0.0
 
+    def scale(self, items: FastRows) -> float:
+        """What a fast score is multiplied by to give the score: a power of two, nearly always 1."""
+        return 2.0 ** max(-1000, min(1000, self.exponent + items.exponent))
+
     def between(self, scores: Float[Tensor, "..."], margins: Float[Tensor, "..."], items: FastRows) -> Open:
         """Between what the canonical scores of pairs with these fast scores lie, in float64."""
-        scale = 2.0 ** max(-1000, min(1000, self.exponent + items.exponent))
-        values = scores.double()
+        scale, values = self.scale(items), scores.double()
         slack = margins + values.abs() * self.share if self.share else margins  # ∞ · 0 is no number
         return Open((values - slack) * scale, (values + slack) * scale)
 
@@ -225,7 +228,8 @@ def _unit_rows(features: Tensor, out: Tensor) -> float:
     values = values / norms
     out.copy_(values)
     dim = features.shape[1]
-    computed = (dim + 8) * (2.0**-24 if precise == torch.float32 else 2.0**-53) + dim * TINY[out.dtype]
+    # a root halves the error of the sum of squares beneath it
+    computed = (dim / 2 + 8) * (2.0**-24 if precise == torch.float32 else 2.0**-53) + dim * TINY[out.dtype]
     if out.dtype == precise:
         return computed
     rests = torch.linalg.vector_norm(values.sub_(out.to(values.dtype)), dim=1)

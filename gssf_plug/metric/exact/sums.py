@@ -74,12 +74,12 @@ def exact_product(x: Float[Tensor, "n dim"], blocks: Float[Tensor, "k s s"]) -> 
     weights, weight_exponent = scale_rows(blocks.reshape(1, -1))
     bits = (53 - math.ceil(math.log2(4 * size))) // 2
     number = math.ceil(SLICED_BITS / bits)
-    left = _slices(rows.reshape(-1, count, size).transpose(0, 1), bits, number)
+    left = torch.cat(_slices(rows.reshape(-1, count, size).transpose(0, 1), bits, number), dim=2)
     right = _slices(weights.reshape(blocks.shape), bits, number)
-    # slices i and j make whole multiples of 2^(-bits·(i+j+2)); from the smallest up, each sum of products is exact
-    total = torch.zeros_like(left[0])
-    for order in range(number - 1, -1, -1):
-        total = total + torch.stack([left[i] @ right[order - i] for i in range(order + 1)]).sum(0)
+    # slices i and j make whole multiples of 2^(-bits·(i+j+2)), so that one product adds all of one i+j exactly
+    total = left @ torch.cat(right[::-1], dim=1)
+    for order in range(number - 1, 0, -1):  # from the smallest up
+        total += left[:, :, : order * size] @ torch.cat(right[order - 1 :: -1], dim=1)
     product = total.transpose(0, 1).reshape(x.shape)
     return product * power_of_two(exponent)[:, None] * power_of_two(weight_exponent)
 
@@ -89,6 +89,6 @@ def _slices(x: Float[Tensor, "k n s"], bits: int, number: int) -> list[Float[Ten
     parts = []
     for place in range(1, number + 1):
         grid = 2.0 ** (bits * place)
-        parts.append((x * grid).round() / grid)
+        parts.append((x * grid).round_().mul_(1 / grid))
         x = x - parts[-1]
     return parts
