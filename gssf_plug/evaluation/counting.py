@@ -7,8 +7,9 @@ compared by a closer score with its own bounds (`certain_pairs`), and what even 
 
 import math
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.metric.exact.fast_scores import Open
