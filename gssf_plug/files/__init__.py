@@ -9,7 +9,7 @@ folder from a stranger can waste no more memory than its own size, runs no code,
 
 from gssf_plug.files.cards import CardFacts, is_hub_id, render_card
 from gssf_plug.files.folders import Format, file_digest, write_folder
-from gssf_plug.files.hub import HubModule, locate
+from gssf_plug.files.hub import HubModule, HubOptions, locate
 from gssf_plug.files.reading import (
     build_from,
     check_tensors,
@@ -25,6 +25,7 @@ __all__ = [
     "CardFacts",
     "Format",
     "HubModule",
+    "HubOptions",
     "build_from",
     "check_tensors",
     "discard",

@@ -1,8 +1,9 @@
 """Modules that are saved, loaded and uploaded the way Hugging Face users expect, strictly and atomically."""
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict, Unpack
 
 from huggingface_hub import ModelHubMixin, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -19,16 +20,26 @@ from gssf_plug.files.folders import Format, write_folder
 from gssf_plug.files.reading import build_from
 from gssf_plug.files.staging import named_folder
 
-__all__ = ["HubModule", "locate"]
+__all__ = ["HubModule", "HubOptions", "locate"]
 
 
-def locate(name_or_path: str | os.PathLike[str], layout: Format, **hub: Any) -> Path:
+class HubOptions(TypedDict, total=False):
+    """Where `from_pretrained` looks for what is on the Hub; each as `HubModule.from_pretrained` describes it."""
+
+    force_download: bool
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    revision: str | None
+
+
+def locate(name_or_path: str | os.PathLike[str], layout: Format, **hub: Unpack[HubOptions]) -> Path:
     """The local folder of `name_or_path`: itself where it is a folder, else downloaded from the Hugging Face Hub.
 
     Args:
         name_or_path: a folder, or a Hub id such as "user/name".
         layout: names of the files that are needed.
-        hub: options `revision`, `cache_dir`, `force_download`, `token` and `local_files_only` of `hf_hub_download`.
+        hub: options of `hf_hub_download`, such as `revision`.
     """
     if os.path.isdir(name_or_path):
         return Path(name_or_path)
@@ -54,10 +65,12 @@ class HubModule(ModelHubMixin):
 
     huggingface_hub's mixin loads with `strict=False`, ignores unknown configuration keys, drops tensor arguments and
     deletes the old configuration before it writes; so both verbs are written anew here and only the upload is its own.
-    Subclasses set `file_format` and write `file_config`, `from_files` and `model_card`.
+    Subclasses set `file_format` and write `file_config`, `from_files` and `model_card`; `loading_options` names what
+    their `from_files` takes besides.
     """
 
     file_format: ClassVar[Format]
+    loading_options: ClassVar[tuple[str, ...]] = ()
 
     def file_config(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-able."""
@@ -65,7 +78,7 @@ class HubModule(ModelHubMixin):
 
     @classmethod
     def from_files(cls, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> Self:
-        """The module that `config` and `tensors` describe."""
+        """The module that `config` and `tensors` describe; `loading_options` come as further keywords."""
         raise NotImplementedError
 
     def model_card(self, facts: CardFacts | None = None) -> str:
@@ -147,6 +160,7 @@ class HubModule(ModelHubMixin):
         Raises:
             CheckpointError: the folder is missing, damaged, of another kind or of a newer format.
         """
+        own = {name: unknown.pop(name) for name in cls.loading_options if name in unknown}
         if unknown:
             raise ArgumentError(
                 next(iter(unknown)),
@@ -154,14 +168,14 @@ class HubModule(ModelHubMixin):
                 "an unknown name",
                 "The configuration comes from the folder and cannot be overridden.",
             )
-        hub = {
-            "force_download": force_download,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "revision": revision,
-        }
+        hub = HubOptions(
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
         folder = locate(pretrained_model_name_or_path, cls.file_format, **hub)
-        module = build_from(folder, cls.file_format, lambda config, tensors, _: cls.from_files(config, tensors, folder))
+        module = build_from(folder, cls.file_format, partial(cls.from_files, **own))
         assert isinstance(module, nn.Module)
         return module.eval()

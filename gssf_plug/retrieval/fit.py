@@ -62,7 +62,8 @@ def fit_metric(
         constraint: constraint of the metric, as in `GSSFMetric`; "auto" (default) is "symmetric" for one list of items
             and None elsewhere.
         patience: looks at validation without a gain, default 2, before a candidate stops. One that is behind the best
-            so far at the same step, by more than the standard error of the difference, is dropped from its third look.
+            so far at the same step is dropped: at its first two looks if by five standard errors of the difference,
+            later if by one.
         max_epochs: passes over the pairs, at most; None (default) takes 20, or 1,000 batches where those are more.
         batch_size: pairs in a batch; default 256. All pairs known among its items count as positives.
         seed: seed of split, batches and noise; default 0. The same seed gives the same result.

@@ -95,25 +95,24 @@ class Comparison:
         self.cosine = torch.cat([fold.full.values(neutral) for fold in self.folds])
         self._add(COSINE, 0, self.cosine, began)
         began = time.perf_counter()
-        made = [PairCovariance(fold.batches.part, seed) for fold in self.folds]
+        shrunk = [_Shrunk(fold, seed) for fold in self.folds]
         closed = {} if self.closed_form else {"metric": False, "note": "no structure that was asked for"}
         size = self.whole.queries.dim**2
-        _, values = self._best_shrinkage(lambda fold, each: made[fold].whitening(each))
+        _, values = self._best_shrinkage(shrunk, WHITENED)
         self._add(WHITENED, size, values, began, metric=False, note="changes both sides")
         began = time.perf_counter()
-        shrinkage, values = self._best_shrinkage(lambda fold, each: made[fold].metric(each, normalize=False))
-        last = made[0] if len(made) == 1 else PairCovariance(self.whole, seed)
+        shrinkage, values = self._best_shrinkage(shrunk, CLOSED)
+        last = shrunk[0].covariance if len(shrunk) == 1 else PairCovariance(self.whole, seed)
         if self.closed_form:
             self.metrics[CLOSED] = last.metric(shrinkage, normalize=True)
         self._add(CLOSED, size, values, began, **closed)
 
-    def _best_shrinkage(self, make: Callable[[int, float], Similarity]) -> tuple[float, Float[Tensor, " n"]]:
+    def _best_shrinkage(self, shrunk: "Sequence[_Shrunk]", kind: str) -> tuple[float, Float[Tensor, " n"]]:
         """The best by looks, climbing from the middle, and its values on the rankings that count."""
 
         @cache
         def looked(place: int) -> Tensor:
-            each = SHRINKAGES[place]
-            return torch.cat([fold.look.values(make(number, each)) for number, fold in enumerate(self.folds)])
+            return torch.cat([fold.looked(kind, SHRINKAGES[place]) for fold in shrunk])
 
         best, after = -1, len(SHRINKAGES) // 2
         while after != best:
@@ -121,7 +120,7 @@ class Comparison:
             near = range(max(best - 1, 0), min(best + 2, len(SHRINKAGES)))
             after = max(near, key=lambda place: looked(place).double().mean().item())
         shrinkage = SHRINKAGES[best]
-        return shrinkage, self._counted(lambda number: make(number, shrinkage), looked(best))
+        return shrinkage, self._counted(lambda number: shrunk[number].made(kind, shrinkage), looked(best))
 
     def _counted(self, make: Callable[[int], Similarity], looked: Tensor) -> Float[Tensor, " n"]:
         """Values on the rankings that count, which are often those of the looks."""
@@ -197,6 +196,25 @@ class Comparison:
     def _tested(self, test: Part) -> dict[str, float]:
         ranking, name = Ranking(test, self.measure), self._choice()[0]
         return {each: ranking.values(self._metric(each)).mean().item() for each in dict.fromkeys((COSINE, name))}
+
+
+class _Shrunk:
+    """C of one fold, and its look turned into the axes of C, where each λ costs little."""
+
+    def __init__(self, fold: Fold, seed: int) -> None:
+        self.covariance = PairCovariance(fold.batches.part, seed)
+        turned = fold.look.turned(self.covariance.axes)
+        self._look, self._turned = turned or fold.look, turned is not None
+
+    def looked(self, kind: str, shrinkage: float) -> Float[Tensor, " n"]:
+        """What the look says of one λ."""
+        return self._look.values(self.made(kind, shrinkage, turned=self._turned))
+
+    def made(self, kind: str, shrinkage: float, *, turned: bool = False) -> Similarity:
+        """Whitening or the closed form."""
+        if kind == WHITENED:
+            return self.covariance.whitening(shrinkage, turned=turned)
+        return self.covariance.metric(shrinkage, normalize=False, turned=turned)
 
 
 def _middle_first(candidates: Sequence[Candidate]) -> list[Candidate]:

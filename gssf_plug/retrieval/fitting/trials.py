@@ -12,7 +12,8 @@ from gssf_plug.retrieval.fitting.validation import Ranking
 
 __all__ = ["Fold", "Trial"]
 
-FIRST_LOOKS = 3  # a trial that is behind the best one is dropped from this look on
+FIRST_LOOKS = 3  # from this look on a trial is dropped that is behind the best one by a standard error
+FAR = 5.0  # standard errors that drop it before: starts differ, and some that won were 2.4 behind at the second look
 
 
 class Fold(NamedTuple):
@@ -68,9 +69,10 @@ class Trial:
                 return
 
     def _behind(self, rival: "Trial") -> bool:
-        """Whether the rival's look at the same step was better by more than the standard error of that difference."""
+        """Whether the rival's look at the same step was better, by how many standard errors of that difference."""
         number = len(self.looks) - 1
-        if number + 1 < FIRST_LOOKS or number >= len(rival.looks):
+        if number >= len(rival.looks):
             return False
         differences = (rival.looks[number].values - self.looks[number].values).double()
-        return bool(differences.mean() > differences.std() / len(differences) ** 0.5)
+        errors = 1.0 if number + 1 >= FIRST_LOOKS else FAR
+        return bool(differences.mean() > errors * differences.std() / len(differences) ** 0.5)

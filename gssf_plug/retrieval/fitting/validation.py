@@ -1,10 +1,11 @@
 """What one similarity is worth on validation queries: a measure for each query, among the whole corpus or a part of it.
 
-Documents that fit are ranked in one piece, by the counting core of `gssf_plug.evaluation`. A larger corpus is read in
-chunks, once for its positives and once to count what is above them: memory stays that of a chunk. There a document
-within 1e-6 of a positive counts as above it, so that a tie is lost whatever the rounding.
+Documents that fit are ranked in one piece. A larger corpus is read in chunks, once for its positives and once to count
+what is above them: memory stays that of a chunk. A document within 1e-6 of a positive counts as above it, so that a tie
+is lost whatever the rounding.
 """
 
+import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -112,6 +113,8 @@ class Ranking:
         self._known, self._out = self._matched()
         small = self.count * part.documents.dim <= LOOK_NUMBERS
         self._kept = part.documents.rows(slice(None) if documents is None else documents) if small else None
+        asked = len(part.rows) * part.queries.dim <= LOOK_NUMBERS
+        self._asked = part.queries.rows(part.rows) if small and asked else None
 
     @torch.no_grad()
     def values(self, similarity: Similarity) -> Float[Tensor, " n"]:
@@ -123,12 +126,20 @@ class Ranking:
         """Whether it ranks all queries of a part among all its documents."""
         return self.chosen is None and len(self.part.rows) == len(part.rows)
 
+    def turned(self, axes: Float[Tensor, "dim dim"]) -> "Ranking | None":
+        """The same of rows in other orthogonal axes; None where they are too many to be kept."""
+        if self._kept is None or self._asked is None:
+            return None
+        other = copy.copy(self)
+        other._kept, other._asked = self._kept @ axes, self._asked @ axes
+        return other
+
     def _in_one_piece(self, similarity: Similarity) -> list[Ranked]:
         assert self._kept is not None
         items, folded, ranked = similarity.gallery(self._kept), similarity.fold(self._queries()), []
         for asked in self._pieces:
             scores, positives = finite_scores(folded[asked.queries] @ items.T), asked.positives
-            own = positives.ascending(scores[positives.pairs.rows, positives.pairs.columns])
+            own = positives.ascending(scores[positives.pairs.rows, positives.pairs.columns]) - ALIKE
             asked.take_out(scores)
             ranked.append(positives.ranked(count_reaching(own, scores)))
         return ranked
@@ -161,7 +172,7 @@ class Ranking:
         return positives.ranked(above)
 
     def _queries(self) -> Float[Tensor, "n dim"]:
-        return self.part.queries.rows(self.part.rows)
+        return self.part.queries.rows(self.part.rows) if self._asked is None else self._asked
 
     def _scores_of(self, similarity: Similarity, folded: Tensor, pairs: _Pairs) -> Float[Tensor, " pairs"]:
         step = max(1, SCORES_AT_ONCE // folded.shape[1])

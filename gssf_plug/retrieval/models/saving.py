@@ -19,7 +19,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 import transformers
@@ -34,11 +34,10 @@ from gssf_plug.files import (
     CardFacts,
     Format,
     HubModule,
-    build_from,
+    HubOptions,
     check_tensors,
     file_digest,
     inside,
-    locate,
     render_card,
     write_folder,
 )
@@ -58,6 +57,7 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
     """
 
     file_format: ClassVar[Format] = Format("gssf-plug/retrieval", whole=True)
+    loading_options: ClassVar[tuple[str, ...]] = ("parts",)
     published: ClassVar[dict[str, str]] = {}
     processors: dict[str, Any]
 
@@ -103,11 +103,7 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         parts: Mapping[str, nn.Module] | None = None,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """Load what `save_pretrained` wrote, from a folder or the Hub, in evaluation mode and strictly.
 
@@ -115,36 +111,37 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
             pretrained_model_name_or_path: a folder, or a Hub id such as "user/name".
             parts: modules of classes that gssf-plug cannot build, by place, such as {"image_tower.encoder": my_cnn};
                 their weights come from the folder.
-            force_download: True downloads again what the cache of huggingface_hub holds. Default False.
-            token: access token of the Hub, or True for the one that is stored on this machine.
-            cache_dir: folder in which downloads are kept; None (default) takes that of huggingface_hub.
-            local_files_only: True never asks the network and takes what was downloaded before. Default False.
-            revision: branch, tag or commit on the Hub; None (default) takes the main branch.
+            hub: `force_download`, `token`, `cache_dir`, `local_files_only` and `revision`, as in
+                `GSSFMetric.from_pretrained`.
 
         Raises:
             CheckpointError: the folder is missing, damaged, of another class or of a newer format, or a part is needed.
             ArgumentError: a part is given that the model does not ask for.
         """
-        hub = {
-            "force_download": force_download,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "revision": revision,
-        }
-        folder = locate(pretrained_model_name_or_path, cls.file_format, **hub)
-
-        return build_from(folder, cls.file_format, partial(cls._rebuilt, given=parts or {})).eval()
+        return super().from_pretrained(pretrained_model_name_or_path, parts=parts or {}, **hub)
 
     @classmethod
-    def _rebuilt(
-        cls, config: dict[str, Any], tensors: dict[str, Tensor], folder: Path, given: Mapping[str, nn.Module]
+    def from_files(
+        cls,
+        config: dict[str, Any],
+        tensors: dict[str, Tensor],
+        folder: Path,
+        *,
+        parts: Mapping[str, nn.Module] | None = None,
     ) -> Self:
-        """The model, from `folder` with its parts; everything that it says is looked at before anything is built."""
+        """The model, from `folder` with its parts; everything that it says is looked at before anything is built.
+
+        Args:
+            config: configuration without its header.
+            tensors: poolings, projections, and parts of unknown classes.
+            folder: where the further parts are.
+            parts: as in `from_pretrained`.
+        """
         _check_config(config, cls, folder)
         check_parts(cls.__name__, {place: config["parts"][place] for place in cls.published}, folder)
         for path, digest in config["files"].items():
             _check_file(inside(folder, path), digest)
+        given = parts or {}
         builder, describer = Builder(folder, given), Describer()
         values = {name: builder.part(config["parts"][place], place) for place, name in cls.published.items()}
         unasked = sorted(given.keys() - builder.asked)

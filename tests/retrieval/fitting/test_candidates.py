@@ -7,6 +7,7 @@ from retrieval.fitting.noisy_channels import noisy_channels
 from gssf_plug.retrieval.fitting.candidates import make_candidates
 from gssf_plug.retrieval.fitting.closed_form import PairCovariance
 from gssf_plug.retrieval.fitting.splits import read_part
+from gssf_plug.retrieval.fitting.validation import look_of
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,20 @@ def test_the_closed_form_is_an_inverse(shrinkage: float) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     root = covariance.whitening(shrinkage).root.double()
     torch.testing.assert_close(root @ root, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["whitening", "metric"])
+def test_in_its_own_axes_the_closed_form_is_diagonal_and_says_the_same(kind: str) -> None:
+    queries, documents, pairs = noisy_channels(400)
+    part = read_part(("q", "d", "p", "i"), (queries, documents, pairs, None), None, None)
+    covariance, look = PairCovariance(part, 0), look_of(part, "mAP", 0)
+    options = {"normalize": False} if kind == "metric" else {}
+    for shrinkage in (0.01, 0.3, 10.0):
+        plain, turned = (getattr(covariance, kind)(shrinkage, turned=each, **options) for each in (False, True))
+        axes = covariance.axes
+        x, y = part.queries.rows(slice(None)), part.documents.rows(slice(None))
+        scores = plain.fold(x) @ plain.gallery(y).T, turned.fold(x @ axes) @ turned.gallery(y @ axes).T
+        torch.testing.assert_close(*scores, atol=2e-5, rtol=1e-4)
+        values = look.values(plain), look.turned(axes).values(turned)
+        torch.testing.assert_close(*values, atol=0.2, rtol=0)
+    assert look.values(covariance.whitening(0.3)).mean() > look.values(covariance.whitening(10.0)).mean() + 1

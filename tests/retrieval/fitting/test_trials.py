@@ -28,21 +28,21 @@ def candidate(loss: str = "softmax") -> Candidate:
 class Scripted(Run):
     """A run whose looks are given; its kept weights are the number of the look."""
 
-    def __init__(self, values: list[float]) -> None:
-        self.values, self.kept = values, -1
+    def __init__(self, values: list[float], spreads: list[float] | None = None) -> None:
+        self.values, self.spreads, self.kept = values, spreads or [1.0] * len(values), -1
 
     def train(self, advance, steps=None):
-        for number, value in enumerate(self.values):
+        for number, (value, spread) in enumerate(zip(self.values, self.spreads, strict=True)):
             self.number = number
-            yield Look(25 * (number + 1), 0.0, torch.tensor([value - 1, value, value + 1]))
+            yield Look(25 * (number + 1), 0.0, torch.tensor([value - spread, value, value + spread]))
 
     def keep(self) -> None:
         self.kept = self.number
 
 
-def scripted(*runs: list[float]) -> Trial:
+def scripted(*runs: list[float], spreads: list[float] | None = None) -> Trial:
     trial = Trial(candidate(), [], SCHEDULE, 0.0)
-    trial.runs = [Scripted(values) for values in runs]
+    trial.runs = [Scripted(values, spreads) for values in runs]
     return trial
 
 
@@ -67,17 +67,29 @@ def test_folds_are_looked_at_together():
 def test_dropped_at_the_third_look_where_the_rival_was_ahead_beyond_the_standard_error(third: float, dropped: bool):
     rival = scripted([40.0, 50.0, 55.0, 56.0])
     rival.train(lambda _: None, None)
-    trial = scripted([30.0, 35.0, third, 59.0])  # differences are alike for all queries: their error is 0
+    # from the third look on differences are alike for all queries: their error is 0; before it is 9 / √3
+    trial = scripted([30.0, 35.0, third, 59.0], spreads=[10.0, 10.0, 1.0, 1.0])
     trial.train(lambda _: None, rival)
     assert trial.dropped == dropped
     assert len(trial.looks) == (3 if dropped else 4)
+
+
+@pytest.mark.parametrize(("spread", "looks"), [(1.0, 1), (4.4, 1), (4.6, 2), (10.0, 3)])
+def test_dropped_before_where_the_rival_was_ahead_by_five_standard_errors(spread: float, looks: int):
+    rival = scripted([40.0, 56.0, 55.0, 56.0])
+    rival.train(lambda _: None, None)
+    # differences 10 and 16, of error (spread - 1) / √3
+    trial = scripted([30.0, 40.0, 50.0, 59.0], spreads=[spread, spread, 1.0, 1.0])
+    trial.train(lambda _: None, rival)
+    assert trial.dropped
+    assert len(trial.looks) == looks
 
 
 def test_a_difference_within_its_standard_error_drops_nothing():
     rival = scripted([40.0, 50.0, 55.0])
     rival.train(lambda _: None, None)
     rival.looks[2] = rival.looks[2]._replace(values=torch.tensor([90.0, 40.0, 40.0]))  # mean 56.7
-    trial = scripted([30.0, 35.0, 55.0])
+    trial = scripted([30.0, 35.0, 55.0], spreads=[10.0, 10.0, 1.0])
     trial.train(lambda _: None, rival)
     assert not trial.dropped
 
