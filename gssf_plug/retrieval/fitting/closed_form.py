@@ -58,13 +58,14 @@ class PairCovariance:
         if part.itself:
             rows, items = rows[rows != items], items[rows != items]
         drawn = torch.randperm(len(rows), generator=generator)[:MOST]
-        total, within = 0.0, 0.0
+        dim, device = part.documents.dim, part.documents.device
+        total, within = torch.zeros(dim, device=device), torch.zeros(dim, dim, device=device)
         for some in drawn.split(AT_ONCE):
             queries, documents = part.queries.rows(rows[some]), part.documents.rows(items[some])
             gaps = queries - documents
             total, within = total + (queries + documents).sum(0), within + gaps.T @ gaps
         self.mean = total / (2 * len(drawn))
-        self.values, self.vectors = torch.linalg.eigh(torch.as_tensor(within).double() / len(drawn))
+        self.values, self.vectors = torch.linalg.eigh(within.double() / len(drawn))
         self.values = self.values.clamp_min(0)
 
     def whitening(self, shrinkage: float, *, turned: bool = False) -> Whitening:
