@@ -7,9 +7,12 @@ IN_TURNS = "PYTEST_XDIST_WORKER" not in os.environ
 if not IN_TURNS:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests beside one another share the cores, and so do their processes
 
-import pytest  # noqa: E402 — torch reads the variable when it is imported
+import jaxtyping  # noqa: E402 — torch reads the variable when it is imported
+import pytest  # noqa: E402
+import shape_hook  # noqa: E402
 import torch  # noqa: E402
-from jaxtyping import config  # noqa: E402
+
+jaxtyping.jaxtyped = shape_hook.jaxtyped  # what the hook of `--jaxtyping-packages` decorates with, module by module
 
 if not IN_TURNS:
     torch.set_num_threads(1)
@@ -24,10 +27,10 @@ def _seeded() -> None:
 def _shape_hook(request: pytest.FixtureRequest) -> Iterator[None]:
     """Bad-input tests want our error, not the hook's."""
     off = request.node.get_closest_marker("bad_input") is not None
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", off or before)
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", off or before)
     yield
-    config.update("jaxtyping_disable", before)
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(autouse=True)
