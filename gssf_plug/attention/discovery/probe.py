@@ -195,8 +195,8 @@ def _enter(changes: ExitStack, owner: nn.Module, candidate: Candidate, setting: 
         if parameter.numel() == 1 and not parameter.any():  # a gate, shut before training
             _put(changes, owner, name, torch.ones_like(parameter))
     if candidate.key is not None:
-        changes.enter_context(candidate.key.changed(key))
-    changes.enter_context(candidate.query.changed(query))
+        changes.enter_context(candidate.key.replaced(key))
+    changes.enter_context(candidate.query.replaced(query))
 
 
 def _noise(rows: Tensor, seeds: tuple[int, ...]) -> Tensor:
