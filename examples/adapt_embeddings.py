@@ -75,8 +75,8 @@ def main() -> None:
 
 def load_splits(model: str, every: int = 1) -> dict[str, Split]:
     """The three splits of every n-th emoji, embedded in one pass; an emoji appears once, whatever its vendors."""
-    columns = load_emoji().select_columns(["label", "name", "keywords", "split"])
-    emoji = [row for label, row in {row["label"]: row for row in columns}.items() if label % every == 0]
+    rows = load_emoji().select_columns(["label", "name", "keywords", "split"]).to_list()
+    emoji = [row for label, row in {row["label"]: row for row in rows}.items() if label % every == 0]
     texts = sorted({text for row in emoji for text in (row["name"], *row["keywords"])})
     vectors = embed_texts(texts, model)
     place = {text: position for position, text in enumerate(texts)}
@@ -135,7 +135,7 @@ def search(metric: GSSFMetric, data: Split, model: str) -> None:
 def draw(metric: GSSFMetric, name: str, data: Split, out: Path, shown: int = 8, k: int = 5) -> None:
     """retrieved.png: cosine beside the metric, where they differ. learned.png: the metric."""
     emoji = load_emoji("test")
-    row_of = {label: row for row, label in reversed([*enumerate(emoji["label"])])}  # the first vendor that drew it
+    row_of = {label: row for row, label in reversed([*enumerate(emoji["label"][:])])}  # the first vendor that drew it
     cosine, ours = (topk(each, data.queries, data.gallery, k).indices for each in (None, metric))
     differ = (cosine[:, 0] != ours[:, 0]).nonzero()[:, 0]
     rows = differ[torch.linspace(0, len(differ) - 1, shown + 2).long()[1:-1]]  # evenly spaced, not chosen

@@ -72,10 +72,10 @@ class Drawings:
 
     def __init__(self, split: str, every: int) -> None:
         rows = load_emoji(split)
-        self.rows = rows.select([row for row, label in enumerate(rows["label"]) if label % every == 0])
+        self.rows = rows.select([row for row, label in enumerate(rows["label"][:]) if label % every == 0])
         pixels = torch.stack([image_tensor(image, SIZE) for image in tqdm(self.rows["image"], desc=split)])
         self.images = pixels.float() / 127.5 - 1
-        self.labels, self.cameras = torch.tensor(self.rows["label"]), torch.tensor(self.rows["camera"])
+        self.labels, self.cameras = (torch.tensor(self.rows[name][:]) for name in ("label", "camera"))
         self.teacher_row = torch.arange(len(pixels))
 
 

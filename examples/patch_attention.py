@@ -213,8 +213,8 @@ def saved_size(save: Save) -> float:
 
 def load_splits(every: int, most_keywords: int) -> dict[str, Split]:
     """The three splits of every n-th emoji; at most so many keywords to evaluate, spread over the alphabet."""
-    columns = load_emoji().select_columns(["label", "name", "keywords", "split"])
-    emoji = [row for label, row in {row["label"]: row for row in columns}.items() if label % every == 0]
+    rows = load_emoji().select_columns(["label", "name", "keywords", "split"]).to_list()
+    emoji = [row for label, row in {row["label"]: row for row in rows}.items() if label % every == 0]
 
     def split(part: str) -> Split:
         rows = [row for row in emoji if row["split"] == part]

@@ -56,7 +56,9 @@ class Split:
 
 def load_splits(model: str, every: int) -> dict[str, Split]:
     """Training, validation and test emoji, embedded in one pass."""
-    rows = [row for row in tqdm(load_emoji(), desc="reading emoji") if row["label"] % every == 0]
+    emoji = load_emoji()
+    kept = [row for row, label in enumerate(emoji["label"][:]) if label % every == 0]
+    rows = list(tqdm(emoji.select(kept), desc="reading emoji"))
     texts = sorted({text for row in rows for text in (row["name"], *row["captions"], *row["keywords"])})
     vector = dict(zip(texts, embed_texts(texts, model), strict=True))
     return {part: make_split([row for row in rows if row["split"] == part], vector) for part in PARTS}

@@ -1,7 +1,8 @@
-"""Fixtures of the whole suite: seeds, and no shape checks where a test passes what the annotations forbid."""
+"""What holds in the whole suite: seeds, no shape checks where a test passes what the annotations forbid, slow tests."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 IN_TURNS = "PYTEST_XDIST_WORKER" not in os.environ
 if not IN_TURNS:
@@ -11,11 +12,35 @@ import jaxtyping  # noqa: E402 — torch reads the variable when it is imported
 import pytest  # noqa: E402
 import shape_hook  # noqa: E402
 import torch  # noqa: E402
+from tools import slow  # noqa: E402
 
 jaxtyping.jaxtyped = shape_hook.jaxtyped  # what the hook of `--jaxtyping-packages` decorates with, module by module
 
 if not IN_TURNS:
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seconds", type=Path, help="write the seconds of every test into this file: tests/tools/slow.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--seconds")
+    if path is not None and IN_TURNS:  # here reports of all processes arrive
+        config.pluginmanager.register(slow.Stopwatch(path))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is slow, before `-m` chooses; processes that share the suite begin with the longest files."""
+    listed = slow.read_list()
+    asked_by_name = any("::" in argument for argument in config.args)
+    config.stash[slow.COLLECTED] = [] if asked_by_name else [item.nodeid for item in items]
+    for item in items:
+        if slow.function_of(item.nodeid) in listed:
+            item.add_marker("slow")
+    if not IN_TURNS:
+        slow.longest_file_first(items, listed)
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +50,8 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _shape_hook(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Bad-input tests want our error, not the hook's."""
-    off = request.node.get_closest_marker("bad_input") is not None
+    """Bad-input tests want our error, not the hook's; what is compiled must be the library's code alone."""
+    off = any(request.node.get_closest_marker(name) is not None for name in ("bad_input", "compile"))
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", off or before)
     yield

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from gssf_plug.distributed import gather, gather_detached, process_count
@@ -31,7 +30,6 @@ def test_one_process_is_the_identity():
     assert not gather_detached(rows).requires_grad
 
 
-@pytest.mark.slow
 def test_two_processes_have_the_gradient_of_the_whole_batch():
     counts = ["4,4", "5,3", "8,0"]
     said = launch(
@@ -40,7 +38,6 @@ def test_two_processes_have_the_gradient_of_the_whole_batch():
     assert said.count("2 processes agree") == len(counts)
 
 
-@pytest.mark.slow
 def test_a_group_is_left_with_ddp_in_hand():
     """Without `hold_group` this hangs within a few turns; the worker then ends itself and says where."""
     with socket.socket() as free:

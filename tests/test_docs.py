@@ -127,7 +127,6 @@ def test_a_line_that_is_too_wide_is_found() -> None:
     assert too_wide(f"```python\nx = 1\n{'y' * 101}\n```\n{'z' * 200}\n") == ["y" * 101]
 
 
-@pytest.mark.slow
 def test_the_page_on_fsdp_runs_in_two_processes(tmp_path: Path) -> None:
     """As printed, by torchrun, on CPUs."""
     page = (ROOT / "docs" / "howto" / "fsdp.md").read_text(encoding="utf-8")

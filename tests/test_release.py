@@ -17,7 +17,6 @@ import gssf_plug
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = gssf_plug.__version__
-pytestmark = pytest.mark.slow
 
 
 def run(*command: str | Path, folder: Path, **environment: str) -> str:

@@ -122,7 +122,8 @@ def in_words(part: float, plain: float, names: Sequence[str]) -> str:
 def bundled_collection(every: int = 1) -> Collection:
     """One drawing of every n-th bundled emoji, found by its name; names of emoji never trained on end in a star."""
     rows = load_emoji().cast_column("image", ImageColumn(decode=False))
-    rows = {row["label"]: row for row in reversed(list(rows)) if row["label"] % every == 0}  # the first vendor stays
+    rows = rows.select([row for row, label in enumerate(rows["label"][:]) if label % every == 0]).to_list()
+    rows = {row["label"]: row for row in reversed(rows)}  # the first vendor stays
     emoji = [rows[label] for label in sorted(rows)]
     labels = [row["name"] + ("" if row["split"] == "train" else " *") for row in emoji]
     return Collection(embed_texts([row["name"] for row in emoji]), labels, [row["image"]["bytes"] for row in emoji])

@@ -26,12 +26,12 @@ class EmojiCaptions:
 
     def __init__(self, split: str, every: int) -> None:
         rows = load_emoji(split)
-        rows = rows.select([row for row, label in enumerate(rows["label"]) if label % every == 0])
+        rows = rows.select([row for row, label in enumerate(rows["label"][:]) if label % every == 0])
         images = tqdm(rows["image"], desc=f"reading {split} images", total=len(rows))
         self.images = torch.stack([image_tensor(image, SIZE) for image in images])
-        self.labels = torch.tensor(rows["label"])
-        self.vendors = list(rows["vendor"])
-        self.captions = list(rows["captions"])
+        self.labels = torch.tensor(rows["label"][:])
+        self.vendors = rows["vendor"][:]
+        self.captions = rows["captions"][:]
         self.texts = torch.empty(0)
 
     def embed(self, features: dict[str, Tensor]) -> None:

@@ -41,12 +41,12 @@ class Drawings:
 
     def __init__(self, split: str, every: int, vendors: Sequence[str] = VENDORS) -> None:
         rows = load_emoji(split, vendors)
-        rows = rows.select([row for row, label in enumerate(rows["label"]) if label % every == 0])
+        rows = rows.select([row for row, label in enumerate(rows["label"][:]) if label % every == 0])
         images = tqdm(rows["image"], desc=f"reading {split} images", total=len(rows))
         self.images = torch.stack([image_tensor(image, SIZE) for image in images])
-        self.labels = _numbered(rows["label"])
-        self.cameras = torch.tensor(rows["camera"])
-        self.subgroups = _numbered(rows["subgroup"])
+        self.labels = _numbered(rows["label"][:])
+        self.cameras = torch.tensor(rows["camera"][:])
+        self.subgroups = _numbered(rows["subgroup"][:])
 
     def __len__(self) -> int:
         return len(self.images)

@@ -109,14 +109,14 @@ TASKS: dict[str, Callable[[str, Path, Drawings], Split]] = {
 
 def _emoji(split: str) -> list[dict]:
     """One row per emoji, whatever its vendors."""
-    columns = load_emoji(split).select_columns(["label", "name", "keywords", "captions"])
-    return list({row["label"]: row for row in columns}.values())
+    rows = load_emoji(split).select_columns(["label", "name", "keywords", "captions"]).to_list()
+    return list({row["label"]: row for row in rows}.values())
 
 
 def _drawn(
     split: str, drawings: dict[str, Tensor], vendors: list[str] | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    rows = load_emoji(split)
+    rows = load_emoji(split).select_columns(["vendor", "label", "camera"]).to_dict()
     kept = torch.tensor([vendor in (vendors or VENDORS) for vendor in rows["vendor"]])
     columns = {name: torch.tensor(rows[name])[kept] for name in ("label", "camera")}
     return columns, drawings[split][kept].float()

@@ -20,7 +20,6 @@ SCRIPT = Path(__file__).with_name("run.sh")
 OUTCOMES = {"passed", "measured", "not run"}
 
 
-@pytest.mark.slow
 def test_the_whole_runs_on_a_cpu(tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     command = [str(SCRIPT), "--device", "cpu", "--quick", "--output", str(tmp_path)]

@@ -16,7 +16,6 @@ from gssf_plug.errors import CheckpointError
 WORKER = Path(__file__).parents[1] / "workers" / "distillation_crash.py"
 
 
-@pytest.mark.slow
 def test_five_kills(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "JAXTYPING_DISABLE": "1"}
     command = [sys.executable, str(WORKER), str(tmp_path), "5"]

@@ -46,7 +46,6 @@ def test_no_loss_that_looks_across_the_batch_is_left_out():
     assert {type(make()) for make in distillation_equality.RELATIONAL.values()} == kinds
 
 
-@pytest.mark.slow
 def test_every_case_has_a_loss_and_a_gradient(alone):
     assert len(alone) == len(distillation_equality.RELATIONAL) * 3 + len(distillation_equality.PER_EXAMPLE) * 2
     for case, found in alone.items():
@@ -56,7 +55,6 @@ def test_every_case_has_a_loss_and_a_gradient(alone):
             assert gradient.abs().max() > 1e-5 or name.endswith("bias"), (case, name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_many_processes_are_one(alone, folder, processes, request):
     ranks = request.getfixturevalue("two") if processes == 2 else launched(folder / "four", 4)
@@ -82,7 +80,6 @@ def assert_weights(got, right):
         torch.testing.assert_close(value, right[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.slow
 def test_a_trainer_goes_on_with_another_number_of_processes(folder, one, two, tmp_path, caplog):
     whole = one["runs"]["whole"]
     start = distillation_equality.trainer(tmp_path / "start", 1).distiller.state_dict()
@@ -96,7 +93,6 @@ def test_a_trainer_goes_on_with_another_number_of_processes(folder, one, two, tm
     assert_weights(resumed, whole)
 
 
-@pytest.mark.slow
 def test_other_batches_are_refused(folder, two, tmp_path):
     checkpoint = str(folder / "two" / "run" / "checkpoint-2")
     rule = "must make batches of 8 rows over all processes, .* but got 4 on each of 1. Set it to 8"

@@ -30,7 +30,6 @@ def renamed_types() -> list[str]:
     return sorted(rules.values())
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("part", range(4))
 def test_every_rule_of_other_names(part, tmp_path):

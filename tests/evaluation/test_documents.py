@@ -233,7 +233,6 @@ def test_equals_ir_measures():
         assert got[name] == pytest.approx(100 * theirs[measure], abs=1e-9), name
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # numba's, about its own typed lists
 def test_equals_ranx():
     ranx = pytest.importorskip("ranx")

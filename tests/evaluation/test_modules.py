@@ -109,7 +109,6 @@ for name, (rows, options) in tasks.items():
 """
 
 
-@pytest.mark.slow
 def test_two_processes_accumulate_into_one_result(tmp_path):
     made = {
         "image_text_recall": (*rows_of_images_and_texts(), {"folds": 2}),

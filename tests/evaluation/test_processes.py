@@ -41,7 +41,6 @@ def work(rank, store, folder):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     torch.multiprocessing.spawn(work, args=(tmp_path / "store", tmp_path), nprocs=2)
     right = evaluate_all(distributed=False)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from distil_image_encoder import SmallCNN
 from distil_text_encoder import methods
@@ -11,7 +10,6 @@ from workers import launching
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
 def test_quick_run(tmp_path: Path) -> None:
     script = [ROOT / "examples/distil_image_encoder.py", "--quick", "--out", str(tmp_path)]
     run = launching.run(*script, cwd=tmp_path)

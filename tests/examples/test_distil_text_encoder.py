@@ -14,7 +14,6 @@ from workers import launching
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
 def test_quick_run_and_resume(tmp_path: Path) -> None:
     script = [ROOT / "examples/distil_text_encoder.py", "--quick", "--out", str(tmp_path)]
     run = launching.run(*script, cwd=tmp_path)

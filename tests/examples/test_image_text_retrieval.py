@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 from workers import launching
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "image_text_retrieval.py"
@@ -16,7 +15,6 @@ def run(folder, *options):
     return done.stdout
 
 
-@pytest.mark.slow
 def test_quick(tmp_path):
     printed = run(tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())

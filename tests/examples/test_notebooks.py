@@ -24,7 +24,6 @@ def test_its_cells_are_the_blocks_of_the_page_without_outputs(tutorial):
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if "outputs" in cell)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the notebook's client
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
 def test_it_runs(tutorial, tmp_path, monkeypatch):

@@ -24,7 +24,6 @@ def run_example(name: str, folder: Path, *options: str) -> subprocess.CompletedP
     return launching.run(*script, cwd=folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_quick_run(name: str, tmp_path: Path) -> None:
     measure, pictures, rows = EXAMPLES[name]

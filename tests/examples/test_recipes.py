@@ -264,7 +264,6 @@ def test_what_was_trained_is_published(folders, tmp_path):
     assert model.metric.dim == 16
 
 
-@pytest.mark.slow
 def test_as_a_script_and_with_accelerate(folders, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

@@ -237,7 +237,6 @@ def test_a_missing_metric_ends_in_one_sentence(tmp_path: Path, monkeypatch: pyte
 # how its checkpoint is made
 
 
-@pytest.mark.slow
 def test_the_checkpoint_is_made_by_its_script(tmp_path: Path) -> None:
     from shared.drawing_encoder import DrawingEncoder
 
@@ -269,7 +268,6 @@ def test_the_kept_checkpoint() -> None:
 # what it says over HTTP
 
 
-@pytest.mark.slow
 def test_answers_over_http(address: str, drawing: Path, broken: Path) -> None:
     from gradio_client import Client, handle_file
 
@@ -352,7 +350,6 @@ def browser(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     opened.driver.quit()
 
 
-@pytest.mark.slow
 @in_browser
 def test_in_a_browser(browser: Browser, drawing: Path, broken: Path) -> None:
     assert "GSSF beside cosine" in browser.driver.page_source
@@ -404,7 +401,6 @@ def check_level(browser: Browser, width: int) -> None:
     assert browser.driver.execute_script("return document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.slow
 @in_browser
 @pytest.mark.parametrize("width", [400, 1280])
 def test_pairs_of_rows_stay_level(browser: Browser, width: int) -> None:
@@ -414,7 +410,6 @@ def test_pairs_of_rows_stay_level(browser: Browser, width: int) -> None:
         check_level(browser, width)
 
 
-@pytest.mark.slow
 @in_browser
 @pytest.mark.parametrize("width", [400, 1280])
 def test_own_vectors_and_table_stay_level(browser: Browser, drawing: Path, tmp_path: Path, width: int) -> None:
@@ -438,7 +433,6 @@ def test_own_vectors_and_table_stay_level(browser: Browser, drawing: Path, tmp_p
     browser.driver.get(browser.address)
 
 
-@pytest.mark.slow
 @in_browser
 def test_an_image_in_a_browser(browser: Browser, drawing: Path) -> None:
     browser.driver.refresh()

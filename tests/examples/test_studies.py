@@ -24,10 +24,12 @@ WIDTH = 64
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features of the right number of rows; drawings of one emoji are alike up to a mixing of channels per camera."""
     folder = tmp_path_factory.mktemp("features")
-    rows = {split: load_emoji(split).select_columns(["label", "name", "keywords", "captions"]) for split in SPLITS}
+    rows = {
+        split: load_emoji(split).select_columns(["label", "name", "keywords", "captions"]).to_list() for split in SPLITS
+    }
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(2000, WIDTH, generator=generator)
-    images = {split: centres[torch.tensor(part["label"])] for split, part in rows.items()}
+    images = {split: centres[torch.tensor([row["label"] for row in part])] for split, part in rows.items()}
     noise = {split: torch.randn(part.shape, generator=generator) for split, part in images.items()}
     save_file({split: (images[split] + noise[split]).half() for split in SPLITS}, folder / "images.safetensors")
     every = [row for part in rows.values() for row in part]
@@ -89,7 +91,6 @@ def test_whitening_finds_what_noise_along_one_direction_hides() -> None:
     assert len(found[True]["per_query"]) == 240
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("study", ["three_tasks", "data_size", "encoder_rate", "grouping", "softmax", "transfer"])
 def test_study_makes_its_table(study: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, training = importlib.import_module(f"studies.{study}"), importlib.import_module("studies.training")

@@ -166,7 +166,6 @@ def crash(folder: Path, *options: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.slow
 def test_killed_saves_full_disks_and_readers_beside_writers(tmp_path):
     """The short form; the long one is `python -m workers.save_crash FOLDER`."""
     reports = crash(tmp_path, "--kills", "5", "--reads", "20", "--kinds", "metric", "adapter", "retrieval", "distiller")

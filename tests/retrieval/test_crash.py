@@ -6,12 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
 def test_a_killed_run_ends_like_an_unbroken_one(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "workers.retrieval_crash", str(tmp_path), "0"]

@@ -6,13 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 TESTS = Path(__file__).parents[1]
 CODES = {"end": 0, "destroyed": 0, "collective": 0, "raises": 1, "interrupted": -2}
 
 
-@pytest.mark.slow
 def test_a_launched_run_ends_by_itself_in_every_way(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "workers.endings", str(tmp_path), ",".join(CODES), "2"]

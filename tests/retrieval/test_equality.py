@@ -29,7 +29,6 @@ def assert_same(gradients, right, tolerance):
         torch.testing.assert_close(gradient, right[name], atol=tolerance, rtol=tolerance, msg=name)
 
 
-@pytest.mark.slow
 def test_every_case_has_a_gradient_and_chunks_do_not_matter(alone):
     for (name, rows, _), case in alone.items():
         right = alone[name, rows, None]
@@ -39,7 +38,6 @@ def test_every_case_has_a_gradient_and_chunks_do_not_matter(alone):
             assert all(gradient.abs().max() > 1e-5 for gradient in right["gradients"].values()), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_many_processes_are_one(alone, tmp_path, processes):
     ranks = launched(tmp_path, processes)
@@ -54,7 +52,6 @@ def test_many_processes_are_one(alone, tmp_path, processes):
     assert len(set(parts)) == 2
 
 
-@pytest.mark.slow
 def test_chunks_in_mixed_precision_on_two_processes(tmp_path):
     """Bfloat16 rounds features; chunks and processes must not add to it."""
     ranks = launched(tmp_path, 2, "bf16")

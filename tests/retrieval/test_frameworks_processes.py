@@ -12,7 +12,6 @@ def launched(folder, processes):
     return ranks
 
 
-@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     (alone,) = launched(tmp_path / "one", 1)
     for found in launched(tmp_path / "two", 2):

@@ -13,7 +13,6 @@ def run(folder, processes):
     return report, torch.load(folder / "got.pt", weights_only=False)
 
 
-@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     one, alone = run(tmp_path / "one", 1)
     two, together = run(tmp_path / "two", 2)

@@ -70,7 +70,6 @@ def test_onnx(tmp_path: Path, make: object, sites: str, state: str) -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.slow
 @EVERYWHERE
 def test_compiled_whole_for_every_length(sites: str) -> None:
     model, patch = patched(small_llama, sites)

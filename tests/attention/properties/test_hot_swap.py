@@ -51,7 +51,6 @@ def test_an_adapter_that_does_not_act_is_swapped_quietly(llama: LlamaForCausalLM
 
 
 @pytest.mark.compile
-@pytest.mark.slow
 @pytest.mark.parametrize("sites", ["projection", "score"])
 def test_nothing_is_compiled_again(llama: LlamaForCausalLM, tmp_path: Path, sites: str) -> None:
     (first, one), (second, two) = (saved(tmp_path, sites, seed) for seed in (1, 2))

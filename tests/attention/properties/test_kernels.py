@@ -48,7 +48,6 @@ def test_eager_and_sdpa_agree(make: object, sites: str) -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.slow
 @pytest.mark.parametrize("sites", ["projection", "score"])
 def test_flex_agrees_without_gradients(sites: str) -> None:
     """flex compiles its kernel, and on a CPU it has no backward."""

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import pytest
 from workers.launching import launch
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert "2 processes agree" in launch("workers.attention_processes", tmp_path, 2, timeout=300)

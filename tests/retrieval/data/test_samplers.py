@@ -133,7 +133,6 @@ def test_a_run_resumed_inside_an_epoch_equals_an_unbroken_one(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
 
 
-@pytest.mark.slow
 def test_a_run_of_two_processes_holds_whole_identities_and_is_that_of_one(tmp_path):
     labels = retrieval_identity.LABELS
     ranks, weights = {}, {}
@@ -160,7 +159,6 @@ def test_a_run_of_two_processes_holds_whole_identities_and_is_that_of_one(tmp_pa
         torch.testing.assert_close(weights[2][name], weight, atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(first, then, tmp_path):
     launch("workers.retrieval_identity", tmp_path, 1, "all")

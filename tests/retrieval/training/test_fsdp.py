@@ -52,7 +52,6 @@ def assert_same(sides, right, tolerance):
         torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.slow
 def test_a_sharded_run_is_the_run_of_one_process(got, alone):
     whole = got["whole_states"]
     assert whole["before"] == pytest.approx(alone["before"])
@@ -63,7 +62,6 @@ def test_a_sharded_run_is_the_run_of_one_process(got, alone):
     assert_same(got["sharded_states"]["features"], alone["features"], 1e-5)
 
 
-@pytest.mark.slow
 def test_it_resumes_to_the_bit_and_keeps_the_best(got):
     whole = got["whole_states"]
     assert_same(whole["resumed"], whole["features"], 0.0)
@@ -71,7 +69,6 @@ def test_it_resumes_to_the_bit_and_keeps_the_best(got):
     assert now == then
 
 
-@pytest.mark.slow
 def test_another_number_of_processes_goes_on(folder, got, alone):
     launch("workers.retrieval_fsdp", folder, 1, "resumed_by_another")
     one = torch.load(folder / "got1.pt", weights_only=False)
@@ -80,7 +77,6 @@ def test_another_number_of_processes_goes_on(folder, got, alone):
     assert_same(one["resumed_by_another"]["features"], alone["features"], 1e-5)
 
 
-@pytest.mark.slow
 def test_a_published_folder_is_a_plain_model(folder, got):
     last = TwoTower.from_pretrained(folder / "whole_states" / "last")
     batch = toy.collate(retrieval_fsdp.rows(20, seed=2))
@@ -91,17 +87,14 @@ def test_a_published_folder_is_a_plain_model(folder, got):
     assert last.state_dict().keys() == retrieval_fsdp.model().state_dict().keys()
 
 
-@pytest.mark.slow
 def test_mixed_precision_leaves_the_metric_in_float32(got):
     assert got["mixed_precision"]["dtypes"] == {torch.bfloat16, (torch.float32,) * 3}
 
 
-@pytest.mark.slow
 def test_one_tower_in_chunks_never_meets_itself(got):
     torch.testing.assert_close(got["one_tower"]["chunks"], got["one_tower"]["direct"], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_an_unsharded_run_refuses_its_checkpoints(folder, got):
     trainer = retrieval_fsdp.trainer(folder / "whole_states" / "run")
     with pytest.raises(

@@ -1,6 +1,5 @@
 """FSDP2 by `fully_shard` on two CPU processes: gradients and steps of one process, weights that load plainly."""
 
-import pytest
 import torch
 from accelerate import Accelerator
 from retrieval import toy
@@ -10,7 +9,6 @@ from workers.launching import launch
 from gssf_plug.retrieval.training.optimizer import take_step
 
 
-@pytest.mark.slow
 def test_sharded_training_is_plain_training(tmp_path):
     launch("workers.retrieval_sharded", tmp_path, 2)
     got = torch.load(tmp_path / "got.pt")
