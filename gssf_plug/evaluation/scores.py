@@ -36,7 +36,7 @@ __all__ = ["FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Score
 
 PART_ENTRIES = 33_554_432  # of a gallery that is converted at once: 128 MB in float32
 MANY_PAIRS = 4096
-PAIRS_AT_ONCE = 131_072  # entries of rows that are gathered at once: 1 MB in float64, which stays in the cache
+PAIRS_AT_ONCE = 262_144  # entries of rows that are gathered at once: 2 MB in float64
 
 
 class ScoredPart(Protocol):
@@ -169,6 +169,15 @@ class FeatureScores:
         return max(float(torch.linalg.vector_norm(part.double(), dim=1).max()) for part in self.gallery.split(65_536))
 
     @cached_property
+    def item_norms(self) -> Float[Tensor, " m"] | None:
+        """Norms of the gallery in float64, where squares cannot overflow; None where they are summed pair by pair."""
+        if self.gallery.dtype == torch.float64:
+            return None
+        pieces = self.gallery.split(max(1, PAIRS_AT_ONCE // max(1, self.gallery.shape[1])))
+        norms = [torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64) for piece in pieces]
+        return torch.cat(norms).to(self.queries.device)
+
+    @cached_property
     def first_copies(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
         """For each query, and for each gallery item, the first that has the same features."""
         return _first_copies(self.queries), _first_copies(self.gallery).to(self.queries.device)
@@ -209,20 +218,25 @@ class _FeatureQueries:
         return FastQueries(queries.rows, queries.exponent, queries.norms, queries.rests + unsure)
 
     def close(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        size = max(1, PAIRS_AT_ONCE // max(1, self.dim))
-        pieces = zip(rows.split(size), columns.split(size), strict=True)
-        return torch.cat([self._close(*piece) for piece in pieces])
-
-    def _close(self, rows: Tensor, columns: Tensor) -> Tensor:
         gallery = self.scores.gallery
-        items = gallery.index_select(0, columns.to(gallery.device)).to(self.unit.device)
-        # squares of float64 overflow, those of shorter floats do not in float64
-        items = scale_rows(items)[0] if self.scores.normalize and items.dtype == torch.float64 else items.double()
-        products = torch.linalg.vecdot(self.unit.index_select(0, rows), items)
-        if not self.scores.normalize:
-            return finite_scores(products[None])[0]
-        norms = torch.linalg.vector_norm(items, dim=1)
-        return products / norms.masked_fill(norms == 0, 1.0)
+        size = max(1, min(len(rows), PAIRS_AT_ONCE // max(1, self.dim)))
+        # written again and again, so that no fresh memory has to be found for every piece
+        given, left, right = gallery.new_empty(size, self.dim), *self.unit.new_empty(2, size, self.dim)
+        parts = []
+        for own, other in zip(rows.split(size), columns.split(size), strict=True):
+            there = other.to(gallery.device)
+            items = torch.index_select(gallery, 0, there, out=given[: len(own)])
+            if self.scores.normalize and items.dtype == torch.float64:
+                items = scale_rows(items)[0]  # squares of float64 overflow, those of shorter floats do not in float64
+            items = right[: len(own)].copy_(items)
+            products = torch.index_select(self.unit, 0, own, out=left[: len(own)]).mul_(items).sum(1)
+            if self.scores.normalize:
+                norms = self.scores.item_norms
+                norms = torch.linalg.vector_norm(items, dim=1) if norms is None else norms.index_select(0, other)
+                products = products.div_(norms.masked_fill(norms == 0, 1.0))
+            parts.append(products)
+        scores = torch.cat(parts) if parts else self.unit.new_empty(0)
+        return scores if self.scores.normalize else finite_scores(scores[None])[0]
 
     def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         return self.scores.canonical(rows + self.start, columns)

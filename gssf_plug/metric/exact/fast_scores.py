@@ -216,7 +216,9 @@ def _unit_rows(features: Tensor, out: Tensor) -> float:
     """Write unit rows into `out`; the largest distance from the true ones, NaN where one is not finite."""
     precise = torch.float64 if out.dtype == torch.float64 else torch.float32
     values = features.to(precise)
-    norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    # summed in float64, a norm adds nothing to what a float32 product leaves open; beside bfloat16 it would not show
+    exactly = torch.float64 if out.dtype == torch.float32 else None
+    norms = torch.linalg.vector_norm(values, dim=1, keepdim=True, dtype=exactly).to(precise)
     smallest, largest = (float(bound) for bound in torch.aminmax(norms)) if len(norms) else (1.0, 1.0)
     if not SAFE[0] < smallest <= largest < SAFE[1]:
         values = scale_rows(features)[0]
@@ -229,7 +231,8 @@ def _unit_rows(features: Tensor, out: Tensor) -> float:
     out.copy_(values)
     dim = features.shape[1]
     # a root halves the error of the sum of squares beneath it
-    computed = (dim / 2 + 8) * (2.0**-24 if precise == torch.float32 else 2.0**-53) + dim * TINY[out.dtype]
+    steps = 8.0 if exactly is not None else dim / 2 + 8
+    computed = steps * (2.0**-24 if precise == torch.float32 else 2.0**-53) + dim * TINY[out.dtype]
     if out.dtype == precise:
         return computed
     rests = torch.linalg.vector_norm(values.sub_(out.to(values.dtype)), dim=1)
