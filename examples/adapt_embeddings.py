@@ -13,6 +13,7 @@ Writes into --out: table.md, retrieved.png, learned.png, fit.png, and the metric
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def render(results: Sequence[FitResult], test: Split) -> str:
             + " | ".join(cells)
             + f" | {sum(row.seconds for row in rows) / len(results):.1f} |"
         )
-    taken = ", ".join(result.taken for result in results)
+    taken = "; ".join(f"{name} ({times}×)" for name, times in Counter(result.taken for result in results).items())
     seeds = f"{len(results)} seed(s), mean ± standard deviation; emoji never trained on."
     return "\n".join(lines) + f"\n\n{seeds}\nChosen on validation: {taken}.\n"
 

@@ -20,7 +20,21 @@ __all__ = ["Check", "CheckRow", "Plan", "PlanRow", "check_still", "check_terms",
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One term of the loss."""
+    """One term of the loss.
+
+    Args:
+        student: path of the student's module; "" is the whole model.
+        teacher: the same of the teacher.
+        student_shape: of the feature, as the loss sees it before any projector.
+        teacher_shape: the same of the teacher.
+        loss: class of the loss.
+        weight: by which it is multiplied.
+        projector: class of the projector on the student's side, "the same" where another term made it, or "none".
+        parameters: what this term trains beside the student.
+        name: the term's key among the losses.
+        student_tap: the tap in short, with the part of the output and the pooling.
+        teacher_tap: the same of the teacher.
+    """
 
     student: str
     teacher: str
@@ -31,6 +45,8 @@ class PlanRow:
     projector: str
     parameters: int
     name: str = ""
+    student_tap: str = ""
+    teacher_tap: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,8 +65,8 @@ class Plan:
         head = ("student", "teacher", "shapes", "loss", "weight", "projector", "parameters")
         rows = [
             (
-                row.student or "(output)",
-                row.teacher or "(output)",
+                row.student_tap,
+                row.teacher_tap,
                 f"{_shape(row.student_shape)} ~ {_shape(row.teacher_shape)}",
                 row.loss,
                 f"{row.weight:g}",

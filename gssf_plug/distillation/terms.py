@@ -123,6 +123,8 @@ class Term:
                     projector=kind,
                     parameters=sum(p.numel() for part in counted for p in part.parameters()),
                     name=self.names[number],
+                    student_tap=str(self.pair[0]),
+                    teacher_tap=str(self.pair[1]),
                 )
             )
         return rows

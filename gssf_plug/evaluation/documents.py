@@ -51,10 +51,10 @@ def document_ranking(
     Args:
         queries: N×D features, the metric's query side; torch tensors, numpy arrays or lists.
         documents: M×D features of the corpus, shared by all queries.
-        relevant: which documents answer which query: (P, 2) index pairs (query, document); a boolean matrix N×M, dense
-            or sparse (torch, scipy); one list of document numbers per query. Graded: a numeric matrix N×M, or one
-            mapping {document number: grade} per query. A grade above 0 marks a relevant document, and only ndcg@10
-            reads more of it than that.
+        relevant: which documents answer which query: (P, 2) index pairs, as an array or as a list of tuples (query,
+            document); a boolean matrix N×M, dense or sparse (torch, scipy); one list of document numbers per query.
+            Graded: a numeric matrix N×M, or one mapping {document number: grade} per query. A grade above 0 marks a
+            relevant document, and only ndcg@10 reads more of it than that.
         metric: the similarity; None (default) means cosine.
         ks: the places k of accuracy@k, precision@k and recall@k; default 1 and 10.
         query_chunk: queries ranked at once; default as many as 32 MB of scores hold.

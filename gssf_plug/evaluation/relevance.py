@@ -3,7 +3,7 @@
 Everything becomes one list of pairs (query, document, grade), sorted by query and then by document, no pair twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,8 @@ from gssf_plug.metric.arrays import check_has_values, to_tensor
 __all__ = ["Relevance", "read_relevance"]
 
 FORMS = (
-    "Give index pairs (P, 2), a boolean, numeric or sparse matrix queries × documents, one list of documents per "
-    "query, or one mapping {document: grade} per query."
+    "Give index pairs (P, 2), as an array or as tuples (query, document); a boolean, numeric or sparse matrix "
+    "queries × documents; one list of documents per query; or one mapping {document: grade} per query."
 )
 
 
@@ -41,9 +41,10 @@ def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Re
 
     Args:
         name: name of the argument, as the caller writes it.
-        relevant: (P, 2) whole numbers: pairs (query, document), also where the matrix would have two columns; a
-            dense or sparse (torch, scipy) matrix queries × documents whose entries above 0 are grades and True is 1; N
-            lists of document numbers; N mappings {document number: grade}.
+        relevant: (P, 2) whole numbers: pairs (query, document), also where the matrix would have two columns; a list
+            of tuples (query, document), also where there are N of them; a dense or sparse (torch, scipy) matrix
+            queries × documents whose entries above 0 are grades and True is 1; N lists or sets of document numbers; N
+            mappings {document number: grade}.
         queries: number N of queries.
         documents: number M of documents.
 
@@ -58,7 +59,7 @@ def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Re
     elif isinstance(relevant, Tensor | np.ndarray):
         found = _from_array(name, to_tensor(name, relevant), queries, documents)
     elif isinstance(relevant, Sequence) and not isinstance(relevant, str | bytes):
-        found = _from_lists(name, relevant, queries)
+        found = _from_tuples(relevant) if _are_pairs(relevant) else _from_lists(name, relevant, queries)
     else:
         raise ArgumentError(name, "say which documents answer which query", type(relevant).__name__, FORMS)
     rows, columns = (torch.as_tensor(part, dtype=torch.long).cpu() for part in found[:2])
@@ -89,6 +90,22 @@ def _from_array(name: str, array: Tensor, queries: int, documents: int) -> tuple
     return rows, columns, array[rows, columns]
 
 
+def _are_pairs(given: Sequence[Any]) -> bool:
+    """Whether every entry is a tuple of two whole numbers; lists of two stay the documents of one query."""
+    return len(given) > 0 and all(
+        isinstance(one, tuple) and len(one) == 2 and all(map(_is_whole, one)) for one in given
+    )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _from_tuples(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    array = torch.from_numpy(np.array(pairs, dtype=np.int64))
+    return array[:, 0], array[:, 1], torch.ones(len(array))
+
+
 def _from_lists(name: str, lists: Sequence[Any], queries: int) -> tuple[list[int], list[int], list[float]]:
     if len(lists) != queries:
         got = f"{len(lists)} entries for {queries} queries"
@@ -100,9 +117,10 @@ def _from_lists(name: str, lists: Sequence[Any], queries: int) -> tuple[list[int
         if not hasattr(own, "__iter__") or isinstance(own, str | bytes):
             got = f"{own!r} for query {query}"
             raise ArgumentError(name, "hold one list of documents per query", got, FORMS)
-        graded = own if isinstance(own, Mapping) else dict.fromkeys(np.asarray(own).reshape(-1).tolist(), 1.0)
+        numbers = list(own) if isinstance(own, Set | Mapping) else np.asarray(own).reshape(-1).tolist()
+        graded = own if isinstance(own, Mapping) else dict.fromkeys(numbers, 1.0)
         for document, grade in graded.items():
-            if isinstance(document, bool) or not isinstance(document, int | np.integer):
+            if not _is_whole(document):
                 got = f"{document!r} for query {query}"
                 raise ArgumentError(name, "name documents by their row, a whole number", got, FORMS)
             rows.append(query)

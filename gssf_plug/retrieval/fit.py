@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.evaluation.options import Rows
 from gssf_plug.metric.arrays import checked_device
 from gssf_plug.metric.options import LARGEST, WHOLE, Constraint, check_flag, checked_count
 from gssf_plug.retrieval.fitting.candidates import Loss, make_candidates
@@ -26,8 +27,8 @@ __all__ = ["fit_metric"]
 
 
 def fit_metric(
-    queries: Float[Tensor | np.ndarray, "n dim"],
-    documents: Float[Tensor | np.ndarray, "m dim"],
+    queries: Float[Tensor | np.ndarray, "n dim"] | Rows,
+    documents: Float[Tensor | np.ndarray, "m dim"] | Rows,
     pairs: Any,
     *,
     ignored: Any = None,
@@ -47,11 +48,11 @@ def fit_metric(
     """Fit a metric to features that stay as they are: every structure is tried, and validation decides.
 
     Args:
-        queries: N×D features, numpy or torch, any float dtype, memory-mapped or not.
+        queries: N×D features, numpy, torch or lists, any float dtype, memory-mapped or not.
         documents: M×D features of the corpus. Equal rows to `queries` mean one list of items: then an item is never
             compared with itself, and linked items are kept together by the split.
-        pairs: which documents answer which query, as `document_ranking` reads it: (P, 2) whole numbers, a boolean or
-            sparse matrix N×M, or a list of document numbers per query.
+        pairs: which documents answer which query, as `document_ranking` reads it: (P, 2) whole numbers, as an array or
+            as tuples (query, document); a boolean or sparse matrix N×M; or a list of document numbers per query.
         ignored: pairs of that form that are neither right nor wrong; default none.
         validation: share of the queries to measure on, default 0.2, among all documents; fold by fold where that is
             under 100 queries. Or a set of its own: (queries, documents, pairs), and `ignored` as a fourth.

@@ -151,7 +151,9 @@ def test_a_student_that_takes_one_dictionary():
         "gssf",
         student_inputs=lambda batch: {"input": batch},
     )
-    assert distiller.plan(text()).rows[0].student_shape == (6, 16)
+    plan = distiller.plan(text())
+    assert plan.rows[0].student_shape == (6, 16)
+    assert str(plan).splitlines()[1].startswith("sentence_embedding  output:mean_pool  6×16 ~ 6×24")
     assert distiller.check(text()).rows[0].gradient > 0
 
 

@@ -90,13 +90,16 @@ def test_every_form_of_relevance_says_the_same():
         "pairs": pairs,
         "pairs, shuffled and twice": pairs[torch.randperm(len(pairs))].repeat(2, 1),
         "numpy pairs": pairs.numpy().astype(np.int32),
+        "tuples": [tuple(pair) for pair in pairs.tolist()],
+        "tuples of numpy": tuple(map(tuple, pairs.numpy())),
         "boolean numpy": (grades > 0).numpy(),
         "sparse torch": (grades > 0).to_sparse(),
         "sparse rows": grades.double().to_sparse_csr(),
         "scipy matrix": scipy.sparse.csr_matrix(grades.numpy()),
         "scipy array": scipy.sparse.coo_array(grades.bool().numpy()),
         "lists": as_lists(grades),
-        "sets and tensors": [torch.tensor(own) if own else () for own in as_lists(grades)],
+        "tensors": [torch.tensor(own) if own else () for own in as_lists(grades)],
+        "sets": list(map(set, as_lists(grades))),
         "mappings": [dict.fromkeys(own, 1.0) for own in as_lists(grades)],
     }
     for name, form in forms.items():
@@ -116,6 +119,12 @@ def test_two_columns_of_whole_numbers_are_pairs():
     queries, documents = torch.eye(2), torch.eye(2)
     assert document_ranking(queries, documents, torch.tensor([[0, 1], [1, 0]]))["accuracy@1"] == 0
     assert document_ranking(queries, documents, torch.tensor([[1.0, 0], [0, 1.0]]))["accuracy@1"] == 100
+
+
+def test_tuples_are_pairs_and_lists_are_documents_also_where_there_are_two_of_each():
+    queries, documents = torch.eye(2), torch.eye(2)
+    assert document_ranking(queries, documents, [(0, 1), (1, 0)])["accuracy@1"] == 0
+    assert document_ranking(queries, documents, [[0, 1], [1, 0]])["accuracy@1"] == 100
 
 
 def test_numpy_lists_and_half_precision_are_taken():

@@ -72,10 +72,20 @@ def test_nothing_to_gain_gives_cosine_back():
 def test_forms_of_pairs_and_features_agree():
     queries, documents, pairs = noisy_channels()
     lists = [[int(item)] for item in pairs[:, 1]]
+    tuples = [(int(query), int(item)) for query, item in pairs]
     matrix = torch.zeros(500, 200, dtype=torch.bool)
     matrix[pairs[:, 0], pairs[:, 1]] = True
     expected = fit_metric(queries, documents, pairs, **QUICK)
-    for form in (pairs.numpy(), lists, matrix, matrix.numpy(), scipy.sparse.csr_matrix(matrix), matrix.to_sparse()):
+    assert len(tuples) == len(queries)  # as many pairs as queries: each entry is a pair, never the documents of a query
+    for form in (
+        pairs.numpy(),
+        tuples,
+        lists,
+        matrix,
+        matrix.numpy(),
+        scipy.sparse.csr_matrix(matrix),
+        matrix.to_sparse(),
+    ):
         found = fit_metric(queries.numpy(), documents.numpy(), form, **QUICK)
         assert torch.equal(found.metric.matrix(), expected.metric.matrix())
 
@@ -149,10 +159,22 @@ def test_test_set_is_measured_once_with_both():
     assert set(result.test) == {"cosine", result.taken}
 
 
+def test_lists_are_read_as_arrays():
+    queries, documents, pairs = noisy_channels(60)
+    fits = [
+        fit_metric(*given, pairs, **QUICK) for given in ((queries, documents), (queries.tolist(), documents.tolist()))
+    ]
+    assert torch.equal(fits[0].metric.matrix(), fits[1].metric.matrix())
+    rows, linked = documents.tolist(), [(item, item + 1) for item in range(0, 200, 2)]
+    one_list = [fit_metric(rows, other, linked, **QUICK) for other in (rows, documents.tolist())]
+    assert torch.equal(one_list[0].metric.matrix(), one_list[1].metric.matrix())
+
+
 def test_few_queries_are_measured_fold_by_fold():
     queries, documents, pairs = noisy_channels(60)
     result = fit_metric(queries, documents, pairs, progress=False, loss="softmax")
     assert result.queries == 60
+    assert "60 validation queries among 200 documents, in 5 folds" in str(result)
     assert result.table[0].value == pytest.approx(document_ranking(queries, documents, pairs)["mAP"], abs=1e-3)
     assert result.taken != "cosine"
 

@@ -65,7 +65,9 @@ class Comparison:
         steps = len(self.splits) * self.schedule.steps(pairs)
         losses, ahead = {candidate.loss for candidate in candidates}, 0
         total = steps * (len(candidates) + (len(NOISES) - 1) * len(losses))
-        with tqdm(total=total, desc="fitting", disable=not self.progress) as bar:
+        # no time to go: the total is what it takes if no candidate stops early, and nearly all do
+        form = "{l_bar}{bar}| at most {total_fmt} steps [{elapsed}{postfix}]"
+        with tqdm(total=total, desc="fitting", disable=not self.progress, bar_format=form) as bar:
             try:
                 self._baselines()
                 for candidate in _middle_first(candidates):
@@ -81,7 +83,8 @@ class Comparison:
         order = [COSINE, WHITENED, CLOSED, *(candidate.name for candidate in candidates)]
         rows = tuple(sorted(self.rows, key=lambda row: order.index(row.name)))
         kept = {row.name: self.metrics[row.name] for row in rows if row.name in self.metrics}
-        told = FitResult(self._metric(name), kept, rows, name, reason, self.measure, queries, documents)
+        folds = len(self.splits)
+        told = FitResult(self._metric(name), kept, rows, name, reason, self.measure, queries, documents, folds)
         return told.with_test(scores, interrupted)
 
     def _baselines(self) -> None:

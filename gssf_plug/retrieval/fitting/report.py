@@ -72,6 +72,8 @@ class FitResult:
         measure: what the table shows.
         queries: validation queries.
         documents: that they were ranked among.
+        folds: 1 where these queries were held back; more where all queries were measured, each by a metric that was
+            fitted without its fold.
         test: the measure of cosine and of the metric on the test set, where one was given.
         interrupted: whether Ctrl-C ended the fit before every candidate was trained.
     """
@@ -84,6 +86,7 @@ class FitResult:
     measure: str
     queries: int
     documents: int
+    folds: int = 1
     test: dict[str, float] | None = None
     interrupted: bool = False
 
@@ -101,8 +104,9 @@ class FitResult:
             mark = "taken" if row.name == self.taken else row.note
             cells = (row.name, f"{row.parameters:,}", f"{row.value:.2f}", gain, f"{row.seconds:.1f}", mark)
             lines.append("| " + " | ".join(cells) + " |")
-        said = [f"{self.measure} in %, of {self.queries:,} validation queries among {self.documents:,} documents; "]
-        said.append("± is the standard error of the gain over these queries.\n" + self.reason)
+        said = [f"{self.measure} in %, of {self.queries:,} validation queries among {self.documents:,} documents"]
+        said.append(f", in {self.folds} folds, each measured by a metric fitted without it" if self.folds > 1 else "")
+        said.append("; ± is the standard error of the gain over these queries.\n" + self.reason)
         if self.interrupted:
             said.append("\nInterrupted: candidates after the last row were not tried.")
         if self.test is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses.score_gradients import ListedPairs
+from gssf_plug.metric.arrays import to_tensor
 from gssf_plug.retrieval.fitting.known_pairs import KnownPairs, read_pairs
 from gssf_plug.retrieval.fitting.sides import Side, read_side
 
@@ -77,7 +78,8 @@ class Part:
 def read_part(names: tuple[str, str, str, str], given: Triple, device: torch.device | None, dim: int | None) -> Part:
     """A part of what the caller gave: queries, documents, pairs and, if there is a fourth, ignored pairs."""
     queries = read_side(names[0], given[0], device, dim)
-    itself = same_rows(given[0], given[1])
+    asked, held = (_readable(name, side) for name, side in zip(names[:2], given[:2], strict=True))
+    itself = given[0] is given[1] or same_rows(asked, held)
     documents = queries if itself else read_side(names[1], given[1], device or queries.device, queries.dim)
     sizes = len(queries), len(documents)
     ignored = None
@@ -90,6 +92,11 @@ def read_part(names: tuple[str, str, str, str], given: Triple, device: torch.dev
         rule = "hold a pair of two different items that is not ignored"
         raise ArgumentError(names[2], rule, "none", "Give the pairs that belong together.")
     return Part(queries, documents, pairs, ignored, torch.arange(len(queries)), itself).asking()
+
+
+def _readable(name: str, side: Any) -> Any:
+    """Lists as a tensor, whose rows can be compared; the rest as it is."""
+    return to_tensor(name, side) if isinstance(side, list | tuple) else side
 
 
 def same_rows(queries: Any, documents: Any) -> bool:
