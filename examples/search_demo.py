@@ -25,7 +25,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 try:
     import gradio as gr
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("The page needs Gradio: run `pip install gradio`.") from error
+    raise ModuleNotFoundError("""The page needs Gradio: run `pip install ".[demo]"` in the clone.""") from error
 
 from PIL import Image, ImageOps
 from shared.demo_collection import (
