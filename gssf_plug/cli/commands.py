@@ -1,7 +1,6 @@
 """What each command does: its options in, the text to print out."""
 
 import argparse
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,8 @@ from gssf_plug.cli.embeddings import TextEncoder, read_vectors
 from gssf_plug.cli.tables import read_columns, read_indices, read_texts
 from gssf_plug.errors import ArgumentError, CheckpointError, DataError
 from gssf_plug.evaluation import document_ranking
+from gssf_plug.figures import make_figure
+from gssf_plug.files import locate
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.retrieval import fit_metric
 
@@ -27,8 +28,12 @@ class _Data(NamedTuple):
 def fit(options: argparse.Namespace) -> str:
     """Fit, save, and tell the table. Nothing is written before the fit is done."""
     for path in filter(None, (options.report, options.plot)):
-        if not path.parent.is_dir():
-            raise DataError(path, "lies in no folder", "Make the folder first.")
+        if path.is_dir() or not path.parent.is_dir():
+            raise DataError(path, "is a folder" if path.is_dir() else "lies in no folder", "Name a file in a folder.")
+    if options.plot:
+        kinds = make_figure(1, 1).canvas.get_supported_filetypes()
+        if options.plot.suffix[1:].lower() not in kinds:
+            raise DataError(options.plot, f"is none of {', '.join(sorted(kinds))}", "Such as fit.png.")
     if options.out.exists() and not options.out.is_dir():
         raise CheckpointError(options.out, "is a file", "Give the folder that the metric is saved in.")
     data = _read(options)
@@ -68,8 +73,8 @@ def evaluate(options: argparse.Namespace) -> str:
 def info(options: argparse.Namespace) -> str:
     """Structure, size and distance from cosine of a saved metric."""
     metric = GSSFMetric.from_pretrained(options.metric)
-    blocks = metric.blocks().detach()
-    sizes = {path.name: path.stat().st_size for path in sorted(Path(options.metric).iterdir()) if path.is_file()}
+    blocks, folder = metric.blocks().detach(), locate(options.metric, GSSFMetric.file_format)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     facts = {
         "width": metric.dim,
         "terms": " + ".join(metric.terms) or "adjacency",

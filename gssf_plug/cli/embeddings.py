@@ -89,5 +89,9 @@ class TextEncoder:
                 raise ModuleNotFoundError(
                     "--encoder needs sentence-transformers: run `pip install 'sentence-transformers>=6.2'`."
                 ) from error
-            self._model = SentenceTransformer(self.name)
+            try:
+                self._model = SentenceTransformer(self.name)
+            except (OSError, ValueError) as error:  # no such folder or Hub id, no network, files of another kind
+                problem = f"cannot be loaded by sentence-transformers ({type(error).__name__}: {error})"
+                raise DataError(self.name, problem, "Give the Hub id or the folder of a model.") from error
         return self._model

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         print(getattr(commands, options.command)(options))  # noqa: T201 - a command line prints
-    except (GSSFError, ModuleNotFoundError) as error:
+    except (GSSFError, ModuleNotFoundError, OSError) as error:  # a full or read-only disk says so itself
         print(f"gssf-plug {options.command}: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:

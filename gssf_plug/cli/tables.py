@@ -135,13 +135,13 @@ def _parquet(path: Path, names: Sequence[str], given: bool) -> Iterator[Row]:
 
 def _row(path: Path, place: str, name: str, value: Any, size: int) -> int:
     try:
-        number = int(str(value).strip()) if not isinstance(value, bool | float) else None
+        number = float("nan") if isinstance(value, bool) else float(str(value).strip())
     except ValueError:
-        number = None
-    if number is None or not 0 <= number < size:
+        number = float("nan")
+    if not number.is_integer() or not 0 <= number < size:  # 3.0 is 3: a table that once had gaps holds floats
         problem = f"holds {value!r} in {place}, column '{name}', where a row number from 0 to {size - 1} must stand"
         raise DataError(path, problem, "Texts need --encoder; numbers count the rows of the .npy file from 0.")
-    return number
+    return int(number)
 
 
 def _text(path: Path, place: str, name: str, value: Any) -> str:

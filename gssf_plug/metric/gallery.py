@@ -131,12 +131,12 @@ def check_finite(name: str, features: Float[Tensor, "n dim"], before: int) -> No
     """Look at each entry; `before` rows precede these.
 
     Raises:
-        ArgumentError: NaN or infinity, with the first such row.
+        ArgumentError: NaN or infinity, with the first such row and its first such channel.
     """
     if bool(features.sum().isfinite()):  # one pass; a sum that overflows alone is looked at again
         return
-    finite = features.isfinite().all(dim=1)
-    if not bool(finite.all()):
-        row = before + int((~finite).nonzero()[0])
+    broken = (~features.isfinite()).nonzero()
+    if len(broken):
+        row, channel = broken[0].tolist()
         remedy = "Find what made it, or drop these rows."
-        raise ArgumentError(name, "be finite", f"NaN or infinity in row {row}", remedy)
+        raise ArgumentError(name, "be finite", f"NaN or infinity in row {before + row}, channel {channel}", remedy)

@@ -147,6 +147,18 @@ def test_an_empty_text_is_named(model: CountingModel, tmp_path: Path, capsys: py
     assert model.calls == []
 
 
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sentence_transformers")
+    table = tmp_path / "pairs.csv"
+    table.write_text("query,document\nwhy,because\nhow,so\n")
+    missing, out = str(tmp_path / "no_model"), tmp_path / "metric"
+    assert main(["fit", str(table), "--encoder", missing, "--cache", str(tmp_path / "cache"), "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"'{missing}' cannot be loaded by sentence-transformers" in said
+    assert not out.exists()
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert default_cache() == Path("/somewhere/gssf-plug/embeddings")

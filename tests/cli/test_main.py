@@ -55,13 +55,14 @@ def test_every_table_reads_alike(data: Path, capsys: pytest.CaptureFixture[str])
     pairs = [line.split(",") for line in Path("pairs.csv").read_text().split()[1:]]
     numbers = [(int(query), int(document)) for query, document in pairs]
     Path("bare.csv").write_text("\n".join(f"{query},{document}" for query, document in numbers))
+    Path("floats.csv").write_text("\n".join(["query,document", *(f"{q}.0,{d}.0" for q, d in numbers)]))  # had gaps
     Path("named.tsv").write_text("\n".join(["x\ty\tz", *(f"{d}\tnote\t{q}" for q, d in numbers)]))
     Path("pairs.jsonl").write_text("\n".join(json.dumps({"query": q, "document": d}) for q, d in numbers))
     columns = {"query": [q for q, _ in numbers], "document": [d for _, d in numbers]}
     parquet.write_table(pa.table(columns), "pairs.parquet")
     GSSFMetric(24, block_size=8).save_pretrained("neutral")
     said = {}
-    for table in ("pairs.csv", "bare.csv", "pairs.jsonl", "pairs.parquet", "named.tsv"):
+    for table in ("pairs.csv", "bare.csv", "floats.csv", "pairs.jsonl", "pairs.parquet", "named.tsv"):
         named = ["--columns", "z", "x"] if table == "named.tsv" else []
         assert main(["evaluate", "neutral", table, "--queries", "q.npy", "--documents", "d.npy", *named]) == 0
         said[table] = capsys.readouterr().out
@@ -103,10 +104,12 @@ def test_a_fault_is_named_and_nothing_is_written(name: str, data: Path, capsys: 
         (["--queries", "q.npy"], "`--documents` must"),
         (["--queries", "q.npy", "--documents", "pairs.csv"], "is no .npy file"),
         (["--queries", "q.npy", "--documents", "flat.npy"], "not a floating-point matrix"),
-        (["--queries", "q.npy", "--documents", "nan.npy"], "NaN or infinity in row 7"),
+        (["--queries", "q.npy", "--documents", "nan.npy"], "NaN or infinity in row 7, channel 3"),
         (["--queries", "missing.npy", "--documents", "d.npy"], "missing.npy"),
         (["--queries", "q.npy", "--documents", "d.npy", "--columns", "query", "answer"], "no column 'answer'"),
         (["--queries", "q.npy", "--documents", "d.npy", "--report", "no/such/fit.md"], "lies in no folder"),
+        (["--queries", "q.npy", "--documents", "d.npy", "--report", "."], "is a folder"),
+        (["--queries", "q.npy", "--documents", "d.npy", "--plot", "fit.xyz"], "'fit.xyz' is none of"),
         (["--queries", "q.npy", "--documents", "d.npy", "--measure", "map"], "mAP"),
     ],
 )
