@@ -14,7 +14,7 @@ from retrieval.fitting.noisy_channels import noisy_channels
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation import document_ranking
-from gssf_plug.losses import BatchHardTriplet
+from gssf_plug.losses import BatchHardTriplet, IdentityLoss
 from gssf_plug.retrieval import fit_metric
 
 QUICK = {"progress": False, "max_epochs": 20, "structures": [{"terms": ("diagonal",)}], "loss": "softmax"}
@@ -238,6 +238,8 @@ def _broken(**changed):
         ({"structures": [{"blocks": 3}]}, "options of GSSFMetric"),
         ({"structures": [{"block_size": 7}]}, "divide"),
         ({"loss": "triplet"}, "loss.*softmax"),
+        ({"loss": IdentityLoss(24, 3)}, "loss.*called as"),
+        ({"loss": torch.nn.CrossEntropyLoss()}, "loss.*called as"),
         ({"patience": 0}, "patience"),
         ({"batch_size": 2.5}, "batch_size"),
     ],

@@ -1,6 +1,7 @@
 """What is tried: structures of the metric that suit a width, and the losses they are trained with."""
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.losses import Hinge, InfoNCE
+from gssf_plug.losses.row_loss import mask_name
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.options import Constraint
 
@@ -58,7 +60,8 @@ def make_candidates(
         dim: width of the features.
 
     Raises:
-        ArgumentError: another word than "auto", an empty list, an option that `GSSFMetric` does not take.
+        ArgumentError: another word than "auto", an empty list, an option that `GSSFMetric` does not take, a loss that
+            is not one of scores.
     """
     if structures != "auto" if isinstance(structures, str) else not isinstance(structures, Sequence):
         rule = "be 'auto' or a list of options of GSSFMetric"
@@ -118,11 +121,20 @@ def _losses(loss: Loss) -> dict[str, Callable[[], nn.Module]]:
     if loss is None:
         return LOSSES
     if isinstance(loss, nn.Module):
+        _check_called(loss)
         return {type(loss).__name__: lambda: copy.deepcopy(loss)}
     if isinstance(loss, str) and loss in LOSSES:
         return {loss: LOSSES[loss]}
     rule = f"be None, a loss module, or one of {tuple(LOSSES)}"
     raise ArgumentError("loss", rule, repr(loss), near_matches(str(loss), LOSSES))
+
+
+def _check_called(loss: nn.Module) -> None:
+    try:
+        inspect.signature(loss.forward).bind(..., ..., **{mask_name(loss): None})
+    except TypeError as error:
+        rule, remedy = "be called as loss(scores, relevance, exclude=mask)", "Such as InfoNCE or Sigmoid, or your own."
+        raise ArgumentError("loss", rule, f"{type(loss).__name__} ({error})", remedy) from error
 
 
 def _check(candidate: Candidate) -> None:
