@@ -99,7 +99,9 @@ def open_split(options: DataOptions, split: str) -> Any:
         rows = sets.image_folder(options.data_dir, split)
     elif options.dataset == "columns":
         names = ("image", "features", "captions", "label", "camera")
-        rows = sets.columns_of(options.data_dir, split, **{name: getattr(options, f"{name}_column") for name in names})
+        rows = sets.read_columns(
+            options.data_dir, split, **{name: getattr(options, f"{name}_column") for name in names}
+        )
     else:
         rows = SPLITS[options.dataset](options.data_dir, split)
     if "features" in rows.column_names:

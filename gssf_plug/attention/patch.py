@@ -21,7 +21,7 @@ from gssf_plug.attention.discovery.probe import SILENT
 from gssf_plug.attention.discovery.prober import Prober
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.options import AdapterOptions, check_adapter_name, check_dtype, check_example, check_places
-from gssf_plug.attention.placement import device_of, is_offloaded, is_sharded
+from gssf_plug.attention.placement import get_device, is_offloaded, is_sharded
 from gssf_plug.attention.query_layer import CHILD, LayerMetric, notice_hooks
 from gssf_plug.attention.saving import save_with_adapters
 from gssf_plug.attention.sites import QueryNorm, Sites, make_metric_layers, patchable_modules
@@ -114,7 +114,7 @@ def attach(
     for name, query in metric_layers.items():
         owner = model.get_submodule(name)
         base = next((p for p in owner.parameters() if p.is_floating_point()), torch.zeros(()))
-        device = device_of(owner)
+        device = get_device(owner)
         metric = metrics[name].to(device, dtype or torch.promote_types(base.dtype, torch.float32))
         query.adapters[adapter_name] = metric.train(owner.training)
         if getattr(owner, CHILD, None) is not query:

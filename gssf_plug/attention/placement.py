@@ -13,7 +13,7 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-__all__ = ["brought_in", "device_of", "fill", "is_offloaded", "is_sharded", "whole", "writes"]
+__all__ = ["brought_in", "fill", "get_device", "is_offloaded", "is_sharded", "whole", "writes"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -63,7 +63,7 @@ def brought_in(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def device_of(module: nn.Module) -> torch.device:
+def get_device(module: nn.Module) -> torch.device:
     """The device on which `module` computes."""
     parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     if not parameter.is_meta:

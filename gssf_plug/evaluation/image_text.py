@@ -186,7 +186,7 @@ class _Gallery:
         """Ranks from 1 of every image that has captions and of every caption; and of each whether it is tied."""
         chunks = _slices(len(self.captions), images_at_once)
         for rows in share(chunks, self.distributed):
-            queries, mine = self.scores.of(rows), self._captions_of(rows)
+            queries, mine = self.scores.of(rows), self._get_captions(rows)
             self.own[mine] = queries.close(self.owners[mine] - rows.start, mine)
             self.slack[rows] = queries.slack
         add_over_processes(self.own, self.distributed)
@@ -203,7 +203,7 @@ class _Gallery:
         asked = self.captions > 0  # an image without a caption is no query
         return self.above[0][asked] + 1, self.above[1] + 1, self.tied[0][asked] > 0, self.tied[1] > 0
 
-    def _captions_of(self, rows: slice) -> Int[Tensor, " some"]:
+    def _get_captions(self, rows: slice) -> Int[Tensor, " some"]:
         first = int(self.ends[rows.start - 1]) if rows.start else 0
         return self.order[first : int(self.ends[rows.stop - 1])]
 
@@ -232,7 +232,7 @@ class _Gallery:
         None, and nothing counted, where these are too many and there is a finer product.
         """
         fast, columns = part.fast[piece], part.columns
-        mine = self._captions_of(images)
+        mine = self._get_captions(images)
         mine = mine[(mine >= columns.start) & (mine < columns.stop)]
         fast[self.owners[mine] - images.start, mine - columns.start] = float("-inf")  # no positive meets itself
         best = torch.where(self.captions[images] > 0, self.best[images], float("inf"))

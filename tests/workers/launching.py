@@ -90,9 +90,7 @@ def _all(
         started: list[BaseProcess] = []
         for number, (script, words, environment) in enumerate(runs):
             said = (f"{folder}/{number}.out", f"{folder}/{number}.err")
-            process = SERVER.Process(target=_main, args=(script, words, dict(os.environ) | environment, cwd, said))
-            process.start()
-            started.append(process)
+            started.append(fork(script, words, dict(os.environ) | environment, cwd, said))
         for process in started:
             process.join(timeout)
         late = [process for process in started if process.is_alive()]
@@ -113,7 +111,18 @@ def _all(
     return ends
 
 
-def _main(script: Path | str, words: Sequence[str], environment: dict[str, str], cwd: Path, said: list[str]) -> None:
+def fork(
+    script: Path | str, words: Sequence[str], environment: Mapping[str, str], cwd: Path, said: Sequence[str]
+) -> BaseProcess:
+    """Start `python script words` with exactly this environment; what it prints goes into the two files `said`."""
+    process = SERVER.Process(target=_main, args=(script, words, dict(environment), cwd, said))
+    process.start()
+    return process
+
+
+def _main(
+    script: Path | str, words: Sequence[str], environment: dict[str, str], cwd: Path, said: Sequence[str]
+) -> None:
     """In the fork: become `python script words`."""
     os.setsid()
     for target, path in ((1, said[0]), (2, said[1])):
@@ -124,6 +133,7 @@ def _main(script: Path | str, words: Sequence[str], environment: dict[str, str],
     import torch  # there since the server began
 
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1)))  # read at import only
+    sys.path[:0] = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.argv = [str(script), *words]
     try:
         if isinstance(script, Path):

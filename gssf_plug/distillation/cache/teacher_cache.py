@@ -98,7 +98,7 @@ class TeacherCache:
         """The column of rows."""
         return [name for name in available if name == ROW]
 
-    def rows_of(self, dataset: Iterable[Mapping[str, Any]]) -> list[int]:
+    def find_rows(self, dataset: Iterable[Mapping[str, Any]]) -> list[int]:
         """Where each example of a data set lies in the cache.
 
         Raises:
@@ -106,9 +106,11 @@ class TeacherCache:
         """
         return [self._row(number, example) for number, example in enumerate(dataset)]
 
+    rows_of = find_rows  # its older name
+
     def attach(self, dataset: Dataset) -> Dataset:
-        """The data set with `rows_of` as its column "teacher_row", in any order and selection."""
-        return dataset.add_column(ROW, self.rows_of(dataset))
+        """The data set with `find_rows` as its column "teacher_row", in any order and selection."""
+        return dataset.add_column(ROW, self.find_rows(dataset))
 
     def features(self, batch: Any, device: torch.device) -> dict[str, Feature]:
         """The features of the examples in batch["teacher_row"]."""

@@ -128,5 +128,5 @@ class Regression(DistillationLoss):
     def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
         """The negative log-likelihood less its constant, per channel."""
         residual = student - teacher
-        distance = mean_per_example(self.metric.aligned(residual, residual), mask)
+        distance = mean_per_example(self.metric.pairwise(residual, residual), mask)
         return (distance - self.metric.log_determinant()) / (2 * self.metric.dim)

@@ -7,7 +7,7 @@ when its row is read) or `features` (float32, regions × width), `captions` (lis
     region_features                              features, captions, label      SCAN's and VSE∞'s {f30k,coco}_precomp
     market1501, msmt17, cuhk03                   image, label, camera           re-identification
     cub200, cars196, online_products, in_shop    image, label                   class-disjoint splits
-    image_folder, columns_of                     any of them                    your own
+    image_folder, read_columns                   any of them                    your own
 
     cache_images                                 the rows of any of them, their images decoded once into one file
 
@@ -17,7 +17,7 @@ and count such rows.
 """
 
 from gssf_plug.retrieval.data.cached_images import CachedImages, cache_images
-from gssf_plug.retrieval.data.columns import columns_of
+from gssf_plug.retrieval.data.columns import columns_of, read_columns
 from gssf_plug.retrieval.data.sets.cars196 import cars196
 from gssf_plug.retrieval.data.sets.cub200 import cub200
 from gssf_plug.retrieval.data.sets.cuhk03 import cuhk03
@@ -45,5 +45,6 @@ __all__ = [
     "market1501",
     "msmt17",
     "online_products",
+    "read_columns",
     "region_features",
 ]

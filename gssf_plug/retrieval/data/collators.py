@@ -211,5 +211,5 @@ def _padded(features: Sequence[Tensor]) -> dict[str, Tensor]:
 
 def _column(row: Row, name: str) -> Any:
     if name not in row:
-        raise ArgumentError("rows", f"have the column '{name}'", sorted(row), "Rename it with columns_of.")
+        raise ArgumentError("rows", f"have the column '{name}'", sorted(row), "Rename it with read_columns.")
     return row[name]

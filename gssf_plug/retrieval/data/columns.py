@@ -17,12 +17,12 @@ from gssf_plug.retrieval.data.source_files import StrPath, column, decode_column
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["CaptionPairs", "columns_of"]
+__all__ = ["CaptionPairs", "columns_of", "read_columns"]
 
 READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
 
 
-def columns_of(
+def read_columns(
     source: "Dataset | StrPath",
     split: str = "train",
     *,
@@ -56,7 +56,7 @@ def columns_of(
     Example:
         >>> from datasets import Dataset
         >>> rows = Dataset.from_dict({"vec": [[[0.0, 1.0]], [[2.0, 3.0]]], "text": ["a", "b"], "who": ["x", "y"]})
-        >>> columns_of(rows, features="vec", captions="text", label="who")[1]["label"]
+        >>> read_columns(rows, features="vec", captions="text", label="who")[1]["label"]
         1
     """
     if (image is None) == (features is None):
@@ -74,6 +74,9 @@ def columns_of(
                 near_matches(theirs, rows.column_names),
             )
     return _renamed(rows, wanted)
+
+
+columns_of = read_columns  # its older name
 
 
 def _renamed(rows: "Dataset", wanted: dict[str, str]) -> "Dataset":
@@ -142,7 +145,7 @@ class CaptionPairs:
 
     def __init__(self, rows: Any) -> None:
         if "captions" not in rows.column_names:
-            raise ArgumentError("rows", "have a column 'captions'", rows.column_names, "Name it with columns_of.")
+            raise ArgumentError("rows", "have a column 'captions'", rows.column_names, "Name it with read_columns.")
         counts = [1 if isinstance(texts, str) else len(texts) for texts in column(rows, "captions")]
         self.rows: Rows = rows
         # pair number -> image and caption: two flat tables instead of a list of tuples

@@ -22,7 +22,7 @@ from gssf_plug.retrieval.fitting.report import FitResult, FitRow, compare
 from gssf_plug.retrieval.fitting.splits import Part
 from gssf_plug.retrieval.fitting.training import Run, Schedule
 from gssf_plug.retrieval.fitting.trials import Fold, Trial
-from gssf_plug.retrieval.fitting.validation import Ranking, Similarity, look_of
+from gssf_plug.retrieval.fitting.validation import Ranking, Similarity, make_look
 
 __all__ = ["Comparison"]
 
@@ -91,7 +91,7 @@ class Comparison:
         began, seed = time.perf_counter(), self.schedule.seed
         self.folds = []
         for train, held in self.splits:
-            look = look_of(held, self.measure, seed)
+            look = make_look(held, self.measure, seed)
             batches = Batches(train, self.schedule.batch_size, seed)
             self.folds.append(Fold(batches, look, look if look.covers(held) else Ranking(held, self.measure)))
         neutral = self._neutral(normalize=False)

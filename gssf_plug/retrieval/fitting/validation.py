@@ -20,7 +20,7 @@ from gssf_plug.evaluation.ranking import Ranked, query_chunks
 from gssf_plug.retrieval.fitting.measures import measured
 from gssf_plug.retrieval.fitting.splits import Part
 
-__all__ = ["Ranking", "Similarity", "look_of"]
+__all__ = ["Ranking", "Similarity", "make_look"]
 
 LOOK_QUERIES, LOOK_DOCUMENTS = 2_000, 20_000  # of a look during training
 LOOK_NUMBERS = 33_554_432  # of the documents of a look, at most: 128 MB
@@ -156,7 +156,7 @@ class Ranking:
     def _in_chunks(self, similarity: Similarity) -> Ranked:
         """Ranks from counts that are added over chunks of documents."""
         folded, positives = similarity.fold(self._queries()), _Positives(self._known, len(self.part.rows))
-        own = positives.ascending(self._scores_of(similarity, folded, self._known)) - ALIKE
+        own = positives.ascending(self._score_pairs(similarity, folded, self._known)) - ALIKE
         above = torch.zeros(own.shape, dtype=torch.long, device=own.device)
         rows, columns = (torch.cat(both) for both in zip(self._known, self._out, strict=True))
         for chunk in self.part.documents.chunks():
@@ -174,7 +174,7 @@ class Ranking:
     def _queries(self) -> Float[Tensor, "n dim"]:
         return self.part.queries.rows(self.part.rows) if self._asked is None else self._asked
 
-    def _scores_of(self, similarity: Similarity, folded: Tensor, pairs: _Pairs) -> Float[Tensor, " pairs"]:
+    def _score_pairs(self, similarity: Similarity, folded: Tensor, pairs: _Pairs) -> Float[Tensor, " pairs"]:
         step = max(1, SCORES_AT_ONCE // folded.shape[1])
         parts = zip(pairs.rows.split(step), pairs.columns.split(step), strict=True)
         rows = self.part.documents.rows
@@ -195,7 +195,7 @@ class Ranking:
         return known.among(column_of), taken.among(column_of)
 
 
-def look_of(part: Part, measure: str, seed: int) -> Ranking:
+def make_look(part: Part, measure: str, seed: int) -> Ranking:
     """The ranking that training is watched by: at most 2,000 queries among at most 20,000 documents.
 
     The documents are all that these queries know, and others drawn from the corpus.

@@ -72,7 +72,9 @@ def cached_backward(
     chunks = split_batch(batch, chunk_size)
     encoded = [_forward_no_grad(bare, chunk, watch=number == 0) for number, chunk in enumerate(chunks)]
     kept = join_embeddings([one.kept for one in encoded])
-    loss = bare(None, lambda _: bare.loss_of(kept))  # not as an argument: FSDP2 would take its sides for two tensors
+    loss = bare(
+        None, lambda _: bare.compute_loss(kept)
+    )  # not as an argument: FSDP2 would take its sides for two tensors
     value = loss.item()
     if not math.isfinite(value):
         return value

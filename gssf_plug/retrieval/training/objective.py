@@ -60,13 +60,13 @@ class Objective(nn.Module):
         Args:
             batch: what the model reads. None encodes nothing: under FSDP2 parameters are whole in here alone, so what
                 was encoded before is compared in here, by a `then` that holds it.
-            then: function that is called with the embedding; default `loss_of`, the loss of the whole batch.
+            then: function that is called with the embedding; default `compute_loss`, the loss of the whole batch.
         """
         with self.precision():
             own: Any = None if batch is None else self.model(batch)
-            return (then or self.loss_of)(own)
+            return (then or self.compute_loss)(own)
 
-    def loss_of(self, own: Embedding) -> Float[Tensor, ""]:
+    def compute_loss(self, own: Embedding) -> Float[Tensor, ""]:
         """The loss of the rows of all processes; the same number on every process."""
         whole = gather_embedding(own)
         queries, query_ids, gallery, gallery_ids = whole

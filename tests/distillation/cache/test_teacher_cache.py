@@ -193,8 +193,9 @@ def test_an_example_is_found_in_any_form(tmp_path):
     """Lists, numpy and torch formats of one data set are the same examples."""
     cache = make(tmp_path, taps=[POOLED])
     plain = Dataset.from_list(rows())
-    assert cache.rows_of(plain.with_format("torch")) == list(range(21))
-    assert cache.rows_of(plain.with_format("numpy")) == list(range(21))
+    assert cache.find_rows(plain.with_format("torch")) == list(range(21))
+    assert cache.find_rows(plain.with_format("numpy")) == list(range(21))
+    assert cache.rows_of(plain) == list(range(21))  # its older name
 
 
 def test_the_teacher_keeps_its_device_and_loses_its_taps(tmp_path):

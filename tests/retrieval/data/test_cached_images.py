@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.retrieval import LabelCollator
-from gssf_plug.retrieval.data import CachedImages, cache_images, cached_images, columns_of
+from gssf_plug.retrieval.data import CachedImages, cache_images, cached_images, read_columns
 from gssf_plug.retrieval.data.images import UnreadableError, image_tensor, open_image
 from gssf_plug.retrieval.data.transforms import PedestrianTransform
 
@@ -48,7 +48,7 @@ def test_every_kind_of_rows_gives_the_pixels_of_its_files(files, tmp_path, kind)
     elif kind == "a datasets.Dataset":
         rows = encoded(files)
     elif kind == "a data set of ours":
-        rows = columns_of(datasets.Dataset.from_list(rows_of(files)), image="image", label="label")
+        rows = read_columns(datasets.Dataset.from_list(rows_of(files)), image="image", label="label")
     cached = cache_images(rows, tmp_path / "cache")
     assert len(cached) == 5
     for number, path in enumerate(files):

@@ -5,7 +5,7 @@ from datasets import Dataset
 from retrieval.data import miniature
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.retrieval.data import coco, flickr30k
+from gssf_plug.retrieval.data import coco, columns_of, flickr30k, read_columns
 from gssf_plug.retrieval.data.columns import CaptionPairs
 from gssf_plug.retrieval.data.images import ImageRows
 
@@ -36,3 +36,7 @@ def test_without_captions(tmp_path):
 def test_images_pass_through_a_transform(tmp_path):
     rows = flickr30k(miniature.flickr30k(tmp_path), "train")
     assert ImageRows(CaptionPairs(rows))[3]["image"].shape == (3, *reversed(miniature.SIZE))
+
+
+def test_the_older_name_of_reading_columns_works():
+    assert columns_of is read_columns

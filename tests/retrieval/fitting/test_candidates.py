@@ -7,7 +7,7 @@ from retrieval.fitting.noisy_channels import noisy_channels
 from gssf_plug.retrieval.fitting.candidates import make_candidates
 from gssf_plug.retrieval.fitting.closed_form import PairCovariance
 from gssf_plug.retrieval.fitting.splits import read_part
-from gssf_plug.retrieval.fitting.validation import look_of
+from gssf_plug.retrieval.fitting.validation import make_look
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_closed_form_is_an_inverse(shrinkage: float) -> None:
 def test_in_its_own_axes_the_closed_form_is_diagonal_and_says_the_same(kind: str) -> None:
     queries, documents, pairs = noisy_channels(400)
     part = read_part(("q", "d", "p", "i"), (queries, documents, pairs, None), None, None)
-    covariance, look = PairCovariance(part, 0), look_of(part, "mAP", 0)
+    covariance, look = PairCovariance(part, 0), make_look(part, "mAP", 0)
     options = {"normalize": False} if kind == "metric" else {}
     for shrinkage in (0.01, 0.3, 10.0):
         plain, turned = (getattr(covariance, kind)(shrinkage, turned=each, **options) for each in (False, True))

@@ -14,7 +14,7 @@ from gssf_plug.evaluation import document_ranking
 from gssf_plug.retrieval import fit_metric
 from gssf_plug.retrieval.fitting import sides, validation
 from gssf_plug.retrieval.fitting.splits import read_part
-from gssf_plug.retrieval.fitting.validation import Ranking, look_of
+from gssf_plug.retrieval.fitting.validation import Ranking, make_look
 
 NAMES = ("queries", "documents", "pairs", "ignored")
 MEASURES = ["mAP", "map@100", "mrr@10", "ndcg@10", "accuracy@1", "recall@5", "precision@3"]
@@ -84,10 +84,10 @@ def test_chunks_give_what_one_piece_gives(measure: str, monkeypatch: pytest.Monk
 
 def test_a_look_holds_all_that_its_queries_know(monkeypatch: pytest.MonkeyPatch) -> None:
     part = part_of()
-    assert look_of(part, "mAP", 0).covers(part)
+    assert make_look(part, "mAP", 0).covers(part)
     monkeypatch.setattr(validation, "LOOK_DOCUMENTS", 20)
     monkeypatch.setattr(validation, "LOOK_QUERIES", 10)
-    look = look_of(part, "mAP", 0)
+    look = make_look(part, "mAP", 0)
     assert not look.covers(part)
     assert len(look.part.rows) == 10
     known = part.pairs.select(look.part.rows)[1]

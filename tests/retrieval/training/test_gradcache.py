@@ -46,7 +46,9 @@ def direct(objective, batch, chunk_size):
     """The same chunks with their graphs kept: the same draws of dropout, and no cache."""
 
     def backward():
-        loss = objective.loss_of(join_embeddings([objective.model(chunk) for chunk in split_batch(batch, chunk_size)]))
+        loss = objective.compute_loss(
+            join_embeddings([objective.model(chunk) for chunk in split_batch(batch, chunk_size)])
+        )
         loss.backward()
         return loss.item()
 

@@ -96,7 +96,7 @@ def _classes(folder: Path) -> list[str]:
         )
         remedy = (
             "Move the images of each class into a subfolder named after it; or, where a table says the classes, use "
-            "columns_of('table.csv', image='file', label='class')."
+            "read_columns('table.csv', image='file', label='class')."
         )
         raise DataError(folder, problem, remedy)
     if not classes:

@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 from retrieval.data import miniature
 
 from gssf_plug.errors import ArgumentError, DataError
-from gssf_plug.retrieval.data import column, columns_of, image_folder
+from gssf_plug.retrieval.data import column, image_folder, read_columns
 from gssf_plug.retrieval.data.images import ImageRows, UnreadableError
 
 
@@ -65,7 +65,7 @@ NAMES = {"image": "img", "captions": "text", "label": "who", "camera": "cam"}
 
 
 def test_a_data_set_in_memory(photos):
-    check(columns_of(photos, **NAMES))
+    check(read_columns(photos, **NAMES))
     assert photos.column_names == ["img", "text", "who", "cam", "unread"]
 
 
@@ -82,12 +82,12 @@ def test_local_sets(photos, kind, tmp_path, monkeypatch):
         place.mkdir()
         photos.to_parquet(place / "train.parquet")
         place = place / "train.parquet" if kind == "parquet" else place
-    check(columns_of(place, split, **NAMES))
+    check(read_columns(place, split, **NAMES))
 
 
 def test_several_captions_features_and_rows_as_labels(photos):
     rows = Dataset.from_dict({"vec": [[[0.0, 1.0]], [[2.0, 3.0]]], "texts": [["a", "b"], ["c"]]})
-    ours = columns_of(rows, features="vec", captions="texts")
+    ours = read_columns(rows, features="vec", captions="texts")
     assert ours[1]["captions"] == ["c"]
     assert ours[0]["captions"] == ["a", "b"]
     assert np.array_equal(ours[1]["features"], np.float32([[2, 3]]))
@@ -96,48 +96,48 @@ def test_several_captions_features_and_rows_as_labels(photos):
 
 def test_names_may_be_ours_already():
     rows = Dataset.from_dict({"features": [[[0.0]], [[1.0]]], "label": [7, 8], "captions": ["a", "b"]})
-    ours = columns_of(rows, features="features", captions="captions", label="label")
+    ours = read_columns(rows, features="features", captions="captions", label="label")
     assert ours[1]["label"] == 8
     assert ours[1]["features"].shape == (1, 1)
 
 
 def test_names_may_be_exchanged():
     rows = Dataset.from_dict({"captions": [[[0.0]], [[1.0]]], "features": ["a", "b"]})
-    assert columns_of(rows, features="captions", captions="features")[1]["captions"] == ["b"]
+    assert read_columns(rows, features="captions", captions="features")[1]["captions"] == ["b"]
 
 
 def test_a_damaged_image_is_named_and_other_rows_are_read(photos, tmp_path):
     path = tmp_path / "broken.png"
     path.write_bytes(png("red")[:20])
-    rows = columns_of(Dataset.from_dict({"file": [str(path)], "who": [3]}), image="file", label="who")
+    rows = read_columns(Dataset.from_dict({"file": [str(path)], "who": [3]}), image="file", label="who")
     with pytest.raises(UnreadableError, match=r"broken\.png' cannot be read"):
         rows[0]
     assert column(rows, "label") == [3]
 
 
 def test_image_rows_over_a_set(photos):
-    rows = ImageRows(columns_of(photos, image="img"))
+    rows = ImageRows(read_columns(photos, image="img"))
     assert rows[0]["image"].shape == (3, 4, 4)
 
 
 def test_a_row_without_a_label():
     rows = Dataset.from_dict({"file": ["a", "b"], "who": [3, None]})
     with pytest.raises(ArgumentError, match="`label` must be filled in every row, but got none in row 1"):
-        columns_of(rows, image="file", label="who")
+        read_columns(rows, image="file", label="who")
 
 
 def test_wrong_names(photos, tmp_path):
     with pytest.raises(
         ArgumentError, match=r"`captions` must be a column of the set, .* but got 'txt'\. Did you mean 'text'\?"
     ):
-        columns_of(photos, image="img", captions="txt")
+        read_columns(photos, image="img", captions="txt")
     with pytest.raises(ArgumentError, match=r"`image` must be named, or else features, but got neither"):
-        columns_of(photos, captions="text")
+        read_columns(photos, captions="text")
     with pytest.raises(DataError, match="photo' does not exist"):
-        columns_of(tmp_path / "photo", image="img")
+        read_columns(tmp_path / "photo", image="img")
     DatasetDict({"train": photos, "test": photos}).save_to_disk(tmp_path / "photos")
     with pytest.raises(DataError, match=r"photos' has no split 'tets'\. Did you mean 'test'\?"):
-        columns_of(tmp_path / "photos", "tets", image="img")
+        read_columns(tmp_path / "photos", "tets", image="img")
 
 
 def folder_of_classes(root, names):
@@ -186,7 +186,7 @@ def test_one_class_cannot_be_split(tmp_path):
 def test_a_flat_folder_is_told_what_it_lacks(tmp_path):
     for number in range(3):
         miniature.draw(tmp_path / f"{number}.png", number)
-    message = "holds 3 images beside one another and no subfolder.*Move the images of each class.*columns_of"
+    message = "holds 3 images beside one another and no subfolder.*Move the images of each class.*read_columns"
     with pytest.raises(DataError, match=message):
         image_folder(tmp_path)
 
