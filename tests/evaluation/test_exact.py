@@ -4,12 +4,16 @@ The reference sorts each query by itself, by scores that are exact: rational num
 numbers, `math.fsum` of exact products elsewhere.
 """
 
+import json
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from workers import ranking_results
+from workers.launching import run
 
 from gssf_plug import GSSFMetric
 from gssf_plug.evaluation import document_ranking, instance_recall, reid_ranking
@@ -178,3 +182,14 @@ def test_a_collapsed_encoder_is_ranked_last_and_soon():
     labels = torch.arange(1200) % 100
     found = instance_recall(torch.ones(1200, 16), labels, ks=(1, 1188, 1189))
     assert (found["R@1"], found["R@1188"], found["R@1189"]) == (0, 0, 100)
+
+
+def test_instructions_without_bfloat16_give_the_same(tmp_path):
+    """Where oneDNN does not multiply short floats by instructions, float32 comes first: slower by nothing else."""
+    less = {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    done = run("workers.ranking_results", cwd=Path(__file__).parents[1], environment=less)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("dtype") == "torch.float32"
+    right = json.loads(json.dumps(ranking_results.results()))
+    assert found == right

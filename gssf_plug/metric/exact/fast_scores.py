@@ -34,8 +34,11 @@ SAFE = (1e-15, 1e15)  # norms whose squares neither over- nor underflow in float
 
 def fast_dtype(device: torch.device) -> torch.dtype:
     """The dtype whose product is fastest on a device: bfloat16 where the CPU multiplies it, else float32."""
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    multiplies = device.type == "cpu" and supported is not None and supported()
+    has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    may_use_them = getattr(
+        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False
+    )  # and not by ONEDNN_MAX_CPU_ISA
+    multiplies = device.type == "cpu" and has_instructions() and may_use_them()
     return torch.bfloat16 if multiplies else torch.float32
 
 
