@@ -188,3 +188,19 @@ def test_a_memory_mapped_prepared_gallery(tmp_path):
     assert isinstance(found.scores, np.ndarray)
     assert found.indices.tolist() == right.indices.tolist()
     assert (found.scores == right.scores.numpy()).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [None, {}, {"normalize": False}])
+def test_a_canonical_score_is_that_of_its_pair_alone(kind, options):
+    """Also where sums of short numbers are exact by themselves, and so are made by a product of all pairs."""
+    metric = None if options is None else perturbed(**options)
+    features, gallery = KINDS[kind](5), KINDS[kind](30)
+    queries = canonical_queries(metric, features)
+    rows, columns = torch.randint(5, (2000,)), torch.randint(30, (2000,))
+    found = canonical_scores(queries, rows, gallery, columns)
+    alone = {
+        (row, column): float(canonical_scores(queries, torch.tensor([row]), gallery, torch.tensor([column])))
+        for row, column in set(zip(rows.tolist(), columns.tolist(), strict=True))
+    }
+    assert found.tolist() == [alone[pair] for pair in zip(rows.tolist(), columns.tolist(), strict=True)]

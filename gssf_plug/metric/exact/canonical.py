@@ -17,12 +17,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gssf_plug.metric.exact.pair_products import pair_products
 from gssf_plug.metric.exact.sums import correct_sums, exact_product, power_of_two, scale_rows
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.structures import Structure
 
 __all__ = ["CanonicalQueries", "canonical_queries", "canonical_scores", "fold_exactly"]
 
+SHORT_BITS = 20  # of an entry: products have 40, so that 2¹² of them add up exactly in 53
+LONGEST_SHORT = 4096
 PRODUCTS_AT_ONCE = 262_144  # 2 MB of float64: what is made of them stays in the cache
 
 
@@ -73,9 +76,12 @@ def canonical_scores(
         columns: numbers of gallery items.
     """
     own = columns.sort()  # pairs of one item stand together: its norm is summed once
-    size = max(1, PRODUCTS_AT_ONCE // max(1, gallery.shape[1]))
-    pieces = zip(rows.index_select(0, own.indices).split(size), own.values.split(size), strict=True)
-    scores = torch.cat([_pair_scores(queries, some, gallery, items) for some, items in pieces])
+    items, counts = own.values.unique_consecutive(return_counts=True)
+    sizes = [int(count.sum()) for count in counts.split(max(1, PRODUCTS_AT_ONCE // max(1, gallery.shape[1])))]
+    pairs = zip(rows.index_select(0, own.indices).split(sizes), own.values.split(sizes), strict=True)
+    if not sizes:
+        return queries.folded.new_empty(0)
+    scores = torch.cat([_pair_scores(queries, some, gallery, of_items) for some, of_items in pairs])
     return torch.empty_like(scores).index_copy_(0, own.indices, scores)
 
 
@@ -84,7 +90,7 @@ def _pair_scores(
 ) -> Float[Tensor, " pairs"]:
     items, which = columns.unique_consecutive(return_inverse=True)
     values, exponents = scale_rows(gallery[items.to(gallery.device)].to(queries.folded.device))
-    products = correct_sums(queries.folded[rows] * values[which])
+    products = _products(queries.folded, rows, values, which)
     if queries.squares is None:
         return _times_powers(products, queries.exponents[rows], exponents[which])
     squares = queries.squares[rows] * _squares(values)[which]
@@ -93,6 +99,28 @@ def _pair_scores(
     tiny = products.abs() < 1e-140  # whose square underflows
     cosine = torch.where(tiny, products / squares.sqrt(), root.copysign(products))
     return _times_powers(cosine.masked_fill(squares == 0, 0.0) + 0.0, queries.exponents[rows])
+
+
+def _products(
+    folded: Float[Tensor, "n dim"], rows: Int[Tensor, " pairs"], items: Float[Tensor, "m dim"], which: Int[Tensor, " p"]
+) -> Float[Tensor, " pairs"]:
+    """Sums of products of some pairs, correctly rounded."""
+    if len(rows) > len(items) and _is_short(items) and _is_short(folded):
+        return pair_products(folded, rows, items, which) + 0.0  # no sum is rounded, in whichever order
+    size = max(1, PRODUCTS_AT_ONCE // max(1, items.shape[1]))
+    pairs = zip(rows.split(size), which.split(size), strict=True)
+    return torch.cat([correct_sums(folded[own] * items[other]) for own, other in pairs])
+
+
+def _is_short(rows: Float[Tensor, "n dim"]) -> bool:
+    """Whether scaled rows have so few bits that sums of their products are exact: ±1, quantised features."""
+    if rows.shape[1] > LONGEST_SHORT:
+        return False
+    for part in (rows[:1], rows):  # most rows say at once that they are not
+        grid = part * 2.0**SHORT_BITS
+        if not bool((grid == grid.round()).all()):
+            return False
+    return True
 
 
 def _squares(rows: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
