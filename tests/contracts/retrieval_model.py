@@ -1,4 +1,4 @@
-"""What every retrieval model must hold, inherited by a test class each (tests/retrieval/models/test_contract.py).
+"""What every retrieval model must hold, inherited by a test class each (tests/retrieval/models/).
 
 A subclass makes its model with a metric or without, a batch of it, and the slow scores: one pair at a time, in float64.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError, CheckpointError
@@ -17,6 +18,12 @@ from gssf_plug.retrieval import Fragments, RetrievalModel
 from gssf_plug.retrieval.models.embedding import Side
 
 DIM = 8
+IDS = {"image_ids": torch.tensor([1, 2, 3]), "text_ids": torch.tensor([3, 1, 1, 2, 9])}
+
+
+def similarity(query: Tensor, item: Tensor, matrix: Tensor) -> float:
+    """The score of two vectors by the metric's matrix."""
+    return float(normalize(query, dim=0) @ matrix @ normalize(item, dim=0))
 
 
 def items(side: Side) -> list[Tensor]:

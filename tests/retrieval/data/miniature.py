@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
+from gssf_plug.retrieval.data import column
+
 SIZE = (24, 32)
 WORDS = [
     "a",
@@ -257,3 +259,12 @@ def image_folder(folder: Path, classes: int = 3, images: int = 4) -> Path:
             for number in range(images):
                 draw(root / split / f"class_{owner}" / f"{number}.png", 10 * owner + number, owner)
     return root
+
+
+def described(rows):
+    """How many rows, labels and cameras a set of drawings has, with one row read."""
+    row = rows[len(rows) // 2]
+    assert row["image"].size == SIZE
+    names = [name for name in ("label", "camera") if name in row]
+    assert set(row) == {"image", *names}
+    return (len(rows), *(sorted(set(column(rows, name))) for name in names))
