@@ -42,7 +42,7 @@ def existing_folder(root: StrPath) -> Path:
         return folder
     if folder.exists():
         raise DataError(folder, "is a file, not a folder", "Give the folder that the archive was unpacked to.")
-    raise DataError(folder, "does not exist", _near_names(folder) or "Give the folder, or the table, that the data set is in.")
+    raise DataError(folder, "does not exist", _near_names(folder) or "Give the folder or table of the data set.")
 
 
 def find_part(root: Path, *places: str, what: str) -> Path:
