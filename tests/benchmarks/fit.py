@@ -168,7 +168,7 @@ def reached(curve: Curve, target: float) -> tuple[int, float, float]:
     return next((look for look in curve if look[2] >= target), curve[-1])
 
 
-def large(folder: Path, queries: int = 100_000, documents: int = 1_000_000, dim: int = 384) -> None:
+def large(folder: Path, queries: int, documents: int, dim: int = 384) -> None:
     """One structure on memory-mapped float16; every third channel tells, the others are noise in the queries."""
     import numpy as np
 
@@ -201,13 +201,14 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--share", type=float, default=1.0, help="of the queries and documents of --large")
     parser.add_argument("--without-trainer", action="store_true", help="leave sentence-transformers out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
     if options.large:
         with tempfile.TemporaryDirectory() as folder:
-            large(Path(folder))
+            large(Path(folder), int(100_000 * options.share), int(1_000_000 * options.share))
         return
     splits = load_splits(PACKAGED, 10 if options.quick else 1)
     ours(splits, 0)  # warm
