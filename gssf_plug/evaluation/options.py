@@ -3,8 +3,8 @@
 Scores are computed in float32 or better whatever the features' dtype: in half precision thousands of items would tie.
 """
 
-import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import reduce
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.arrays import check_has_values
+from gssf_plug.metric.arrays import check_has_values, to_tensor
 from gssf_plug.metric.gallery import check_finite
 from gssf_plug.metric.options import check_metric
 
@@ -52,7 +52,10 @@ def checked_features(
         ArgumentError: the first rule that is broken, with the first bad row.
     """
     check_metric(metric)
-    features = _as_tensor(name, features)
+    if isinstance(features, list | tuple):
+        with suppress(TypeError, ValueError):  # rows of several lengths, which `to_tensor` refuses by name
+            features = np.asarray(features)  # in float64, as Python's numbers are
+    features = to_tensor(name, features)
     check_has_values(name, features)
     if features.layout != torch.strided:
         raise ArgumentError(name, "be stored densely", features.layout, "Convert it with .to_dense().")
@@ -71,22 +74,6 @@ def checked_features(
     for start in range(0, len(features), FINITE_CHUNK):
         check_finite(name, features[start : start + FINITE_CHUNK], start)
     return features
-
-
-def _as_tensor(name: str, features: Any) -> Tensor:
-    if isinstance(features, Tensor):
-        return features
-    try:
-        array = np.asarray(features)
-        if array.dtype.kind == "f":
-            with warnings.catch_warnings():  # a read-only memory map is only read here
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                return torch.from_numpy(array)
-        got = f"{array.dtype} of shape {array.shape}"
-    except (TypeError, ValueError):  # rows of several lengths, or a dtype that torch does not have
-        got = type(features).__name__
-    remedy = "Give a torch tensor, a numpy array or a list of equally long rows of floats."
-    raise ArgumentError(name, "be a floating-point matrix of features N×D", got, remedy)
 
 
 def checked_labels(name: str, labels: Any, features: Tensor, of: str) -> Int[Tensor, " n"]:

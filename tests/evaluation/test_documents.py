@@ -300,5 +300,5 @@ class TestBadInput:
             document_ranking(torch.randn(3, 4), torch.randn(5, 8), [[0], [1], [2]])
         with pytest.raises(ArgumentError, match="`queries` must be a floating-point matrix of features N×D"):
             document_ranking(np.ones((3, 4), dtype=int), torch.randn(5, 4), [[0], [1], [2]])
-        with pytest.raises(ArgumentError, match="`queries` must be a floating-point matrix of features N×D"):
+        with pytest.raises(ArgumentError, match="`queries` must be a tensor, .*, or lists of .* equal length"):
             document_ranking([[1.0, 2.0], [1.0]], torch.randn(5, 2), [[0], [1]])

@@ -203,7 +203,8 @@ class TestBadInput:
         self.refuses("`rerank` must give a tensor of .* but got NoneType", rerank=lambda *_: None)
 
     def test_arrays(self):
-        self.refuses("`query` must be a floating-point matrix .*, but got int64 of shape", query=np.ones((60, 8), int))
+        whole = np.ones((60, 8), int)
+        self.refuses("`query` must be a floating-point matrix .*, but got torch.int64 of shape", query=whole)
         self.refuses("`query_ids` must hold one whole number per row of `query`", query_ids=["a"] * 60)
 
     def test_only_junk(self):

@@ -9,6 +9,7 @@ import torch
 from gssf_plug import GSSFMetric
 from gssf_plug.metric import gallery as gallery_module
 from gssf_plug.metric import prepare_gallery, search, topk
+from gssf_plug.metric.exact import candidates
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
 
 DIM, QUERIES, ITEMS = 16, 7, 200
@@ -22,6 +23,9 @@ def path(request, monkeypatch):
     monkeypatch.setattr(gallery_module, "fast_dtype", lambda device: dtype)
     monkeypatch.setattr(gallery_module, "FEW_QUERIES", 0 if request.param == "bfloat16" else 7)
     monkeypatch.setattr(search, "MANY", 10**9 if request.param == "float64" else 0)
+    if request.param == "bfloat16":  # groups, and thresholds that rise with each part, on features as few as these
+        monkeypatch.setattr(candidates, "FEW_SCORES", 0)
+        monkeypatch.setattr(candidates, "FEW_PAIRS", 0)
     return request.param
 
 

@@ -14,6 +14,8 @@ from gssf_plug.metric.exact.reaching import group_peaks, places, reaching
 
 __all__ = ["Candidates", "pad_pairs"]
 
+FEW_SCORES = 65_536  # cost less to compare than to group
+FEW_PAIRS = 1024  # cost less to keep than to drop
 LOOKED_AT = 8  # scores in a group whose largest bounds the k-th best of a first part from below
 
 
@@ -52,7 +54,8 @@ class Candidates:
             looked_at = looked_at if self.k * 4 <= looked_at.shape[1] else scores
             best = looked_at.topk(self.k, dim=1, sorted=False).values.amin(1)
             self.least = torch.maximum(self.least, self.fast.between(best, margins, items).low)
-        at = reaching(scores, self.fast.around(self.least, items).low, group_peaks(scores))
+        peaks = group_peaks(scores) if scores.numel() > FEW_SCORES else None
+        at = reaching(scores, self.fast.around(self.least, items).low, peaks)
         values = scores.flatten().index_select(0, at)
         finite = values > float("-inf")
         if hidden is not None and not bool(finite.all()):
@@ -61,7 +64,7 @@ class Candidates:
         low, high = self.fast.between(values, margins.index_select(0, rows), items)
         self._parts.append((rows, at.sub_(rows * scores.shape[1]).add_(start), low, high))
         self._waiting += len(rows)
-        if self._waiting * 2 > len(self.least) * self.k:
+        if self._waiting * 2 > max(len(self.least) * self.k, FEW_PAIRS):
             self._raise()
 
     def _raise(self) -> None:
