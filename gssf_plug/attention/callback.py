@@ -26,7 +26,7 @@ from gssf_plug.attention.saving import BESIDE, metric_layers, refill_adapter
 from gssf_plug.errors import ArgumentError
 from gssf_plug.wrappers import plain_path
 
-__all__ = ["AdapterCallback", "forget_files", "refuse_loss"]
+__all__ = ["AdapterCallback", "accepted_by_trainer", "forget_files", "refuse_loss"]
 
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 RESUMING = ("_load_from_checkpoint", "_load_best_model")  # the methods of Trainer that read a checkpoint
@@ -226,3 +226,16 @@ def _learned(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
         model
     ).keys()
     return {k: v.contiguous() for k, v in state.items() if plain_path(k) not in frozen and plain_path(k) not in aliases}
+
+
+@contextmanager
+def accepted_by_trainer(model: nn.Module) -> Iterator[None]:
+    """Let a quantised model say that it is none: a Trainer, which asks for PEFT's adapters there, then takes it."""
+    quantised = bool(getattr(model, "is_quantized", False))
+    if quantised:
+        model.__dict__["is_quantized"] = False  # transformers' attribute, unknown to nn.Module's annotations
+    try:
+        yield
+    finally:
+        if quantised:
+            model.__dict__["is_quantized"] = True

@@ -5,12 +5,12 @@ merging replaced. So `AttentionPatch(model)` makes a second handle, also for a d
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 
 from torch import nn
 
-from gssf_plug.attention.callback import AdapterCallback, forget_files
+from gssf_plug.attention.callback import AdapterCallback, accepted_by_trainer, forget_files
 from gssf_plug.attention.merging.fold import MergeReport
 from gssf_plug.attention.merging.merge import fold_for_a_while, merge, switch, unfold, unmerge
 from gssf_plug.attention.merging.plan import PatchedLayer, plan_folds
@@ -245,21 +245,13 @@ class AttentionPatch:
         """
         return AdapterCallback(self, save_base=save_base, fold_evaluation=fold_evaluation)
 
-    @contextmanager
-    def accepted_by_trainer(self) -> Iterator[None]:
+    def accepted_by_trainer(self) -> AbstractContextManager[None]:
         """Make transformers' `Trainer` inside this context where the base is quantised.
 
         Its check asks for PEFT's adapters; the metric is one too, and trains beside frozen quantised weights. Outside
         the context the model says again what it is.
         """
-        quantised = bool(getattr(self.model, "is_quantized", False))
-        if quantised:
-            self.model.__dict__["is_quantized"] = False  # transformers' attribute, unknown to nn.Module's annotations
-        try:
-            yield
-        finally:
-            if quantised:
-                self.model.__dict__["is_quantized"] = True
+        return accepted_by_trainer(self.model)
 
     def save_pretrained(
         self,

@@ -88,17 +88,17 @@ def patch_attention(
     prober = Prober(model, after_norm=query_norm == "after", example_inputs=example_inputs)
     metric_layers, left_alone = _find(prober, layers, sites)
     options.check_fits({path: layer.heads.head_dim for path, layer in metric_layers.items()})
-    for layer in metric_layers.values():
-        if adapter_name in layer.adapters:
-            raise ArgumentError(
-                "adapter_name",
-                "be new; the model is patched already",
-                repr(adapter_name),
-                "Remove that patch first, or choose another name to add a second adapter.",
-            )
+    _check_new_name(adapter_name, metric_layers)
     with torch.inference_mode(False):  # inside of it parameters could never train
         metrics = {path: options.metric(layer.heads) for path, layer in metric_layers.items()}
         return attach(model, metric_layers, metrics, adapter_name, dtype, left_alone)
+
+
+def _check_new_name(adapter_name: str, metric_layers: Mapping[str, LayerMetric]) -> None:
+    """Refuse a name that an adapter of these layers has already."""
+    if any(adapter_name in layer.adapters for layer in metric_layers.values()):
+        rule, remedy = "be new; the model is patched already", "Remove that patch first, or choose another name"
+        raise ArgumentError("adapter_name", rule, repr(adapter_name), f"{remedy} to add a second adapter.")
 
 
 def attach(

@@ -12,10 +12,11 @@ from typing import Any
 
 import datasets
 from torch.utils.data import IterableDataset
+from transformers import Trainer
 
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["PeekedRows", "TeacherColumns", "take_rows"]
+__all__ = ["PeekedRows", "TeacherColumns", "take_first_rows", "take_rows"]
 
 
 @dataclass
@@ -74,6 +75,30 @@ class _CountedRows(PeekedRows):
 
     def __len__(self) -> int:
         return len(self.stream)  # type: ignore[arg-type]
+
+
+def take_first_rows(trainer: Trainer, count: int) -> list[Any]:
+    """The first rows of a Trainer's training data, or of its first evaluation set; a stream loses none of them.
+
+    Args:
+        trainer: the Trainer; where its data is a stream, one that begins with the same rows takes its place.
+        count: number of rows to take.
+
+    Raises:
+        ArgumentError: the Trainer has no data; or as in `take_rows`.
+    """
+    workers = trainer.args.dataloader_num_workers
+    if trainer.train_dataset is not None:
+        rows, trainer.train_dataset = take_rows(trainer.train_dataset, count, workers)
+    elif isinstance(trainer.eval_dataset, dict) and trainer.eval_dataset:
+        name = next(iter(trainer.eval_dataset))
+        rows, trainer.eval_dataset[name] = take_rows(trainer.eval_dataset[name], count, workers)
+    elif trainer.eval_dataset is not None:
+        rows, trainer.eval_dataset = take_rows(trainer.eval_dataset, count, workers)
+    else:
+        rule = "be planned where the Trainer gets no data"
+        raise ArgumentError("distiller", rule, "an unplanned one", "Call distiller.plan(batch).")
+    return rows
 
 
 def take_rows(dataset: Any, count: int, workers: int) -> tuple[list[Any], Any]:

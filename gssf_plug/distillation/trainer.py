@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import ProgressCallback, Trainer
 
 from gssf_plug.distillation.checkpoint import check_batch, find_checkpoint, restore_student, write_batch
-from gssf_plug.distillation.columns import TeacherColumns, take_rows
+from gssf_plug.distillation.columns import TeacherColumns, take_first_rows
 from gssf_plug.distillation.compatibility import (
     check_arguments,
     check_last_batches,
@@ -43,7 +43,6 @@ from gssf_plug.distillation.distiller import Distiller
 from gssf_plug.distillation.module_paths import is_compiled
 from gssf_plug.distillation.plots import plot_training
 from gssf_plug.distributed import hold_group
-from gssf_plug.errors import ArgumentError
 from gssf_plug.files import own_folder
 from gssf_plug.wrappers import unwrap
 
@@ -295,22 +294,7 @@ class DistillationMixin(Above):
         return TeacherColumns(data_collator, frozenset(own), self.distiller.teacher.columns)
 
     def _first_batch(self) -> Any:
-        """Of the training data, or of the first evaluation set; a stream loses no row."""
-        count, workers = max(self.args.per_device_train_batch_size, 2), self.args.dataloader_num_workers
-        if self.train_dataset is not None:
-            rows, self.train_dataset = take_rows(self.train_dataset, count, workers)
-        elif isinstance(self.eval_dataset, dict) and self.eval_dataset:
-            name = next(iter(self.eval_dataset))
-            rows, self.eval_dataset[name] = take_rows(self.eval_dataset[name], count, workers)
-        elif self.eval_dataset is not None:
-            rows, self.eval_dataset = take_rows(self.eval_dataset, count, workers)
-        else:
-            raise ArgumentError(
-                "distiller",
-                "be planned where the Trainer gets no data",
-                "an unplanned one",
-                "Call distiller.plan(batch).",
-            )
+        rows = take_first_rows(self, max(self.args.per_device_train_batch_size, 2))
         reads: Any = super().get_train_dataloader
         if reads.__func__ is not Trainer.get_train_dataloader:
             return self.data_collator(rows)  # a Trainer that reads data in its own way drops no column first
