@@ -44,6 +44,7 @@ from shared.emoji_drawings import (
     run_all,
     variants,
 )
+from shared.resumable import resumable
 from torch import Tensor, nn
 
 from gssf_plug import GSSFMetric
@@ -214,15 +215,18 @@ def main() -> None:
     parser.add_argument("--backbone-epochs", type=int, help="of the CNN, default 8")
     options = parse_options(parser)
     options.backbone_epochs = options.backbone_epochs or (1 if options.quick else 8)
-    data = {split: Drawings(split, options.every, FIVE_VENDORS) for split in ("train", "validation", "test")}
-    print({name: f"{len(split)} drawings of {split.classes} emoji" for name, split in data.items()})
-    for seed in range(options.seeds):
-        frozen_features(data, seed, options)
-    results = run_all(options.output, rows(), options.seeds, lambda variant, seed: run(variant, seed, data, options))
-    table = f"Loss: {options.loss}\n\n{render(results, MEASURES)}"
-    (options.output / "table.md").write_text(table)
-    print("\n" + table)
-    draw(data, options)
+    with resumable(options.output, options.resume):
+        data = {split: Drawings(split, options.every, FIVE_VENDORS) for split in ("train", "validation", "test")}
+        print({name: f"{len(split)} drawings of {split.classes} emoji" for name, split in data.items()})
+        for seed in range(options.seeds):
+            frozen_features(data, seed, options)
+        results = run_all(
+            options.output, rows(), options.seeds, lambda variant, seed: run(variant, seed, data, options)
+        )
+        table = f"Loss: {options.loss}\n\n{render(results, MEASURES)}"
+        (options.output / "table.md").write_text(table)
+        print("\n" + table)
+        draw(data, options)
     print(f"Pictures: {options.output / 'ranked.png'}, {options.output / 'learned.png'}")
 
 

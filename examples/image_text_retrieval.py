@@ -17,7 +17,6 @@ With --resume it goes on where it was stopped.
 
 import argparse
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 from shared.emoji_captions import SIZE, EmojiCaptions, eval_batch, load_data, measure_by_vendor, train_batch
 from shared.pretrained import PACKAGED
+from shared.resumable import resumable
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -137,13 +137,6 @@ def run_all(data: dict[str, EmojiCaptions], options: argparse.Namespace) -> list
     return results
 
 
-def forget(folder: Path) -> None:
-    """Remove the runs of an earlier call, and nothing else."""
-    (folder / "results.json").unlink(missing_ok=True)
-    for log in folder.glob("*-seed*/log.jsonl"):
-        shutil.rmtree(log.parent)
-
-
 def render(results: list[dict[str, Any]]) -> str:
     """The table: mean ± standard deviation over seeds."""
     lines = [f"{'':22}" + "".join(f"{name:>13}" for name in (*MEASURES, "parameters", "seconds"))]
@@ -211,13 +204,11 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Read, train, print the table, draw."""
     options = parse_options()
-    options.output.mkdir(parents=True, exist_ok=True)
-    if not options.resume:
-        forget(options.output)
-    data = load_data(options.output, options.model, options.every)
-    print({name: f"{len(split)} drawings of {len(split.labels.unique())} emoji" for name, split in data.items()})
-    print(render(run_all(data, options)))
-    draw(data, options)
+    with resumable(options.output, options.resume):
+        data = load_data(options.output, options.model, options.every)
+        print({name: f"{len(split)} drawings of {len(split.labels.unique())} emoji" for name, split in data.items()})
+        print(render(run_all(data, options)))
+        draw(data, options)
     print(f"Pictures in {options.output}: retrieved.png, learned.png, training.png")
 
 

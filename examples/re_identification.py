@@ -33,6 +33,7 @@ from shared.emoji_drawings import (
     run_all,
     variants,
 )
+from shared.resumable import resumable
 from torch import Tensor
 
 from gssf_plug import GSSFMetric
@@ -124,15 +125,16 @@ def best_of_other_cameras(scores: Tensor, test: Drawings, rows: Tensor, k: int =
 def main() -> None:
     """Read, train, print the table, draw."""
     options = parse_options(options_parser(__doc__ or "", "re_identification", epochs=10))
-    data = {split: Drawings(split, options.every) for split in ("train", "validation", "test")}
-    print({name: f"{len(split)} drawings of {split.classes} emoji" for name, split in data.items()})
-    results = run_all(
-        options.output, variants(), options.seeds, lambda variant, seed: run(variant, seed, data, options)
-    )
-    table = render(with_reranking(results), MEASURES)
-    (options.output / "table.md").write_text(table)
-    print("\n" + table)
-    draw(data, options)
+    with resumable(options.output, options.resume):
+        data = {split: Drawings(split, options.every) for split in ("train", "validation", "test")}
+        print({name: f"{len(split)} drawings of {split.classes} emoji" for name, split in data.items()})
+        results = run_all(
+            options.output, variants(), options.seeds, lambda variant, seed: run(variant, seed, data, options)
+        )
+        table = render(with_reranking(results), MEASURES)
+        (options.output / "table.md").write_text(table)
+        print("\n" + table)
+        draw(data, options)
     print(f"Pictures: {options.output / 'ranked.png'}, {options.output / 'cmc.png'}")
 
 

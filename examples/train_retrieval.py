@@ -96,6 +96,9 @@ def main(arguments: Sequence[str]) -> int:
     except GSSFError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped; checkpoints are kept. The same with --resume goes on from the last one.", file=sys.stderr)
+        return 130
     return 0
 
 

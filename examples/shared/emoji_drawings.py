@@ -5,7 +5,6 @@ Shared by re_identification.py and fine_grained_retrieval.py, which differ in pr
 
 import argparse
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -199,14 +198,6 @@ def folder_name(variant: Variant, seed: int) -> str:
     return variant.name.replace(" ", "-").replace(",", "").replace("+", "and") + f"-seed{seed}"
 
 
-def forget(folder: Path) -> None:
-    """Remove the runs of an earlier call, and nothing else."""
-    for file in (folder / "results.json", *folder.glob("features-seed*.safetensors")):
-        file.unlink(missing_ok=True)
-    for log in folder.glob("*-seed*/log.jsonl"):
-        shutil.rmtree(log.parent)
-
-
 def options_parser(description: str, name: str, epochs: int) -> argparse.ArgumentParser:
     """The options that both examples have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -225,9 +216,6 @@ def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options.every = 8 if options.quick else 1
     options.epochs = options.epochs or (1 if options.quick else options.usual_epochs)
     options.seeds = options.seeds or (1 if options.quick else 3)
-    options.output.mkdir(parents=True, exist_ok=True)
-    if not options.resume:
-        forget(options.output)
     return options
 
 
