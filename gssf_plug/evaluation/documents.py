@@ -113,6 +113,7 @@ def ranked_measures(ranked: Ranked, places: tuple[int, ...]) -> dict[str, Float[
 def _ndcg(ranked: Ranked, k: int) -> Float[Tensor, " queries"]:
     """Discounted gain of the places up to k, over that of the best order of the same grades."""
     gained = (ranked.grades / (ranked.ranks.double() + 1).log2()).where(ranked.valid & (ranked.ranks <= k), 0.0).sum(1)
+    # the best order there is: the query's own grades, falling
     best = ranked.grades.where(ranked.valid, 0.0).sort(dim=1, descending=True).values[:, :k]
     discounts = (torch.arange(best.shape[1], dtype=torch.float64, device=best.device) + 2).log2()
     return gained / (best / discounts).sum(1)

@@ -89,9 +89,10 @@ def instance_recall(
     groups, tally = LabelGroups(gallery_labels), Tally()
     for rows in share(query_chunks(len(features), len(gallery), query_chunk), distributed):
         matches = groups.matches(labels[rows])
-        if itself:
+        if itself:  # rows of a chunk count from its start: nobody finds itself
             matches = matches._replace(counted=matches.columns != matches.rows + rows.start)
         positives = torch.bincount(matches.rows[matches.counted], minlength=rows.stop - rows.start)
+        # no measure reads a rank beyond the number of positives, or beyond the largest k
         ranked = rank_positives(scores.of(rows), matches, positives.clamp_min(max(places)))
         tally.add(_measures(ranked, places), len(ranked.positives))
     names = [*(f"R@{k}" for k in places), "MAP@R", "R-precision"]

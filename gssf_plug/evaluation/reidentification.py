@@ -114,6 +114,7 @@ def _rescored(rerank: Rescorer, query: Tensor, gallery: Tensor, metric: GSSFMetr
 
 
 def _measures(ranked: Ranked, places: tuple[int, ...]) -> dict[str, Float[Tensor, " queries"]]:
+    # ranks ascend, so the hardest positive stands last
     last = ranked.ranks.gather(1, ranked.positives[:, None] - 1)[:, 0]
     return {
         "mAP": ranked.precisions.double().sum(1) / ranked.positives,

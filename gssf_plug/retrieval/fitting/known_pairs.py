@@ -34,6 +34,7 @@ class KnownPairs:
         counts = self.counts[queries]
         places = torch.repeat_interleave(torch.arange(len(queries)), counts)
         before = counts.cumsum(0) - counts
+        # each query's slice of `items`, all slices by one index: where it starts there, less where it starts here
         return places, self.items[(self.offsets[queries] - before)[places] + torch.arange(len(places))]
 
     def kept(self, which: Bool[Tensor, " p"]) -> "KnownPairs":

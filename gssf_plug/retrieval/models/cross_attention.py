@@ -92,7 +92,19 @@ class LogSumExp:
 
 
 @dataclass(frozen=True)
-class TextToImage:
+class _CrossAttention:
+    """What both directions have: a temperature λ above 0, and what makes one score of many similarities."""
+
+    temperature: float
+    aggregate: Aggregate
+
+    def __post_init__(self) -> None:
+        """Check the temperature."""
+        _check_positive("temperature", self.temperature)
+
+
+@dataclass(frozen=True)
+class TextToImage(_CrossAttention):
     """Every word attends to the regions.
 
     Args:
@@ -103,10 +115,6 @@ class TextToImage:
 
     temperature: float = 9.0
     aggregate: Aggregate = LogSumExp(6.0)
-
-    def __post_init__(self) -> None:
-        """Check the temperature."""
-        _check_positive("temperature", self.temperature)
 
     def __call__(self, block: Block) -> Float[Tensor, "n m"]:
         """Scores of the block's pairs."""
@@ -121,7 +129,7 @@ class TextToImage:
 
 
 @dataclass(frozen=True)
-class ImageToText:
+class ImageToText(_CrossAttention):
     """Every region attends to the words.
 
     Args:
@@ -132,10 +140,6 @@ class ImageToText:
 
     temperature: float = 4.0
     aggregate: Aggregate = LogSumExp(5.0)
-
-    def __post_init__(self) -> None:
-        """Check the temperature."""
-        _check_positive("temperature", self.temperature)
 
     def __call__(self, block: Block) -> Float[Tensor, "n m"]:
         """Scores of the block's pairs."""
