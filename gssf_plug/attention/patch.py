@@ -169,7 +169,8 @@ def _check_weights(model: nn.Module) -> None:
             "model",
             "be patched before it is sharded",
             f"'{sharded}' as a DTensor (fully_shard or tensor parallel)",
-            "Patch the whole model first, then call fully_shard on its layers; the metrics are sharded with them.",
+            "For fully_shard: patch the whole model first; the metrics are sharded with it. For tensor parallel: merge "
+            "into the whole model, and split the merged one.",
         )
     if any(p.is_meta for m in model.modules() if not is_offloaded(m) for p in m.parameters(recurse=False)):
         raise ArgumentError(

@@ -124,6 +124,10 @@ class LayerMetric(nn.Module):
         """Why the query of `owner` no longer passes through here although this is its child; "" where it does."""
         raise NotImplementedError
 
+    def home(self, owner: nn.Module) -> nn.Module:
+        """The attention module that this belongs to now: `owner`, or what the model has put in its place since."""
+        return owner
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move, and never round: `model.to(torch.bfloat16)` would turn a learned 1 + 1e-3 into 1."""
 
@@ -148,10 +152,15 @@ class QueryMetric(LayerMetric):
 
     Args:
         candidate: the layout that the probe proved, with its numbers.
+        place: the parent of the attention module, and its name there, where the model itself puts another module in its
+            place while it runs; None (default) where it does not.
     """
 
-    def __init__(self, candidate: Candidate) -> None:
+    place: tuple[nn.Module, str] | None = None  # also of what was pickled before there was one
+
+    def __init__(self, candidate: Candidate, place: tuple[nn.Module, str] | None = None) -> None:
         super().__init__(candidate.layout.name, candidate.heads, candidate.norm)
+        self.place = place
         site = candidate.query
         self.path = site.path
         self.weights = () if isinstance(site, OutputSite) else tuple(site.views)
@@ -173,11 +182,14 @@ class QueryMetric(LayerMetric):
         if self.weights or self.bias:
             owner.register_forward_pre_hook(self.change_weights)
             owner.register_forward_hook(self.restore_weights, always_call=True)
+        if self.place is not None:
+            self.place[0].register_forward_pre_hook(self.move)
+            self.__dict__["owner"] = owner  # no child, or the model would have a circle
 
     def unhook(self, owner: nn.Module) -> None:
         """Undo `hook`, also where another adapter (PEFT) was put around the projection since."""
         self.restore_weights(owner, (), None)
-        for module in owner.modules():
+        for module in (*owner.modules(), *(self.place or ())[:1]):
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key in self._own(hooks):
                     hooks.pop(key)
@@ -193,6 +205,29 @@ class QueryMetric(LayerMetric):
         except ArgumentError as error:
             return str(error)
         return ""
+
+    def home(self, owner: nn.Module) -> nn.Module:
+        """Moves there first, where the model has replaced its attention since."""
+        if self.place is None:
+            return owner
+        self.move(self.place[0], ())
+        return cast(nn.Module, self.__dict__["owner"])
+
+    def move(self, parent: nn.Module, arguments: object) -> None:
+        """Forward pre-hook of the parent: where another attention module stands in the place, become a child of that.
+
+        BigBird puts one there at the first short input, and hands the same projections on to it.
+        """
+        assert self.place is not None
+        old, new = self.__dict__["owner"], parent._modules.get(self.place[1])
+        if new is None or new is old or resolve(new, self.path) is not self.__dict__["seen"]:
+            return
+        if old._modules.get(CHILD) is self:  # neither merged nor removed
+            self.detach(old)
+            new.add_module(CHILD, self)
+            if self.stand_in is None:
+                self.hook(new)
+        self.__dict__["owner"] = new
 
     def follow(self, owner: nn.Module, arguments: object) -> None:
         """Forward pre-hook of `owner`: where a tool put another module in the projection's place, take that one.
@@ -235,7 +270,7 @@ class QueryMetric(LayerMetric):
         if type(output) is not Tensor and is_sharded(output):
             raise ArgumentError(
                 "model",
-                "be split over devices (tensor parallel) before it is patched, or not at all",
+                "not be split over devices (tensor parallel) while it is patched",
                 f"the query of a {type(module).__name__} as a DTensor, beside a metric that each process holds whole",
                 "Save the adapter, merge it into the whole model, and parallelise the merged one.",
             )
@@ -268,9 +303,12 @@ class QueryMetric(LayerMetric):
 class Patched(Protocol):
     """What is asked of a patched layer: the module that holds the metrics, the metrics, and whether they are merged."""
 
-    owner: nn.Module
     metric_layer: LayerMetric
     fold: Any
+
+    @property
+    def owner(self) -> nn.Module:
+        """The attention module that holds it."""
 
 
 def lost_layers(model: nn.Module, layers: Mapping[str, Patched]) -> dict[str, str]:

@@ -79,10 +79,16 @@ def make_metric_layers(
     if fresh:
         prober.prove(fresh, follow=follow)
     return here | {
-        path: QueryMetric(module.candidate)
+        path: QueryMetric(module.candidate, _place(prober.model, module))
         for path, module in fresh.items()
         if module.verdict == "proven" and module.candidate is not None
     }
+
+
+def _place(model: nn.Module, module: AttentionModule) -> tuple[nn.Module, str] | None:
+    """The parent of an attention module that the model replaces by itself, and its name there; else None."""
+    parent, _, name = module.path.rpartition(".")
+    return (model.get_submodule(parent), name) if module.replaced and name else None
 
 
 class _Observing(ScoreConfig):

@@ -8,6 +8,7 @@ than PEFT's IA3 beyond noise; merged = bare. All variants run in turns in one pr
 
 import argparse
 import copy
+import inspect
 import tempfile
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 from gssf_plug.attention import AttentionPatch, patch_attention
 
 torch.manual_seed(0)
+CACHE = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"  # before 5.24
 
 
 @dataclass(frozen=True)
@@ -135,11 +137,11 @@ def decode(length: int) -> Callable[[nn.Module], Callable[[], object]]:
 
     def make(model: nn.Module) -> Callable[[], object]:
         with torch.no_grad():
-            cache = model(input_ids=ids, use_cache=True).past_key_values
+            cache = model(input_ids=ids, use_cache=True)[CACHE]
 
         def step() -> None:
             with torch.no_grad():
-                model(input_ids=token, past_key_values=cache, use_cache=True)
+                model(input_ids=token, use_cache=True, **{CACHE: cache})
             cache.crop(-1)
 
         return step

@@ -81,7 +81,7 @@ def split_afterwards(sites):
     model, _ = make(sites)
     mesh = init_device_mesh("cpu", (2,))
     parallelize_module(model.model.layers[0].self_attn, mesh, {"q_proj": ColwiseParallel()})
-    refused(lambda: hidden(model, IDS), "before it is patched, or not at all")
+    refused(lambda: hidden(model, IDS), "not be split over devices")
 
 
 def with_fsdp(sites, own, folder):

@@ -42,6 +42,7 @@ class AttentionModule:
         candidate: the layout that was proven, with its numbers; None where there is none.
         scope: the module whose output proved it: `module` itself, or the parent that computes the attention.
         tried: the candidates that failed on the first example that reached the module, and how; None before that.
+        replaced: the model put another module in its place while it ran an example.
     """
 
     path: str
@@ -52,6 +53,7 @@ class AttentionModule:
     candidate: Candidate | None = None
     scope: nn.Module | None = None
     tried: list[str] | None = None
+    replaced: bool = False
 
     @cached_property
     def query(self) -> nn.Module | nn.Parameter:

@@ -75,6 +75,9 @@ class Prober:
                 for path, module in modules.items():
                     if module.candidate is None and module.layouts:
                         self._prove_part(path, module.module, make_layer_arguments(module), {path: module}, [])
+            now = dict(self.model.named_modules())
+            for path, module in modules.items():
+                module.replaced = now.get(path, module.module) is not module.module
         settle(modules, self.failures)
 
     def without_gradient(self, modules: Mapping[str, AttentionModule]) -> set[str]:

@@ -30,9 +30,14 @@ __all__ = ["PatchedLayer", "plan_folds", "plan_score_fold"]
 class PatchedLayer:
     """One patched attention module: where it is, its metrics, and the fold while it is merged."""
 
-    owner: nn.Module
+    patched: nn.Module
     metric_layer: LayerMetric
     fold: Fold | None = None
+
+    @property
+    def owner(self) -> nn.Module:
+        """The attention module: the one that was patched, or what the model has put in its place since."""
+        return self.metric_layer.home(self.patched)
 
     @property
     def query(self) -> LayerMetric:

@@ -4,6 +4,7 @@ the same, and all of their outputs are equal: how many, their shapes, their bits
 import copy
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from attention.small_models import IDS, small_bert, small_llama
 from tools.sweep import everything, find_calls, recording, unlike
 from tools.tiny import tiny_model
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, BigBirdConfig, BigBirdModel
 
-from gssf_plug.attention import load_attention, patch_attention
+from gssf_plug.attention import AttentionPatch, load_attention, patch_attention
 from gssf_plug.attention.discovery.recording import undisturbed
 from gssf_plug.errors import ArgumentError
 
@@ -174,3 +175,49 @@ def test_generation_records_like_the_twin() -> None:
 def _the_graph_of_autograd() -> Iterator[None]:
     yield
     assert torch.is_grad_enabled()
+
+
+def big_bird() -> BigBirdModel:
+    """With sparse attention, for which short inputs are too short: it then puts another attention in its place."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = BigBirdConfig(
+        vocab_size=100, block_size=4, num_random_blocks=1, max_position_embeddings=64, initializer_range=0.3, **shape
+    )
+    return BigBirdModel(config, add_pooling_layer=False).eval()
+
+
+@pytest.mark.parametrize("when", ["acting", "folded", "merged", "copied"])
+@torch.no_grad()
+def test_an_attention_that_the_model_replaces_by_itself(when: str, tmp_path: Path) -> None:
+    plain, model = big_bird(), big_bird()
+    before = set(model.state_dict())
+    patch = patch_attention(model, block_size=4)
+    for parameter in patch.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    if when == "copied":
+        model = copy.deepcopy(model)
+        patch = AttentionPatch(model)
+    sparse = model.encoder.layer[0].attention.self
+    with patch.folded() if when == "folded" else nullcontext():
+        if when == "merged":
+            patch.merge()
+        first = model(IDS).last_hidden_state
+    if when == "merged":
+        patch.unmerge()
+    assert model.encoder.layer[0].attention.self is not sparse
+    assert torch.allclose(model(IDS).last_hidden_state, first, atol=1e-5)
+    inside = {name for name, _ in model.named_parameters()}
+    assert {name for name, _ in patch.named_parameters()} <= inside
+    assert "lost" not in patch.summary()
+    assert len([hook for m in model.modules() for hook in m._forward_hooks]) == 2
+    with patch.disabled():
+        assert torch.equal(model(IDS).last_hidden_state, plain(IDS).last_hidden_state)
+    assert not torch.allclose(first, plain(IDS).last_hidden_state, atol=1e-3)
+    model.save_pretrained(tmp_path)
+    load_attention(other := big_bird(), tmp_path)
+    assert torch.allclose(other(IDS).last_hidden_state, first, atol=1e-5)
+    patch.remove()
+    assert set(model.state_dict()) == before
+    assert not [hook for m in model.modules() for hook in (*m._forward_hooks, *m._forward_pre_hooks)]
+    assert torch.equal(model(IDS).last_hidden_state, plain(IDS).last_hidden_state)
