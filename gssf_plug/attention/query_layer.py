@@ -301,14 +301,11 @@ class QueryMetric(LayerMetric):
 
 
 class Patched(Protocol):
-    """What is asked of a patched layer: the module that holds the metrics, the metrics, and whether they are merged."""
+    """What is asked of a patched layer: the module that was patched, its metrics, and whether they are merged."""
 
+    patched: nn.Module
     metric_layer: LayerMetric
     fold: Any
-
-    @property
-    def owner(self) -> nn.Module:
-        """The attention module that holds it."""
 
 
 def lost_layers(model: nn.Module, layers: Mapping[str, Patched]) -> dict[str, str]:
@@ -316,14 +313,15 @@ def lost_layers(model: nn.Module, layers: Mapping[str, Patched]) -> dict[str, st
     there = {id(module) for module in model.modules()}
     lost: dict[str, str] = {}
     for name, layer in layers.items():
+        owner = layer.metric_layer.home(layer.patched)
         if (
             layer.fold is not None
             or layer.metric_layer.stand_in is not None
-            or layer.owner._modules.get(CHILD) is not layer.metric_layer
+            or owner._modules.get(CHILD) is not layer.metric_layer
         ):
             continue
-        gone = "" if id(layer.owner) in there else "another module stands in its place"
-        reason = gone or layer.metric_layer.lost(layer.owner)
+        gone = "" if id(owner) in there else "another module stands in its place"
+        reason = gone or layer.metric_layer.lost(owner)
         if reason:
             lost[name] = reason
     return lost
