@@ -654,7 +654,7 @@ def test_every_change_of_a_description_is_refused_or_can_be_used(tmp_path: Path)
         config = json.loads(text)
         next(itertools.islice(changes(config, lambda odd: None), number, None))()
         try:
-            model = LocalAlignment._rebuilt(config, dict(tensors), tmp_path, {})
+            model = LocalAlignment.from_files(config, dict(tensors), tmp_path)
         except CheckpointError:
             refused += 1
             continue

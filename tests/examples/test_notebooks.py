@@ -8,7 +8,7 @@ import readme
 from jupyter_client.provisioning import KernelProvisionerFactory
 from nbclient import NotebookClient
 from tools.notebooks import NOTEBOOKS, ROOT, TUTORIALS, notebook_of
-from workers import kernels
+from workers import notebook_kernels
 
 
 def test_there_is_one_for_each_tutorial_and_it_is_the_tutorial():
@@ -30,6 +30,6 @@ def test_its_cells_are_the_blocks_of_the_page_without_outputs(tutorial):
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
 def test_it_runs(tutorial, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "examples"))  # the tutorials start Python in that folder
-    kernels.use(KernelProvisionerFactory.instance(), monkeypatch)
+    notebook_kernels.use(KernelProvisionerFactory.instance(), monkeypatch)
     notebook = nbformat.reads(notebook_of(tutorial), as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

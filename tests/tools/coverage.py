@@ -40,7 +40,8 @@ def page(records: Iterable[Record], every: int, suite: Record) -> str:
         f"have attention and that a tiny configuration builds, **{len(held)} hold "
         f"({len(held) / max(1, len(tried)):.1%})**: patched before they ever ran, neutral at start, alive once "
         "perturbed, a gradient for every parameter; at both sites all outputs, recorded hidden states and attentions "
-        "among them, are those of a twin that was never patched, to the bit; merged equals patched (or the merge is "
+        "among them, are those of a twin that was never patched, to the bit, and patching and removing (or refusing) "
+        "leaves every object that can be reached from the model as it was; merged equals patched (or the merge is "
         "refused because a query norm stands between), unmerge and remove exact. Made by "
         "`python tests/tools/sweep.py` and `python tests/tools/coverage.py`.",
         "",
@@ -74,7 +75,8 @@ def suite_section(suite: Record) -> list[str]:
         f"generation twice, on {len(suite)} architectures: as they are, and with each model patched as soon as it is "
         "built or loaded, never having run. A fresh patch is neutral, so no test may turn out differently. The sdist "
         "of 5.24 holds the shared files (`test_modeling_common.py`, `causal_lm_tester.py`) but neither `tests/models` "
-        "nor `tests/generation`; those are of a public checkout of 5.6.0.dev0, and some tests fail bare, too. "
+        "nor `tests/generation`; those are of a public checkout of 5.6.0.dev0, and some tests fail bare, too; "
+        "`tests/distributed_testing_utils.py`, which neither has, is a stand-in: its tests need several GPUs. "
         f"Left out: {left_out}; and, by transformers itself, what is slow or needs a GPU.",
         "",
         "| architecture | bare: passed | failed | skipped | patched: passed | failed | skipped | models | bare only |",
@@ -92,7 +94,8 @@ def suite_section(suite: Record) -> list[str]:
         name: sum(record["models"].values()) - record["models"].get("patched", 0) for name, record in suite.items()
     }
     said = ", ".join(f"{count} of {name}" for name, count in sorted(refused.items()) if count)
-    lines += ["", f"Models that were refused, and so ran bare both times: {said or 'none'}."]
+    why = " Those tests build models with weights of 1e-10, in which no output depends on a key." if said else ""
+    lines += ["", f"Models that were refused, and so ran bare both times: {said or 'none'}.{why}"]
     lines += ["", "| passes bare, fails patched | architectures | why |", "|---|---|---|"]
     for test, names in sorted(differing.items()):
         which = "all" if len(set(names)) == len(suite) else ", ".join(dict.fromkeys(names))

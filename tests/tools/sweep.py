@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from attention.object_graph import object_graph
 from tools.tiny import model_types, tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -181,6 +182,21 @@ def beside_a_twin(pristine: nn.Module, calls: list[Call], terms: tuple[str, ...]
     return wrong
 
 
+def left_behind(pristine: nn.Module, terms: tuple[str, ...]) -> dict[str, str]:
+    """What patching and removing, or a refusal, changed in a model that never ran: the first object, by its path."""
+    wrong: dict[str, str] = {}
+    for sites in ("projection", "score"):
+        model = recording(copy.deepcopy(pristine))
+        before = object_graph(model)
+        with contextlib.suppress(GSSFError):
+            patch_attention(model, terms=terms, block_size=2, sites=sites).remove()
+        after = object_graph(model)
+        if after != before:
+            changed = (path for path in {**before, **after} if before.get(path) != after.get(path))
+            wrong[f"{sites}, left behind"] = next(changed, "the order of what is there")
+    return wrong
+
+
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
     """Largest difference; infinite where a shape changed (predicted durations do)."""
     if any(a.shape != b.shape for a, b in zip(one, other, strict=True)):
@@ -209,11 +225,13 @@ def contract(model_type: str, terms: tuple[str, ...] = ("diagonal", "block_diago
     if not record["found"]:
         return record | {"status": "no layout" if modules else "no attention"}
     keys = set(model.state_dict())
+    differences = left_behind(pristine, terms)
     start = time.perf_counter()
     try:
         patch = patch_attention(model, terms=terms, block_size=2)
     except GSSFError as error:
-        return record | {"status": "refused", "reason": str(error)[:1500], "seconds": time.perf_counter() - start}
+        refused = {"status": "refused", "reason": str(error)[:1500], "seconds": time.perf_counter() - start}
+        return record | refused | {"left_behind": differences}
     record["seconds"] = round(time.perf_counter() - start, 2)
     record["patched"], record["left_alone"] = len(patch.layers), patch.left_alone
     record["layouts"] = sorted(
@@ -226,7 +244,7 @@ def contract(model_type: str, terms: tuple[str, ...] = ("diagonal", "block_diago
     if not calls:
         return record | {"status": "patched, not run"}
     record |= checks(model, patch, keys, calls)
-    differences = beside_a_twin(pristine, calls, terms)
+    differences |= beside_a_twin(pristine, calls, terms)
     if differences:
         record |= {"status": "failed", "wrong": [*record["wrong"], *(f"{k}: {v}" for k, v in differences.items())]}
     return record

@@ -1,7 +1,12 @@
 """The thin form of the sweep: one architecture of each kind. `python tests/tools/sweep.py` runs them all."""
 
+from types import SimpleNamespace
+
 import pytest
+from tools import sweep
 from tools.sweep import contract
+from tools.tiny import tiny_model
+from torch import nn
 
 REPRESENTATIVES = [
     "albert", "bart", "bert", "blip", "bloom", "clip",
@@ -33,3 +38,15 @@ def test_the_contract_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     record = contract("bert")
     assert record["status"] == "failed"
     assert {"alive", "gradients"} <= set(record["wrong"])
+
+
+def test_what_is_left_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch that leaves something in the model must not pass."""
+
+    def patch_attention(model: nn.Module, **options: object) -> SimpleNamespace:
+        model.seen = True
+        return SimpleNamespace(remove=lambda: None)
+
+    monkeypatch.setattr(sweep, "patch_attention", patch_attention)
+    found = sweep.left_behind(tiny_model("bert"), ("diagonal",))
+    assert found == dict.fromkeys(("projection, left behind", "score, left behind"), "model.seen")
