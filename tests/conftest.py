@@ -1,6 +1,7 @@
 """What holds in the whole suite: seeds, no shape checks where a test passes what the annotations forbid, slow tests."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("slow")
     if not IN_TURNS:
         slow.longest_file_first(items, listed)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_accelerator_state() -> None:
+    """Accelerate keeps one state for the process: a file's precision would be that of whichever file comes next."""
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(autouse=True)
