@@ -40,8 +40,7 @@ def page(records: Iterable[Record], every: int, suite: Record) -> str:
         f"have attention and that a tiny configuration builds, **{len(held)} hold "
         f"({len(held) / max(1, len(tried)):.1%})**: patched before they ever ran, neutral at start, alive once "
         "perturbed, a gradient for every parameter; at both sites all outputs, recorded hidden states and attentions "
-        "among them, are those of a twin that was never patched, to the bit, and patching and removing (or refusing) "
-        "leaves every object that can be reached from the model as it was; merged equals patched (or the merge is "
+        "among them, are those of a twin that was never patched, to the bit; merged equals patched (or the merge is "
         "refused because a query norm stands between), unmerge and remove exact. Made by "
         "`python tests/tools/sweep.py` and `python tests/tools/coverage.py`.",
         "",
@@ -49,6 +48,10 @@ def page(records: Iterable[Record], every: int, suite: Record) -> str:
         "says why: parts of other models, missing packages, configurations that do not shrink. A refused type is "
         "refused whole: one of its attention modules ran and was not proven, or none could be run. Modules left alone, "
         "beside those that are patched, were run by no example, or the model does not use what they put out.",
+        "",
+        "Patching and removing, or a refusal, leaves every object that can be reached from the model as it was: looked "
+        f"at, at both sites, on {sum('objects' in r for r in tried)} of these types, "
+        f"{sum(r.get('objects', False) for r in tried)} as they were.",
         *suite_section(suite),
         "",
         "## Held",

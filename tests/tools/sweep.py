@@ -226,12 +226,13 @@ def contract(model_type: str, terms: tuple[str, ...] = ("diagonal", "block_diago
         return record | {"status": "no layout" if modules else "no attention"}
     keys = set(model.state_dict())
     differences = left_behind(pristine, terms)
+    record["objects"] = not differences
     start = time.perf_counter()
     try:
         patch = patch_attention(model, terms=terms, block_size=2)
     except GSSFError as error:
         refused = {"status": "refused", "reason": str(error)[:1500], "seconds": time.perf_counter() - start}
-        return record | refused | {"left_behind": differences}
+        return record | refused
     record["seconds"] = round(time.perf_counter() - start, 2)
     record["patched"], record["left_alone"] = len(patch.layers), patch.left_alone
     record["layouts"] = sorted(
