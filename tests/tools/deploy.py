@@ -133,6 +133,17 @@ def openvino(model: nn.Module) -> nn.Module:
     return Converted(lambda ids: compiled(ids)[0])
 
 
+def executorch(model: nn.Module) -> nn.Module:
+    """ExecuTorch's portable operators, through `torch.export`."""
+    from executorch.exir import to_edge
+    from executorch.runtime import Runtime
+
+    with torch.no_grad():
+        program = to_edge(torch.export.export(First(model), (IDS,))).to_executorch()
+    method = Runtime.get().load_program(program.buffer).load_method("forward")
+    return Converted(lambda ids: method.execute([torch.from_numpy(ids)])[0].numpy().copy())
+
+
 def dora_on_top(model: nn.Module) -> nn.Module:
     """Before it is trained, which must change nothing."""
     from peft import LoraConfig, get_peft_model
@@ -176,6 +187,7 @@ TOOLS: dict[str, tuple[str, Tool]] = {
     "ONNX Runtime quantize_dynamic": ("onnxruntime", onnx_quantised),
     "OpenVINO convert_model": ("openvino", openvino),
     "CTranslate2's converter": ("ctranslate2", ctranslate2),
+    "ExecuTorch": ("executorch", executorch),
 }
 
 

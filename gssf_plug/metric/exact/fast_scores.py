@@ -35,9 +35,8 @@ SAFE = (1e-15, 1e15)  # norms whose squares neither over- nor underflow in float
 def fast_dtype(device: torch.device) -> torch.dtype:
     """The dtype whose product is fastest on a device: bfloat16 where the CPU multiplies it, else float32."""
     has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    may_use_them = getattr(
-        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False
-    )  # and not by ONEDNN_MAX_CPU_ISA
+    # oneDNN may have been told to leave them alone (ONEDNN_MAX_CPU_ISA)
+    may_use_them = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     multiplies = device.type == "cpu" and has_instructions() and may_use_them()
     return torch.bfloat16 if multiplies else torch.float32
 
