@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from metric.scored import KINDS, NARROW
 
 from gssf_plug import GSSFMetric
 from gssf_plug.metric import gallery as gallery_module
@@ -12,7 +13,7 @@ from gssf_plug.metric import prepare_gallery, search, topk
 from gssf_plug.metric.exact import candidates
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
 
-DIM, QUERIES, ITEMS = 16, 7, 200
+QUERIES, ITEMS = 7, 200
 CHUNKINGS = [(1024, 8192), (4, 64), (3, 37)]
 
 
@@ -30,38 +31,11 @@ def path(request, monkeypatch):
 
 
 def perturbed(**options):
-    metric = GSSFMetric(DIM, block_size=4, **options)
+    metric = GSSFMetric(NARROW, block_size=4, **options)
     with torch.no_grad():
         for parameter in metric.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
     return metric
-
-
-def signs(n):
-    return torch.randn(n, DIM).sign()
-
-
-def duplicates(n):
-    return torch.randn(11, DIM)[torch.randint(11, (n,))]
-
-
-KINDS = {
-    "random": lambda n: torch.randn(n, DIM),
-    "half": lambda n: torch.randn(n, DIM).half(),
-    "signs": signs,
-    "duplicates": duplicates,
-    "near duplicates": lambda n: duplicates(n) * (1 + 2.0**-23 * torch.randint(2, (n, DIM))),
-    "scaled duplicates": lambda n: duplicates(n) * 2.0 ** torch.randint(-3, 4, (n, 1)),
-    "quantised": lambda n: torch.randint(-2, 3, (n, DIM)).float() / 4,
-    "ternary with signed zeros": lambda n: torch.tensor([0.0, -0.0, 1.0, -1.0])[torch.randint(4, (n, DIM))],
-    "subnormal": lambda n: torch.randint(-3, 4, (n, DIM)) * 2.0**-149,
-    "some subnormal": lambda n: signs(n) * torch.tensor([1.0, 2.0**-140])[torch.randint(2, (n, DIM))],
-    "all equal": lambda n: torch.full((n, DIM), 0.3),
-    "hardly different": lambda n: torch.ones(n, DIM) + 1e-7 * torch.randn(n, DIM),
-    "some zero rows": lambda n: torch.randn(n, DIM) * (torch.rand(n, 1) < 0.7),
-    "huge": lambda n: 1e38 * torch.rand(n, DIM),
-    "rising": lambda n: torch.randn(1, DIM) + torch.linspace(3, 0, n)[:, None] * torch.randn(n, DIM),
-}
 
 
 def reference(metric, queries, gallery, k, hidden=None):
@@ -158,8 +132,8 @@ def test_against_exact_fractions(path):
 
 
 def test_a_duplicate_stands_behind_its_original(path):
-    queries = torch.randn(60, DIM)
-    gallery = torch.randn(8193, DIM)
+    queries = torch.randn(60, NARROW)
+    gallery = torch.randn(8193, NARROW)
     gallery[-1] = gallery[17]
     found = topk(None, queries, gallery, 8193 if path == "float64" else 100)
     first, second = (found.indices == 17).nonzero(), (found.indices == 8192).nonzero()
@@ -171,40 +145,24 @@ def test_features_that_hardly_differ_go_to_float64(monkeypatch):
     called = []
     exact = search._in_float64
     monkeypatch.setattr(search, "_in_float64", lambda *given: called.append(1) or exact(*given))
-    gallery = torch.ones(3000, DIM) + 1e-6 * torch.randn(3000, DIM)
-    queries = torch.randn(20, DIM)
+    gallery = torch.ones(3000, NARROW) + 1e-6 * torch.randn(3000, NARROW)
+    queries = torch.randn(20, NARROW)
     found = topk(None, queries, gallery, 2, gallery_chunk=1000)
     assert called
     assert torch.equal(found.indices, reference(None, queries, gallery, 2)[1])
 
 
 def test_a_memory_mapped_prepared_gallery(tmp_path):
-    gallery = np.random.default_rng(0).standard_normal((ITEMS, DIM)).astype(np.float32)
+    gallery = np.random.default_rng(0).standard_normal((ITEMS, NARROW)).astype(np.float32)
     np.save(tmp_path / "gallery.npy", gallery)
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
     rounded = torch.from_file(str(tmp_path / "r.bin"), shared=True, size=gallery.size, dtype=torch.float16).view(
-        -1, DIM
+        -1, NARROW
     )
     prepared = prepare_gallery(mapped, rounded=rounded)
     assert (tmp_path / "r.bin").stat().st_size == 2 * gallery.size
-    queries = np.random.default_rng(1).standard_normal((3, DIM)).astype(np.float32)
+    queries = np.random.default_rng(1).standard_normal((3, NARROW)).astype(np.float32)
     found, right = topk(None, queries, prepared, 7), topk(None, torch.from_numpy(queries), torch.from_numpy(gallery), 7)
     assert isinstance(found.scores, np.ndarray)
     assert found.indices.tolist() == right.indices.tolist()
     assert (found.scores == right.scores.numpy()).all()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [None, {}, {"normalize": False}])
-def test_a_canonical_score_is_that_of_its_pair_alone(kind, options):
-    """Also where sums of short numbers are exact by themselves, and so are made by a product of all pairs."""
-    metric = None if options is None else perturbed(**options)
-    features, gallery = KINDS[kind](5), KINDS[kind](30)
-    queries = canonical_queries(metric, features)
-    rows, columns = torch.randint(5, (2000,)), torch.randint(30, (2000,))
-    found = canonical_scores(queries, rows, gallery, columns)
-    alone = {
-        (row, column): float(canonical_scores(queries, torch.tensor([row]), gallery, torch.tensor([column])))
-        for row, column in set(zip(rows.tolist(), columns.tolist(), strict=True))
-    }
-    assert found.tolist() == [alone[pair] for pair in zip(rows.tolist(), columns.tolist(), strict=True)]

@@ -1,0 +1,80 @@
+"""A gallery that is read once: what it keeps, in parts and whole, and what it refuses."""
+
+import pytest
+import torch
+
+from gssf_plug import GSSFMetric
+from gssf_plug.errors import ArgumentError
+from gssf_plug.metric import gallery as module
+from gssf_plug.metric import prepare_gallery
+from gssf_plug.metric.gallery import check_finite, read_parts
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_it_keeps_the_features_and_a_rounded_copy(normalize, monkeypatch):
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 7)
+    features = torch.randn(20, 8)
+    prepared = prepare_gallery(features, normalize=normalize)
+    assert prepared.features is features
+    assert len(prepared) == 20
+    assert prepared.normalized is normalize
+    exact = GSSFMetric(8, block_size=4, normalize=normalize).gallery(features).double()
+    kept = prepared.fast.rows.double() * 2.0**prepared.fast.exponent
+    off = (kept - exact).norm(dim=1) / 2.0**prepared.fast.exponent
+    assert off.max() <= prepared.fast.rest < 2**-8
+    assert repr(prepared) == "PreparedGallery(20 × 8, torch.float32, rounded to torch.float16)"
+
+
+def test_the_copy_goes_where_it_is_told_to():
+    features, place = torch.randn(20, 8), torch.empty(20, 8, dtype=torch.float16)
+    prepared = prepare_gallery(features, rounded=place)
+    assert prepared.fast.rows is place
+    assert torch.equal(place, prepare_gallery(features).fast.rows)
+
+
+@pytest.mark.parametrize("queries", [1, 5, 100])
+@pytest.mark.parametrize("exact", [False, True])
+def test_parts_of_a_prepared_and_of_a_plain_gallery_stand_for_the_same_rows(queries, exact):
+    features, parts = torch.randn(20, 8), [slice(0, 9), slice(9, 20)]
+    unit = torch.nn.functional.normalize(features.double())
+    for gallery in (features, prepare_gallery(features)):
+        read = list(read_parts(gallery, parts, True, queries, torch.device("cpu"), exact))
+        assert [part for part, _ in read] == parts
+        for part, items in read:
+            rows = items.rows.double() if items.factors is None else items.rows.double() * items.factors[:, None]
+            assert (rows - unit[part]).norm(dim=1).max() <= items.rest + 1e-6
+            assert (items.rows.dtype == torch.float64) == exact
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_entries_that_are_not_finite_are_named_by_row_and_channel(bad):
+    features = torch.randn(20, 8)
+    features[13, 5] = bad
+    message = "must be finite, but got NaN or infinity in row 13, channel 5"
+    with pytest.raises(ArgumentError, match=f"`features` {message}"):
+        prepare_gallery(features)
+    with pytest.raises(ArgumentError, match=f"`features` {message}"):
+        prepare_gallery(features, normalize=False)
+    with pytest.raises(ArgumentError, match=f"`gallery` {message}"):
+        list(read_parts(features, [slice(0, 10), slice(10, 20)], True, 100, torch.device("cpu"), False))
+    with pytest.raises(ArgumentError, match=r"`x` must be finite, but got NaN or infinity in row 107, channel 5"):
+        check_finite("x", features[6:], 100)
+
+
+def test_a_sum_that_overflows_is_looked_at_again():
+    check_finite("x", torch.full((4, 8), 3e38), 0)
+
+
+@pytest.mark.bad_input
+def test_what_is_no_gallery_is_refused():
+    features = torch.randn(4, 8)
+    for wrong in (torch.randn(8), torch.randn(2, 4, 8), torch.randn(0, 8), torch.randn(4, 0)):
+        with pytest.raises(ArgumentError, match=r"`features` must be a matrix of features M×D with at least one row"):
+            prepare_gallery(wrong)
+    with pytest.raises(ArgumentError, match="`normalize` must be True or False"):
+        prepare_gallery(features, normalize="no")
+    with pytest.raises(ArgumentError, match=r"`rounded` must be None or a tensor of torch.float16"):
+        prepare_gallery(features, rounded=features.half().numpy())
+    for wrong in (torch.empty(4, 8), torch.empty(3, 8, dtype=torch.float16)):
+        with pytest.raises(ArgumentError, match=r"`rounded` must be torch.float16 of shape \(4, 8\)"):
+            prepare_gallery(features, rounded=wrong)
