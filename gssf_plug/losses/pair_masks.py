@@ -1,5 +1,6 @@
 """Which pairs of a score matrix are positives, which negatives: by id, checked, with excluded pairs left out."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.arrays import check_has_values, to_tensor
+from gssf_plug.metric.arrays import Array, check_has_values, to_tensor
 
 __all__ = ["Pairs", "relevance_by_id", "sort_pairs"]
 
@@ -24,7 +25,9 @@ class Pairs(NamedTuple):
         return Pairs(self.scores.T, self.positive.T, self.negative.T)
 
 
-def relevance_by_id(query_ids: Int[Tensor, " n"], gallery_ids: Int[Tensor, " m"]) -> Bool[Tensor, "n m"]:
+def relevance_by_id(
+    query_ids: Int[Array, " n"] | Sequence[int], gallery_ids: Int[Array, " m"] | Sequence[int]
+) -> Bool[Tensor, "n m"]:
     """True where the ids agree, so that several captions of an image, or equal items of a batch, are all positives.
 
     Args:

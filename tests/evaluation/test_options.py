@@ -49,9 +49,7 @@ def test_no_metric_is_a_neutral_one():
     assert options.checked_metric(metric, x) is metric
     with torch.no_grad():
         metric.structures["diagonal"].weight[1] = float("inf")
-    with pytest.raises(
-        ArgumentError, match="`metric` must have finite weights, but got NaN or infinity in 'str"
-    ):
+    with pytest.raises(ArgumentError, match="`metric` must have finite weights, but got NaN or infinity in 'str"):
         options.checked_metric(metric, x)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import gssf_plug.files.reading
 import gssf_plug.files.staging
 from gssf_plug import GSSFMetric
-from gssf_plug.errors import ArgumentError, CheckpointError
+from gssf_plug.errors import CheckpointError
 from gssf_plug.files.folders import DIGEST_KEY, text_digest
 
 
@@ -68,33 +68,6 @@ def test_saving_twice_replaces(metric: GSSFMetric, folder: Path) -> None:
     metric.reset_parameters()
     metric.save_pretrained(folder)
     assert GSSFMetric.from_pretrained(folder).penalty() == 0
-
-
-def test_push_uploads_what_save_writes(metric: GSSFMetric, monkeypatch: pytest.MonkeyPatch) -> None:
-    uploaded: dict[str, object] = {}
-
-    class Hub:
-        def __init__(self, token: str | None = None) -> None: ...
-
-        def create_repo(self, repo_id: str, **options: object) -> object:
-            return type("Repo", (), {"repo_id": repo_id})
-
-        def upload_folder(self, *, repo_id: str, folder_path: Path, **options: object) -> str:
-            uploaded["repo_id"] = repo_id
-            uploaded["metric"] = GSSFMetric.from_pretrained(folder_path)
-            return "commit-url"
-
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
-    assert metric.push_to_hub("me/metric") == "commit-url"
-    assert uploaded["repo_id"] == "me/metric"
-    assert torch.equal(uploaded["metric"].matrix(), metric.matrix())
-
-
-def test_save_with_push(metric: GSSFMetric, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls: list[tuple[str, dict[str, object]]] = []
-    monkeypatch.setattr(GSSFMetric, "push_to_hub", lambda self, repo_id, **options: calls.append((repo_id, options)))
-    metric.save_pretrained(tmp_path / "named", push_to_hub=True, private=True)
-    assert calls == [("named", {"private": True})]
 
 
 class Full:
@@ -217,19 +190,3 @@ def test_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name}' is missing"):
         GSSFMetric.from_pretrained(folder)
-
-
-def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no folder. Give a folder that was saved, or a Hub id"):
-        GSSFMetric.from_pretrained(tmp_path / "nowhere")
-
-
-def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match="is neither a folder nor to be had from the Hub"):
-        GSSFMetric.from_pretrained("nobody/nothing", local_files_only=True)
-
-
-def test_misspelt_option_is_not_swallowed(folder: Path) -> None:
-    with pytest.raises(ArgumentError, match="`block_sise` must be an option of from_pretrained"):
-        GSSFMetric.from_pretrained(folder, block_sise=4)
