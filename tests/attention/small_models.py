@@ -67,3 +67,20 @@ class SmallMultihead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attend(x, x, x, need_weights=True, average_attn_weights=False)[0]
+
+
+class PlainAttention(nn.Module):
+    """Two heads of four channels; `scores` says what takes the place of the dot product."""
+
+    num_heads = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(8, 8) for _ in range(3))
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.mT
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
+        return (self.scores(q, k).softmax(-1) @ v).transpose(1, 2).flatten(-2)

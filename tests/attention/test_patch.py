@@ -1,7 +1,6 @@
-"""patch_attention and its handle: neutral, alive, exact, reversible; and every mistake named."""
+"""patch_attention: neutral, alive, exact; and every mistake named."""
 
 import copy
-import pickle
 import re
 from collections.abc import Callable
 
@@ -61,22 +60,6 @@ def test_the_score_is_q_a_k(bert: BertModel, ids: Tensor) -> None:
     torch.testing.assert_close(got, torch.cat(heads, -1), rtol=1e-10, atol=1e-10)
 
 
-def test_only_the_metric_trains_and_the_base_keeps_its_bits(bert: BertModel, ids: Tensor) -> None:
-    patch = patch_attention(bert, block_size=4)
-    patch.freeze_base()
-    base = {name: p.detach().clone() for name, p in bert.named_parameters() if ".gssf." not in name}
-    start = [p.detach().clone() for p in patch.parameters()]
-    optimizer = torch.optim.SGD(patch.parameters(), lr=1e-2)
-    wanted = torch.randn(2, 7, 32)
-    for _ in range(3):
-        optimizer.zero_grad()
-        (bert(ids)[0] - wanted).square().mean().backward()
-        optimizer.step()
-    assert all(not torch.equal(p, before) for p, before in zip(patch.parameters(), start, strict=True))
-    now = dict(bert.named_parameters())
-    assert all(torch.equal(now[name], before) and now[name].grad is None for name, before in base.items())
-
-
 def test_gradients_equal_finite_differences(bert: BertModel, ids: Tensor) -> None:
     bert.double()
     patch = patch_attention(bert, block_size=4, layers=[1], per_head=False)
@@ -89,89 +72,12 @@ def test_gradients_equal_finite_differences(bert: BertModel, ids: Tensor) -> Non
     assert torch.autograd.gradcheck(loss, tuple(weights.values()), atol=1e-7)
 
 
-def test_removed_without_a_trace(bert: BertModel, ids: Tensor) -> None:
-    bert.encoder.layer[0].requires_grad_(False)
-    before, keys = hidden(bert, ids), list(bert.state_dict())
-    flags = [p.requires_grad for p in bert.parameters()]
-    patch = patch_attention(bert, block_size=4)
-    assert [key for key in bert.state_dict() if ".gssf." not in key] == keys
-    perturb(patch)
-    patch.freeze_base()
-    patch.remove()
-    assert torch.equal(hidden(bert, ids), before)
-    assert list(bert.state_dict()) == keys
-    assert [p.requires_grad for p in bert.parameters()] == flags
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in bert.modules())
-
-
 def test_plain_checkpoint_of_a_patched_model_holds_the_base(bert: BertModel, ids: Tensor, tmp_path: object) -> None:
     before = hidden(bert, ids)
     perturb(patch_attention(bert, block_size=4))
     bert.save_pretrained(tmp_path)
     plain = BertModel.from_pretrained(tmp_path, add_pooling_layer=False).eval()
     assert torch.equal(hidden(plain, ids), before)
-
-
-@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
-def test_copies_carry_their_own_metrics(bert: BertModel, ids: Tensor, way: str) -> None:
-    patch = patch_attention(bert, block_size=4)
-    perturb(patch)
-    twin = copy.deepcopy(bert) if way == "deepcopy" else pickle.loads(pickle.dumps(bert))
-    here = hidden(bert, ids)
-    assert torch.equal(hidden(twin, ids), here)
-    other = AttentionPatch(twin)
-    perturb(other)
-    assert torch.equal(hidden(bert, ids), here)
-    assert not torch.equal(hidden(twin, ids), here)
-    other.remove()
-    assert torch.equal(hidden(bert, ids), here)
-
-
-def test_disabled_is_exact_nests_and_touches_no_flags(bert: BertModel, ids: Tensor) -> None:
-    before = hidden(bert, ids)
-    patch = patch_attention(bert, block_size=4)
-    perturb(patch)
-    patch.freeze_base()
-    after, flags = hidden(bert, ids), [(p.requires_grad) for p in bert.parameters()]
-    with patch.disabled():
-        with patch.disabled():
-            assert torch.equal(hidden(bert, ids), before)
-        assert torch.equal(hidden(bert, ids), before)
-    assert torch.equal(hidden(bert, ids), after)
-    assert [(p.requires_grad) for p in bert.parameters()] == flags
-    patch.disable()
-    with patch.disabled():
-        pass
-    assert not patch.enabled
-    patch.enable()
-    assert torch.equal(hidden(bert, ids), after)
-
-
-def test_disabled_comes_back_after_an_error(bert: BertModel) -> None:
-    patch = patch_attention(bert, block_size=4)
-    with pytest.raises(KeyError), patch.disabled():
-        raise KeyError
-    assert patch.enabled
-
-
-def test_several_adapters_one_active(bert: BertModel, ids: Tensor) -> None:
-    patch = patch_attention(bert, block_size=4, adapter_name="first")
-    perturb(patch)
-    first = hidden(bert, ids)
-    patch = patch_attention(bert, terms=("dense",), per_head=False, layers=[0], adapter_name="second")
-    assert patch.adapter_names == ("first", "second")
-    perturb(patch)
-    second = hidden(bert, ids)
-    assert not torch.allclose(first, second)
-    patch.set_adapter("first")
-    assert torch.equal(hidden(bert, ids), first)
-    with pytest.raises(ArgumentError, match="not be active"):
-        patch.delete_adapter("first")
-    patch.delete_adapter("second")
-    assert patch.adapter_names == ("first",)
-    with pytest.raises(ArgumentError, match="`adapter_name` must name an adapter of this model, but got 'second'"):
-        patch.set_adapter("second")
-    assert torch.equal(hidden(bert, ids), first)
 
 
 @pytest.mark.parametrize(
@@ -231,24 +137,10 @@ def test_multihead_attention_of_torch_with_its_fast_path() -> None:
     ("options", "message"),
     [
         ({"block_size": 3}, "`block_size` must divide the head dimension 8 of 'encoder.layer.0.attention.self', but"),
-        ({"terms": ("diag",)}, "Did you mean 'diagonal'"),
         ({"terms": "diagonal"}, "`terms` must be a tuple of different term names, but got 'diagonal'. Choose from"),
-        ({"terms": 3}, "`terms` must be a tuple of different term names, but got 3. Choose from"),
-        ({"terms": ("dense", "block_diagonal")}, "not hold both"),
         ({"layers": ["encoder.layer.7"]}, "`layers` must name attention modules, but got 'encoder.layer.7'. Did you"),
-        ({"layers": ["encoder.layer.0", 7]}, "`layers` must name attention modules, but got 7"),
-        ({"layers": [1.0]}, "`layers` must be a sequence of paths or numbers, but got 1.0"),
-        ({"layers": [True]}, "`layers` must be a sequence of paths or numbers, but got True"),
-        ({"layers": 1}, "`layers` must be a sequence of paths or numbers, but got 1"),
         ({"layers": "encoder"}, "`layers` must be a sequence"),
-        ({"layers": []}, "`layers` must be a sequence"),
-        ({"query_norm": "behind"}, "`query_norm` must be 'after' or 'before', but got 'behind'"),
         ({"dtype": "float32"}, "`dtype` must be a floating-point dtype of torch, but got 'float32'"),
-        ({"per_head": "no"}, "`per_head` must be True or False, but got 'no'"),
-        ({"block_size": 0}, "`block_size` must be a whole number of at least 1, but got 0"),
-        ({"block_size": 2.0}, "`block_size` must be a whole number of at least 1, but got 2.0"),
-        ({"adapter_name": 3}, "`adapter_name` must be a plain name without dots, but got 3"),
-        ({"dtype": torch.int8}, "`dtype` must be a floating-point dtype"),
         ({"adapter_name": "a.b"}, "`adapter_name` must be a plain name"),
         ({"example_inputs": {"input_ids": None}}, "`example_inputs` must run the model"),
         (

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from attention.patching import perturb
+from attention.small_models import PlainAttention
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -16,23 +17,6 @@ from transformers import (
 from gssf_plug.attention import patch_attention
 from gssf_plug.attention.discovery.attention_module import attention_modules
 from gssf_plug.errors import ArgumentError
-
-
-class PlainAttention(nn.Module):
-    """Two heads of four channels; `scores` says what takes the place of the dot product."""
-
-    num_heads = 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(8, 8) for _ in range(3))
-
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        return q @ k.mT
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj))
-        return (self.scores(q, k).softmax(-1) @ v).transpose(1, 2).flatten(-2)
 
 
 class DistanceAttention(PlainAttention):

@@ -14,11 +14,10 @@ from attention.object_graph import object_graph
 from attention.small_models import IDS, small_bert, small_llama
 from tools.sweep import everything, find_calls, recording, unlike
 from tools.tiny import tiny_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import BertConfig, BertModel, BigBirdConfig, BigBirdModel
 
 from gssf_plug.attention import AttentionPatch, load_attention, patch_attention
-from gssf_plug.attention.discovery.recording import undisturbed
 from gssf_plug.errors import ArgumentError
 
 TYPES = ["bert", "big_bird", "clipseg", "llama", "llava", "swin", "t5", "wav2vec2", "whisper"]
@@ -98,68 +97,6 @@ def test_hidden_states_and_attentions_are_as_many_as_the_layers() -> None:
             patch_attention(model).remove()
         patch_attention(model)
         assert len(model(IDS)[flag.removeprefix("output_")]) == count
-
-
-class Restless(nn.Module):
-    """Changes itself in every way that a run may."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-        self.register_buffer("counted", torch.zeros(1))
-        self.table, self.names, self.seen = {"a": torch.ones(2)}, ["x"], {1}
-        self.generator = torch.Generator().manual_seed(3)
-        self.settings = Settings()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.counted += 1
-        self.table["a"] += 1
-        self.table["b"] = 1
-        self.names.append("y")
-        self.seen.add(2)
-        self.settings.inner["depth"] = 2
-        self.flag = True
-        self.made = nn.Linear(4, 4)
-        self.layer.register_forward_hook(lambda *given: None)
-        self.layer.register_forward_pre_hook(lambda *given: None)
-        self.register_buffer("late", torch.zeros(1))
-        self.layer.weight.requires_grad_(False)
-        return self.layer(x) + torch.randn(4, generator=self.generator) + torch.rand(1) + random.random()
-
-
-class Settings:
-    def __init__(self) -> None:
-        self.inner: dict[str, int] = {}
-
-
-def test_every_kind_of_change_is_put_back() -> None:
-    model = Restless().train()
-    before = object_graph(model)
-    with undisturbed(model):
-        assert not model.training
-        assert not torch.is_grad_enabled()
-        for _ in range(2):
-            model(torch.zeros(1, 4))
-        assert object_graph(model) != before
-    assert object_graph(model) == before
-
-
-def test_what_a_run_raises_leaves_the_model_whole() -> None:
-    model = Restless().train()
-    before = object_graph(model)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), undisturbed(model):
-        model(torch.zeros(1, 3))
-    assert object_graph(model) == before
-
-
-def test_a_compiled_model_runs_uncompiled() -> None:
-    model, compiled = nn.Linear(2, 2), []
-    model._compiled_call_impl = lambda *given: compiled.append(given)  # what Module.compile leaves
-    with undisturbed(model):
-        model(torch.zeros(1, 2))
-    assert not compiled
-    model(torch.zeros(1, 2))
-    assert compiled
 
 
 def test_generation_records_like_the_twin() -> None:
