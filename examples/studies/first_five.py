@@ -65,7 +65,7 @@ def middles(change: Tensor, parts: int) -> Tensor:
 def draw(both: Compared) -> tuple[Figure, str]:
     """The picture, and in words how many queries gain."""
     change = both.precision[1] - both.precision[0]
-    positive = (both.split.relevant & ~both.split.hidden).any(1).nonzero()[:, 0]  # the queries that have a precision
+    positive = both.split.positive.any(1).nonzero()[:, 0]  # the queries that have a precision
     queries = positive[middles(change, SHOWN)]
     visible = [score.masked_fill(both.split.hidden, float("-inf"))[queries] for score in both.scores]
     found = torch.cat([score.topk(FIRST).indices for score in visible], dim=1)

@@ -44,7 +44,7 @@ def main() -> None:
 def given(split: Split, one_sided: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Queries, documents (the queries themselves where there is one kind of item), pairs, ignored pairs."""
     documents = split.queries if one_sided else split.gallery
-    return split.queries, documents, split.relevant & ~split.hidden, split.hidden
+    return split.queries, documents, split.positive, split.hidden
 
 
 def parse_options() -> argparse.Namespace:

@@ -40,7 +40,7 @@ def main() -> None:
 def rows(task: Task) -> dict[str, Callable[[Options], nn.Module]]:
     """The groupings, all from training data."""
     split = task.splits["train"]
-    queries, items = (split.relevant & ~split.hidden).nonzero().T
+    queries, items = split.pairs.T
     chosen = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))[:8000]
     x, y = split.queries[queries[chosen]], split.gallery[items[chosen]]
     dim = x.shape[1]

@@ -11,6 +11,7 @@ into --cache (five minutes), and every study reads them from there.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -35,6 +36,16 @@ class Split:
     relevant: Tensor  # (N, M) boolean
     hidden: Tensor  # (N, M) boolean
 
+    @cached_property
+    def positive(self) -> Tensor:
+        """(N, M), what counts as found."""
+        return self.relevant & ~self.hidden
+
+    @cached_property
+    def pairs(self) -> Tensor:
+        """(P, 2), query and gallery item of every positive."""
+        return self.positive.nonzero()
+
 
 @dataclass(frozen=True)
 class Task:
@@ -45,29 +56,31 @@ class Task:
     splits: dict[str, Split]
 
 
-def load_task(name: str, cache: Path, *, pixels: bool = False) -> Task:
+@lru_cache(maxsize=4)
+def load_task(name: str, folder: Path, *, pixels: bool = False) -> Task:
     """The task with its features, or with the pixels of its drawings; computes and keeps them at the first call."""
-    drawings = _pixels if pixels else _image_features
-    splits = {split: TASKS[name](split, cache, drawings) for split in SPLITS}
+    drawings = _pixels(folder) if pixels else _image_features(folder)
+    splits = {split: TASKS[name](split, folder, drawings) for split in SPLITS}
     return Task(name, name in ("re-id", "fine-grained"), splits)
 
 
 def average_precision(scores: Tensor, split: Split) -> Tensor:
-    """AP of each query that has a positive, in %: the mean over its positives of i / rank_i."""
-    positive = split.relevant & ~split.hidden
-    order = scores.masked_fill(split.hidden, float("-inf")).argsort(dim=1, descending=True)
-    right = positive.gather(1, order).float()
-    precision = right.cumsum(1) / torch.arange(1, right.shape[1] + 1)
-    count = right.sum(1)
-    return 100 * ((precision * right).sum(1) / count.clamp_min(1))[count > 0]
+    """AP of each query that has a positive, in %: the mean over its positives of i / rank_i; ties come first."""
+    queries, items = split.pairs.T
+    kept = scores.masked_fill(split.hidden, float("-inf"))
+    ranks = (kept[queries] >= kept[queries, items][:, None]).sum(1)
+    ranks = ranks[(queries * (scores.shape[1] + 1) + ranks).argsort()]  # the pairs of one query, best first
+    count = queries.bincount(minlength=len(scores))
+    place = torch.arange(1, len(queries) + 1) - (count.cumsum(0) - count)[queries]
+    return 100 * (torch.zeros(len(scores)).index_add(0, queries, place / ranks) / count)[count > 0]
 
 
-Drawings = Callable[[Path], dict[str, Tensor]]
+Drawings = dict[str, Tensor]  # of each split
 
 
-def _text(split: str, cache: Path, _: Drawings) -> Split:
+def _text(split: str, folder: Path, _: Drawings) -> Split:
     emoji = _emoji(split)
-    vectors = _text_features(cache)
+    vectors = _text_features(folder)
     keywords = sorted({keyword for row in emoji for keyword in row["keywords"]})
     position = {keyword: number for number, keyword in enumerate(keywords)}
     relevant = torch.zeros(len(keywords), len(emoji), dtype=torch.bool)
@@ -78,23 +91,23 @@ def _text(split: str, cache: Path, _: Drawings) -> Split:
     return Split(queries, gallery, relevant, torch.zeros_like(relevant))
 
 
-def _image_text(split: str, cache: Path, drawings: Drawings) -> Split:
-    rows, images = _drawn(split, drawings(cache))
-    vectors = _text_features(cache)
+def _image_text(split: str, folder: Path, drawings: Drawings) -> Split:
+    rows, images = _drawn(split, drawings)
+    vectors = _text_features(folder)
     captions = sorted({(row["label"], row["captions"][0]) for row in _emoji(split)})
     labels, texts = torch.tensor([label for label, _ in captions]), [vectors[text] for _, text in captions]
     relevant = rows["label"][:, None] == labels
     return Split(images, torch.stack(texts), relevant, torch.zeros_like(relevant))
 
 
-def _re_id(split: str, cache: Path, drawings: Drawings) -> Split:
-    rows, images = _drawn(split, drawings(cache))
+def _re_id(split: str, folder: Path, drawings: Drawings) -> Split:
+    rows, images = _drawn(split, drawings)
     same, camera = (rows[name][:, None] == rows[name] for name in ("label", "camera"))
     return Split(images, images, same & ~camera, same & camera)
 
 
-def _fine_grained(split: str, cache: Path, drawings: Drawings) -> Split:
-    rows, images = _drawn(split, drawings(cache), [vendor for vendor in VENDORS if vendor != "fluent-flat"])
+def _fine_grained(split: str, folder: Path, drawings: Drawings) -> Split:
+    rows, images = _drawn(split, drawings, [vendor for vendor in VENDORS if vendor != "fluent-flat"])
     same, itself = rows["label"][:, None] == rows["label"], torch.eye(len(images), dtype=torch.bool)
     return Split(images, images, same & ~itself, itself)
 
@@ -107,6 +120,7 @@ TASKS: dict[str, Callable[[str, Path, Drawings], Split]] = {
 }
 
 
+@cache
 def _emoji(split: str) -> list[dict]:
     """One row per emoji, whatever its vendors."""
     rows = load_emoji(split).select_columns(["label", "name", "keywords", "captions"]).to_list()
@@ -122,17 +136,17 @@ def _drawn(
     return columns, drawings[split][kept].float()
 
 
-def _image_features(cache: Path) -> dict[str, Tensor]:
-    path = cache / "images.safetensors"
+def _image_features(folder: Path) -> dict[str, Tensor]:
+    path = folder / "images.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({split: embed_images(list(load_emoji(split)["image"])).half() for split in SPLITS}, path)
     return load_file(path)
 
 
-def _pixels(cache: Path) -> dict[str, Tensor]:
+def _pixels(folder: Path) -> dict[str, Tensor]:
     """Pixels between 0 and 1."""
-    path = cache / f"pixels{PIXELS}.safetensors"
+    path = folder / f"pixels{PIXELS}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn = {
@@ -143,10 +157,10 @@ def _pixels(cache: Path) -> dict[str, Tensor]:
     return {split: pixels.float() / 255 for split, pixels in load_file(path).items()}
 
 
-def _text_features(cache: Path) -> dict[str, Tensor]:
+def _text_features(folder: Path) -> dict[str, Tensor]:
     rows = [row for split in SPLITS for row in _emoji(split)]
     texts = sorted({text for row in rows for text in (row["name"], *row["keywords"], *row["captions"])})
-    path = cache / "texts.safetensors"
+    path = folder / "texts.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"texts": embed_texts(texts)}, path)

@@ -162,7 +162,7 @@ def _scorer(task: Task, build: Callable[[Options], nn.Module], encoder: str) -> 
 def _batches(split: Split, fraction: float) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """STEPS batches of pairs that belong together; what belongs together by chance counts as positive, too."""
     kept = torch.rand(len(split.queries), generator=torch.Generator().manual_seed(0)) < fraction
-    pairs = (split.relevant & ~split.hidden & kept[:, None]).nonzero()
+    pairs = split.pairs[kept[split.pairs[:, 0]]]
     for _ in range(STEPS):
         rows, columns = pairs[torch.randint(len(pairs), (BATCH,))].T
         chosen = split.relevant[rows][:, columns], split.hidden[rows][:, columns]

@@ -85,7 +85,7 @@ def part(split: Split, asks: Tensor, answers: Tensor) -> Split:
 
 def asked_by(runs: Runs, test: Split, vendor: str) -> dict[tuple[str, int], Run]:
     """The runs as if only this vendor's drawings had asked."""
-    counted = (test.relevant & ~test.hidden).any(1)  # AP is listed for these queries
+    counted = test.positive.any(1)  # AP is listed for these queries
     own = drawn_by("test", vendor)[counted]
     chosen = {}
     for key, run in runs.items():

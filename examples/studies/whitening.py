@@ -69,6 +69,6 @@ def whiten(task: Task, by_pairs: bool) -> Mapping[str, Any]:
 
 
 def _differences(split: Split) -> Tensor:
-    rows, columns = (split.relevant & ~split.hidden).nonzero().T
+    rows, columns = split.pairs.T
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:PAIRS]
     return normalize(split.queries[rows[chosen]], dim=1) - normalize(split.gallery[columns[chosen]], dim=1)
