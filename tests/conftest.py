@@ -1,5 +1,6 @@
 """What holds in the whole suite: seeds, no shape checks where a test passes what the annotations forbid, slow tests."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,17 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--seconds")
     if path is not None and IN_TURNS:  # here reports of all processes arrive
         config.pluginmanager.register(slow.Stopwatch(path))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What collection makes stays: the garbage collector does not look for garbage in it, neither now nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()  # a million objects of torch and transformers, looked through at every full collection otherwise
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,6 +14,7 @@ one may come. ENDING:
 """
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -93,6 +94,7 @@ def main(root: Path, ending: str, runs: int) -> tuple[Path, int] | None:
     """Fork the pairs; in one of their members, its folder and rank."""
     torch.set_num_threads(1)
     importlib.import_module("torch._dynamo")  # as DDP's constructor does
+    gc.freeze()  # a collection in a member would write into, and so copy, every page of what is imported
     for number in range(runs):
         folder = root / f"{ending}{number}"
         folder.mkdir(parents=True)

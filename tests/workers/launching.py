@@ -7,6 +7,7 @@ does besides is seen by `test_distributed.py`, `tests/examples/test_recipes.py` 
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -124,6 +125,7 @@ def _main(
     script: Path | str, words: Sequence[str], environment: dict[str, str], cwd: Path, said: Sequence[str]
 ) -> None:
     """In the fork: become `python script words`."""
+    gc.freeze()  # a collection would write into, and so copy, every page of what the server has imported
     os.setsid()
     for target, path in ((1, said[0]), (2, said[1])):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), target)
