@@ -1,4 +1,4 @@
-"""Distiller: pairs, projectors, shapes across architectures, the teacher's promises, plan, check, refusals."""
+"""Distiller: projectors, shapes across architectures, the teacher's promises, plan, check, refusals."""
 
 import copy
 
@@ -12,7 +12,7 @@ from gssf_plug import GSSFMetric
 from gssf_plug.distillation import Distiller, Tap
 from gssf_plug.distillation.losses import MSE, DistillationLoss, LogitKL, Relation
 from gssf_plug.distillation.losses.short_names import LOSSES
-from gssf_plug.errors import ArgumentError, CheckpointError
+from gssf_plug.errors import ArgumentError
 from gssf_plug.features import mean_pool
 
 PAIR = {"encoder.layer.1": "encoder.layer.3"}
@@ -77,11 +77,6 @@ def test_several_pairs_several_losses_and_rules():
     assert [(a.path, b.path) for a, b in last.pairs] == [("encoder.layer.1", "encoder.layer.3")]
     braces = Distiller(student, teacher, {"encoder.layer.*": "encoder.layer.{3,0}"}, "mse")
     assert [b.path for _, b in braces.pairs] == ["encoder.layer.3", "encoder.layer.0"]
-
-
-def test_three_layers_of_seven_are_spread_evenly():
-    distiller = Distiller(bert(layers=3), bert(layers=7, seed=3), "uniform", "mse")
-    assert [b.path[-1] for _, b in distiller.pairs] == ["2", "4", "6"]
 
 
 @pytest.mark.parametrize(
@@ -307,44 +302,6 @@ def test_check_finds_what_is_wrong():
         distiller.check(images())
 
 
-def test_parts_are_saved_beside_the_student(tmp_path):
-    student, teacher = pair_of_berts()
-    first = Distiller(student, teacher, PAIR, ["gssf", "mse"])
-    first.plan(text())
-    with torch.no_grad():
-        for parameter in first.losses.parameters():
-            parameter.add_(0.1)
-    first.save_parts(tmp_path)
-    second = Distiller(student, teacher, PAIR, ["gssf", "mse"])
-    second.plan(text())
-    held = next(second.losses.parameters())
-    second.load_parts(tmp_path)
-    assert next(second.losses.parameters()) is held  # an optimizer that holds it goes on
-    first.eval()
-    second.eval()
-    torch.testing.assert_close(second(text()), first(text()))
-    metric = first.metrics()["encoder.layer.1:gssf"]
-    metric.save_pretrained(tmp_path / "metric")
-    x = torch.randn(3, 16)
-    torch.testing.assert_close(GSSFMetric.from_pretrained(tmp_path / "metric")(x, x), metric(x, x))
-    third = Distiller(student, teacher, PAIR, "mse")
-    third.plan(text())
-    with pytest.raises(CheckpointError, match="was saved from another distiller: its losses are"):
-        third.load_parts(tmp_path)
-
-
-def test_parts_of_another_metric_are_refused(tmp_path):
-    """A matrix that was trained as LᵀL has the shapes of one that was not."""
-    student, teacher = pair_of_berts()
-    for constraint in ("psd", "symmetric"):
-        distiller = Distiller(student, teacher, PAIR, Relation(GSSFMetric(16, constraint=constraint)))
-        distiller.plan(text())
-        if constraint == "psd":
-            distiller.save_parts(tmp_path)
-    with pytest.raises(CheckpointError, match="another distiller: its metrics are .*'constraint': 'psd'"):
-        distiller.load_parts(tmp_path)
-
-
 class Neutral(DistillationLoss):
     def compute(self, student, teacher, mask):
         return student.sum() * 0
@@ -352,28 +309,12 @@ class Neutral(DistillationLoss):
 
 def test_refusals_at_construction():
     student, teacher = pair_of_berts()
-    cases = [
-        ({"encoder.layer.9": "encoder.layer.3"}, "mse", r"`pairs \(student\)` must be the path of a module"),
-        ({"encoder.layer.1": "encoder.layer.9"}, "mse", r"`pairs \(teacher\)` must be the path of a module"),
-        ({"encoder.layer.1": "encoder.layer.*"}, "mse", "matches 1 of the student, but got 4 of the teacher"),
-        ({}, "mse", "`pairs` must name at least one pair"),
-        ("unifrm", "mse", "`pairs` must be pairs of paths or one of .* Did you mean 'uniform'"),
-        (PAIR, "gsf", "`loss` must be a loss object or a short name, but got 'gsf'. Did you mean 'gssf'"),
-        (PAIR, nn.MSELoss, "`loss` must be a loss object"),
-    ]
-    for pairs, loss, message in cases:
-        with pytest.raises((ArgumentError, TypeError), match=message if loss is not nn.MSELoss else "."):
-            Distiller(student, teacher, pairs, loss)
+    with pytest.raises(ArgumentError, match=r"`pairs \(teacher\)` must be the path of a module"):
+        Distiller(student, teacher, {"encoder.layer.1": "encoder.layer.9"}, "mse")
     with pytest.raises(ArgumentError, match="`weight` must be a number of at least 0, or one for each of 1 losses"):
         Distiller(student, teacher, PAIR, "mse", weight=[1.0, 2.0])
     with pytest.raises(ArgumentError, match="`teacher` must share no weights with the student, but got 'embeddings"):
         Distiller(student, student, PAIR, "mse")
-    twin = copy.deepcopy(student)
-    twin.embeddings = student.embeddings
-    with pytest.raises(ArgumentError, match="share no weights"):
-        Distiller(student, twin, PAIR | {"encoder.layer.1": "encoder.layer.1"}, "mse")
-    with pytest.raises(ArgumentError, match="since the student has no stack"):
-        Distiller(nn.Linear(2, 2), teacher, "last", "mse")
 
 
 @pytest.mark.bad_input

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from gssf_plug.distillation import Distiller, Tap, TeacherModel
-from gssf_plug.distillation.losses import MSE, DistillationLoss, FeatureLoss, Relation
-from gssf_plug.distillation.losses import distillation_loss as room
+from gssf_plug.distillation.losses import Relation
 from gssf_plug.distillation.terms import name_pairs
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import mean_pool
@@ -92,11 +91,6 @@ def test_the_same_loss_twice_has_two_names():
     distiller.plan(text())
     assert distiller.term_names() == ["encoder.layer.1:relation", "encoder.layer.1:relation#2"]
     assert len(set(distiller(text()).values())) == 3
-
-
-def test_the_old_name_of_the_class_works():
-    assert FeatureLoss is DistillationLoss is room.FeatureLoss
-    assert issubclass(MSE, FeatureLoss)
 
 
 def test_hooks_are_there_during_the_forward_alone():
@@ -251,20 +245,3 @@ def test_a_teacher_of_another_modality_without_inputs_is_named():
         distiller.plan(text())
     with pytest.raises(ArgumentError, match=r"`student_inputs` must give the student \['input_ids'\], which it reads"):
         Distiller(bert(), vit(), {"": ""}, "gssf").plan(images())
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("loss", [nn.MSELoss(), [nn.MSELoss()], nn.functional.mse_loss])
-def test_a_loss_of_torch_is_named(loss):
-    with pytest.raises((ArgumentError, TypeError), match="`loss` must be a loss object|not iterable"):
-        Distiller(bert(), bert(24, 4, seed=2), PAIR, loss)
-    if isinstance(loss, nn.Module):
-        with pytest.raises(ArgumentError, match="but got MSELoss"):
-            Distiller(bert(), bert(24, 4, seed=2), PAIR, loss)
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("weight", [float("nan"), -1.0, float("inf"), "1", [1.0, 2.0]])
-def test_a_weight_that_is_none_is_named(weight):
-    with pytest.raises(ArgumentError, match="`weight` must be a number of at least 0"):
-        Distiller(bert(), bert(24, 4, seed=2), PAIR, "mse", weight)

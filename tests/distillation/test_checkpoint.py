@@ -1,24 +1,28 @@
-"""A student comes back from a checkpoint as `from_pretrained` reads it, or the checkpoint is refused.
+"""What a checkpoint holds: the parts beside the student, how batches were formed; the student comes back whole or not.
 
 All types to the bit: `python tests/tools/restoring.py`.
 """
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from distillation.models import bert, images, vit
+from distillation.models import bert, images, text, vit
 from safetensors.torch import load_file, save_file
 from tools.restoring import OWN_FAULT, count_restored, spoil
 from tools.tiny import model_types, tiny_model
 from torch import nn
 from transformers import TrainingArguments, ViTConfig, ViTModel, conversion_mapping
 
+from gssf_plug import GSSFMetric
 from gssf_plug.distillation import DistillationTrainer, Distiller
-from gssf_plug.distillation.checkpoint import restore_student
-from gssf_plug.errors import CheckpointError
+from gssf_plug.distillation.checkpoint import check_batch, restore_student, write_batch
+from gssf_plug.distillation.losses import Relation
+from gssf_plug.errors import ArgumentError, CheckpointError
 
+PAIR = {"encoder.layer.1": "encoder.layer.3"}
 DOZEN = ["vit", "deit", "beit", "dinov2", "dinov3_vit", "swin", "segformer", "llava", "gemma3", "mixtral", "qwen3_moe"]
 
 
@@ -127,3 +131,66 @@ def test_the_best_image_student_comes_back_unmixed(tmp_path):
     trainer.save_model(str(tmp_path / "out"))
     saved, was = (load_file(f"{folder}/model.safetensors") for folder in (tmp_path / "out", best))
     assert all(torch.equal(saved[name], value) for name, value in was.items())
+
+
+def test_parts_are_saved_beside_the_student(tmp_path):
+    student, teacher = bert(seed=1), bert(width=24, layers=4, seed=2)
+    first = Distiller(student, teacher, PAIR, ["gssf", "mse"])
+    first.plan(text())
+    with torch.no_grad():
+        for parameter in first.losses.parameters():
+            parameter.add_(0.1)
+    first.save_parts(tmp_path)
+    second = Distiller(student, teacher, PAIR, ["gssf", "mse"])
+    second.plan(text())
+    held = next(second.losses.parameters())
+    second.load_parts(tmp_path)
+    assert next(second.losses.parameters()) is held  # an optimizer that holds it goes on
+    first.eval()
+    second.eval()
+    torch.testing.assert_close(second(text()), first(text()))
+    metric = first.metrics()["encoder.layer.1:gssf"]
+    metric.save_pretrained(tmp_path / "metric")
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(GSSFMetric.from_pretrained(tmp_path / "metric")(x, x), metric(x, x))
+    third = Distiller(student, teacher, PAIR, "mse")
+    third.plan(text())
+    with pytest.raises(CheckpointError, match="was saved from another distiller: its losses are"):
+        third.load_parts(tmp_path)
+
+
+def test_parts_of_another_metric_are_refused(tmp_path):
+    """A matrix that was trained as LᵀL has the shapes of one that was not."""
+    student, teacher = bert(seed=1), bert(width=24, layers=4, seed=2)
+    for constraint in ("psd", "symmetric"):
+        distiller = Distiller(student, teacher, PAIR, Relation(GSSFMetric(16, constraint=constraint)))
+        distiller.plan(text())
+        if constraint == "psd":
+            distiller.save_parts(tmp_path)
+    with pytest.raises(CheckpointError, match="another distiller: its metrics are .*'constraint': 'psd'"):
+        distiller.load_parts(tmp_path)
+
+
+def run(processes, steps=1):
+    """What `write_batch` and `check_batch` read of a Trainer's arguments."""
+    return SimpleNamespace(world_size=processes, gradient_accumulation_steps=steps)
+
+
+def test_a_run_goes_on_with_the_batch_of_all_processes(tmp_path, caplog):
+    folder = tmp_path / "checkpoint-2" / "gssf"
+    folder.parent.mkdir()
+    check_batch(folder, run(4), 8)  # a checkpoint of before it was noted
+    write_batch(folder, run(2), 8)
+    check_batch(folder, run(2), 8)
+    assert not caplog.text
+    check_batch(folder, run(4), 4)
+    assert "was written by 2 processes and is resumed by 4: same batches, other dropout" in caplog.text
+    with pytest.raises(ArgumentError, match=r"make batches of 16 rows .* but got 8 on each of 4. Set it to 4\."):
+        check_batch(folder, run(4), 8)
+    with pytest.raises(ArgumentError, match="but got 5 on each of 3. Use another number of processes"):
+        check_batch(folder, run(3), 5)
+    with pytest.raises(ArgumentError, match="`gradient_accumulation_steps` must be 1, as in the run in .*, but got 2"):
+        check_batch(folder, run(2, steps=2), 8)
+    (folder / "batch.json").write_text('{"rows": "16", "processes": 2, "steps": 1}')
+    with pytest.raises(CheckpointError, match="batch.json' is damaged. Resume from another checkpoint"):
+        check_batch(folder, run(2), 8)
