@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 __all__ = [
-    "IMAGE_ENDINGS", "StrPath", "check_split", "column", "compare_count", "decode_columns", "existing_folder",
+    "IMAGE_ENDINGS", "OfficialSplit", "StrPath", "check_split", "column", "decode_columns", "existing_folder",
     "find_part", "image_files", "is_hidden", "is_image_name", "numbered", "read_lines", "require_files", "table",
 ]  # fmt: skip
 
@@ -124,12 +124,40 @@ def check_split(split: str, splits: Iterable[str]) -> None:
         raise ArgumentError("split", f"be one of {splits}", repr(split), near_matches(str(split), splits))
 
 
-def compare_count(name: str, split: str, count: int, official: Mapping[str, int]) -> None:
-    """Warn where a split has another number of images than the official one: a download that was cut, or a copy."""
-    if split in official and count != official[split]:
-        logger.warning(
-            "%s, split '%s': %s images; the official set has %s", name, split, f"{count:,}", f"{official[split]:,}"
-        )
+class OfficialSplit:
+    """One split of a classic data set: that there is such a split, where it lies, how many images it should have.
+
+    Args:
+        name: name of the data set, for the warning.
+        root: folder of the data set, as the caller gave it.
+        split: split that is asked for.
+        official: number of images of each split in the official set.
+
+    Raises:
+        ArgumentError: the set has no such split.
+        DataError: there is no such folder.
+    """
+
+    def __init__(self, name: str, root: StrPath, split: str, official: Mapping[str, int]) -> None:
+        check_split(split, official)
+        self.name, self.split, self.expected = name, split, official[split]
+        self.folder = existing_folder(root)
+
+    def rows(
+        self, files: Sequence[str], labels: Sequence[int], *, renumber: bool = False, **more: Sequence[Any]
+    ) -> "Dataset":
+        """The split as a `datasets.Dataset`; a warning where its size is not the official one.
+
+        Args:
+            files: paths of the images.
+            labels: label of each image.
+            renumber: True renumbers the labels to 0 … C-1, which a classifier needs; default False.
+            more: further columns.
+        """
+        if len(files) != self.expected:  # a download that was cut, or a copy
+            text = "%s, split '%s': %s images; the official set has %s"
+            logger.warning(text, self.name, self.split, f"{len(files):,}", f"{self.expected:,}")
+        return table({"image": files, "label": numbered(labels) if renumber else labels, **more})
 
 
 def numbered(names: Sequence[Any]) -> list[int]:

@@ -15,15 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gssf_plug.errors import DataError
-from gssf_plug.retrieval.data.source_files import (
-    StrPath,
-    check_split,
-    compare_count,
-    existing_folder,
-    find_part,
-    require_files,
-    table,
-)
+from gssf_plug.retrieval.data.source_files import OfficialSplit, StrPath, find_part, require_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,14 +40,13 @@ def cars196(root: StrPath, split: Literal["train", "test"]) -> "Dataset":
         DataError: a part of the data set is missing or damaged.
         ImportError: SciPy is not installed.
     """
-    check_split(split, OFFICIAL)
-    folder = existing_folder(root)
+    opened = OfficialSplit("Cars-196", root, split, OFFICIAL)
+    folder = opened.folder
     names, classes = _together(folder) if (folder / "cars_annos.mat").exists() else _apart(folder)
     half = max(classes) // 2
     chosen = [image for image, number in enumerate(classes) if (number <= half) == (split == "train")]
     files = require_files(folder, [names[image] for image in chosen], listed_in="the annotation")
-    compare_count("Cars-196", split, len(files), OFFICIAL)
-    return table({"image": files, "label": [classes[image] - 1 for image in chosen]})
+    return opened.rows(files, [classes[image] - 1 for image in chosen])
 
 
 def _together(folder: Path) -> tuple[list[str], list[int]]:

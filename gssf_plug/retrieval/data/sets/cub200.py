@@ -12,16 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gssf_plug.errors import DataError
-from gssf_plug.retrieval.data.source_files import (
-    StrPath,
-    check_split,
-    compare_count,
-    existing_folder,
-    find_part,
-    read_lines,
-    require_files,
-    table,
-)
+from gssf_plug.retrieval.data.source_files import OfficialSplit, StrPath, find_part, read_lines, require_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,8 +36,8 @@ def cub200(root: StrPath, split: Literal["train", "test"]) -> "Dataset":
         ArgumentError: there is no such split.
         DataError: a part of the data set is missing or damaged.
     """
-    check_split(split, OFFICIAL)
-    folder = find_part(existing_folder(root), "images.txt", "CUB_200_2011/images.txt", what="the list of images").parent
+    opened = OfficialSplit("CUB-200-2011", root, split, OFFICIAL)
+    folder = find_part(opened.folder, "images.txt", "CUB_200_2011/images.txt", what="the list of images").parent
     names = _numbered_lines(folder, "images.txt")
     classes = _numbered_lines(folder, "image_class_labels.txt")
     half = len(_numbered_lines(folder, "classes.txt")) // 2
@@ -57,8 +48,7 @@ def cub200(root: StrPath, split: Literal["train", "test"]) -> "Dataset":
     chosen = [image for image in names if (labels[image] < half) == (split == "train")]
     pictures = find_part(folder, "images", what="the images")
     files = require_files(pictures, [names[image] for image in chosen], listed_in="'images.txt'")
-    compare_count("CUB-200-2011", split, len(files), OFFICIAL)
-    return table({"image": files, "label": [labels[image] for image in chosen]})
+    return opened.rows(files, [labels[image] for image in chosen])
 
 
 def _numbered_lines(folder: Path, name: str) -> dict[int, str]:

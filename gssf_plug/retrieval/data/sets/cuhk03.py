@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.retrieval.data.sets.market1501 import FOLDERS, named_pedestrians
-from gssf_plug.retrieval.data.source_files import StrPath, check_split, compare_count, existing_folder, find_part
+from gssf_plug.retrieval.data.source_files import OfficialSplit, StrPath, find_part
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,11 +45,10 @@ def cuhk03(
         ArgumentError: there is no such split or kind of boxes.
         DataError: a folder is missing, holds no images, or holds a name of another pattern.
     """
-    check_split(split, FOLDERS)
     if boxes not in OFFICIAL:
         raise ArgumentError("boxes", f"be one of {tuple(OFFICIAL)}", repr(boxes), near_matches(boxes, OFFICIAL))
+    opened = OfficialSplit(f"CUHK03-NP ({boxes})", root, split, OFFICIAL[boxes])
     part = f"{boxes}/{FOLDERS[split]}"
-    images = find_part(existing_folder(root), part, f"cuhk03-np/{part}", what=f"the images of '{split}'")
-    rows = named_pedestrians(images, NAME, renumber=split == "train")
-    compare_count(f"CUHK03-NP ({boxes})", split, len(rows), OFFICIAL[boxes])
-    return rows
+    images = find_part(opened.folder, part, f"cuhk03-np/{part}", what=f"the images of '{split}'")
+    files, identities, cameras = named_pedestrians(images, NAME)
+    return opened.rows(files, identities, renumber=split == "train", camera=cameras)

@@ -12,17 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gssf_plug.errors import DataError
-from gssf_plug.retrieval.data.source_files import (
-    StrPath,
-    check_split,
-    compare_count,
-    existing_folder,
-    find_part,
-    numbered,
-    read_lines,
-    require_files,
-    table,
-)
+from gssf_plug.retrieval.data.source_files import OfficialSplit, StrPath, find_part, read_lines, require_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,17 +39,15 @@ def in_shop(root: StrPath, split: Literal["train", "query", "gallery"]) -> "Data
         ArgumentError: there is no such split.
         DataError: a part of the data set is missing or damaged.
     """
-    check_split(split, OFFICIAL)
-    folder = existing_folder(root)
-    path = find_part(folder, f"Eval/{LIST}", LIST, f"Anno/{LIST}", what="the list of partitions")
+    opened = OfficialSplit("In-Shop", root, split, OFFICIAL)
+    path = find_part(opened.folder, f"Eval/{LIST}", LIST, f"Anno/{LIST}", what="the list of partitions")
     entries = [(name, item) for name, item, status in _entries(path) if status == split]
     if not entries:
         raise DataError(path, f"has no image of '{split}'", "Download it again.")
-    images = find_part(folder, "Img/img", "img", what="the images").parent
+    images = find_part(opened.folder, "Img/img", "img", what="the images").parent
     files = require_files(images, [name for name, _ in entries], listed_in=f"'{LIST}'")
     items = [int(item.removeprefix("id_")) for _, item in entries]
-    compare_count("In-Shop", split, len(files), OFFICIAL)
-    return table({"image": files, "label": numbered(items) if split == "train" else items})
+    return opened.rows(files, items, renumber=split == "train")
 
 
 def _entries(path: Path) -> list[list[str]]:

@@ -14,15 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gssf_plug.errors import ArgumentError, DataError
-from gssf_plug.retrieval.data.source_files import (
-    StrPath,
-    check_split,
-    compare_count,
-    existing_folder,
-    find_part,
-    require_files,
-    table,
-)
+from gssf_plug.retrieval.data.source_files import OfficialSplit, StrPath, existing_folder, find_part, require_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,15 +45,15 @@ def flickr30k(
         ArgumentError: there is no such split, or fewer than one caption is asked for.
         DataError: a part of the data set is missing or damaged.
     """
-    folder = existing_folder(root)
-    check_split(split, FLICKR30K)
+    opened = OfficialSplit("Flickr30K", root, split, FLICKR30K)
+    folder = opened.folder
     annotations = find_part(folder, "dataset_flickr30k.json", "annotations/dataset_flickr30k.json", what="the captions")
     places = ("flickr30k-images", "flickr30k_images", "images")
     pictures = find_part(folder, *places, what="the images") if images is None else existing_folder(images)
     chosen = _read(annotations, {split})
-    rows = _rows(annotations, pictures, [entry["filename"] for entry in chosen], chosen, captions_per_image)
-    compare_count("Flickr30K", split, len(rows), FLICKR30K)
-    return rows
+    captions = _captions(annotations, chosen, captions_per_image)
+    files = require_files(pictures, [entry["filename"] for entry in chosen], listed_in=f"'{annotations.name}'")
+    return opened.rows(files, [entry["imgid"] for entry in chosen], captions=captions)
 
 
 def coco(
@@ -88,8 +80,8 @@ def coco(
         ArgumentError: there is no such split, or fewer than one caption is asked for.
         DataError: a part of the data set is missing or damaged.
     """
-    folder = existing_folder(root)
-    check_split(split, COCO)
+    opened = OfficialSplit("MS-COCO", root, split, COCO if restval else {**COCO, "train": 82_783})
+    folder = opened.folder
     annotations = find_part(folder, "dataset_coco.json", "annotations/dataset_coco.json", what="the captions")
     if images is None:
         pictures = find_part(folder, "val2014", "images/val2014", what="the images").parent
@@ -97,9 +89,9 @@ def coco(
         pictures = existing_folder(images)
     chosen = _read(annotations, {"train", "restval"} if split == "train" and restval else {split})
     names = [f"{entry['filepath']}/{entry['filename']}" for entry in chosen]
-    rows = _rows(annotations, pictures, names, chosen, captions_per_image)
-    compare_count("MS-COCO", split, len(rows), COCO if restval else {**COCO, "train": 82_783})
-    return rows
+    captions = _captions(annotations, chosen, captions_per_image)
+    files = require_files(pictures, names, listed_in=f"'{annotations.name}'")
+    return opened.rows(files, [entry["imgid"] for entry in chosen], captions=captions)
 
 
 def _read(path: Path, splits: set[str]) -> list[dict[str, Any]]:
@@ -115,13 +107,11 @@ def _read(path: Path, splits: set[str]) -> list[dict[str, Any]]:
     return chosen
 
 
-def _rows(path: Path, pictures: Path, names: list[str], entries: list[dict[str, Any]], most: int | None) -> "Dataset":
+def _captions(path: Path, entries: list[dict[str, Any]], most: int | None) -> list[list[str]]:
     if most is not None and most < 1:
         raise ArgumentError("captions_per_image", "be at least 1, or None", most, "The field uses 5.")
     captions = [[sentence["raw"].strip() for sentence in entry["sentences"][:most]] for entry in entries]
     for entry, own in zip(entries, captions, strict=True):
         if not own:
             raise DataError(path, f"has no caption for image '{entry['filename']}'", "Download the file again.")
-    labels = [entry["imgid"] for entry in entries]
-    files = require_files(pictures, names, listed_in=f"'{path.name}'")
-    return table({"image": files, "captions": captions, "label": labels})
+    return captions

@@ -11,16 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gssf_plug.errors import DataError
-from gssf_plug.retrieval.data.source_files import (
-    StrPath,
-    check_split,
-    compare_count,
-    existing_folder,
-    find_part,
-    image_files,
-    numbered,
-    table,
-)
+from gssf_plug.retrieval.data.source_files import OfficialSplit, StrPath, find_part, image_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,22 +39,19 @@ def market1501(root: StrPath, split: Literal["train", "query", "gallery"]) -> "D
         ArgumentError: there is no such split.
         DataError: a folder is missing, holds no images, or holds a name of another pattern.
     """
-    check_split(split, FOLDERS)
-    folder = existing_folder(root)
+    opened = OfficialSplit("Market-1501", root, split, OFFICIAL)
     name = FOLDERS[split]
-    images = find_part(folder, name, f"Market-1501-v15.09.15/{name}", what=f"the images of '{split}'")
-    rows = named_pedestrians(images, NAME, renumber=split == "train")
-    compare_count("Market-1501", split, len(rows), OFFICIAL)
-    return rows
+    images = find_part(opened.folder, name, f"Market-1501-v15.09.15/{name}", what=f"the images of '{split}'")
+    files, identities, cameras = named_pedestrians(images, NAME)
+    return opened.rows(files, identities, renumber=split == "train", camera=cameras)
 
 
-def named_pedestrians(images: Path, pattern: re.Pattern[str], *, renumber: bool) -> "Dataset":
-    """Columns image, label and camera of a folder whose file names hold identity and camera (from 1), in this order.
+def named_pedestrians(images: Path, pattern: re.Pattern[str]) -> tuple[list[str], list[int], list[int]]:
+    """Files, identities and cameras (from 0) of a folder whose file names hold identity and camera (from 1).
 
     Args:
         images: folder of the images.
-        pattern: pattern of a whole file name.
-        renumber: True renumbers identities to 0 … C-1.
+        pattern: pattern of a whole file name, with a group for the identity, then one for the camera.
 
     Raises:
         DataError: a file has a name of another pattern.
@@ -79,4 +67,4 @@ def named_pedestrians(images: Path, pattern: re.Pattern[str], *, renumber: bool)
             files.append(str(images / name))
             identities.append(identity)
             cameras.append(camera - 1)
-    return table({"image": files, "label": numbered(identities) if renumber else identities, "camera": cameras})
+    return files, identities, cameras

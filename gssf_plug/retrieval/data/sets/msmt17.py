@@ -11,17 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gssf_plug.errors import DataError
-from gssf_plug.retrieval.data.source_files import (
-    StrPath,
-    check_split,
-    compare_count,
-    existing_folder,
-    find_part,
-    numbered,
-    read_lines,
-    require_files,
-    table,
-)
+from gssf_plug.retrieval.data.source_files import OfficialSplit, StrPath, find_part, read_lines, require_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,11 +43,11 @@ def msmt17(root: StrPath, split: Literal["train", "val", "trainval", "query", "g
         ArgumentError: there is no such split.
         DataError: a list or an image is missing, or a line cannot be read.
     """
-    check_split(split, LISTS)
+    opened = OfficialSplit("MSMT17", root, split, OFFICIAL)
     training = split in ("train", "val", "trainval")
     parents = ("", "MSMT17_V1/", "MSMT17_V2/", "MSMT17/")
     places = [f"{parent}list_{LISTS[split][0]}.txt" for parent in parents]
-    folder = find_part(existing_folder(root), *places, what=f"the list of '{split}'").parent
+    folder = find_part(opened.folder, *places, what=f"the list of '{split}'").parent
     side = "train" if training else "test"
     images = find_part(folder, side, f"mask_{side}_v2", what=f"the images of '{split}'")
     files, identities, cameras = [], [], []
@@ -67,8 +57,7 @@ def msmt17(root: StrPath, split: Literal["train", "val", "trainval", "query", "g
         files += require_files(images, [entry[0] for entry in entries], listed_in=f"'{path.name}'")
         identities += [entry[1] for entry in entries]
         cameras += [entry[2] for entry in entries]
-    compare_count("MSMT17", split, len(files), OFFICIAL)
-    return table({"image": files, "label": numbered(identities) if training else identities, "camera": cameras})
+    return opened.rows(files, identities, renumber=training, camera=cameras)
 
 
 def _parse(path: Path, number: int, line: str) -> tuple[str, int, int]:

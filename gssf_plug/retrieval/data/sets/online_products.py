@@ -10,17 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gssf_plug.errors import DataError
-from gssf_plug.retrieval.data.source_files import (
-    StrPath,
-    check_split,
-    compare_count,
-    existing_folder,
-    find_part,
-    numbered,
-    read_lines,
-    require_files,
-    table,
-)
+from gssf_plug.retrieval.data.source_files import OfficialSplit, StrPath, find_part, read_lines, require_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,14 +36,12 @@ def online_products(root: StrPath, split: Literal["train", "test"]) -> "Dataset"
         ArgumentError: there is no such split.
         DataError: a part of the data set is missing or damaged.
     """
-    check_split(split, OFFICIAL)
+    opened = OfficialSplit("Stanford Online Products", root, split, OFFICIAL)
     name = f"Ebay_{split}.txt"
-    path = find_part(existing_folder(root), name, f"Stanford_Online_Products/{name}", what=f"the list of '{split}'")
+    path = find_part(opened.folder, name, f"Stanford_Online_Products/{name}", what=f"the list of '{split}'")
     entries = _entries(path)
     files = require_files(path.parent, [file for file, _ in entries], listed_in=f"'{name}'")
-    classes = [number for _, number in entries]
-    compare_count("Stanford Online Products", split, len(files), OFFICIAL)
-    return table({"image": files, "label": numbered(classes) if split == "train" else classes})
+    return opened.rows(files, [number for _, number in entries], renumber=split == "train")
 
 
 def _entries(path: Path) -> list[tuple[str, int]]:
