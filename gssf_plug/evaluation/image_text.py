@@ -28,7 +28,7 @@ from gssf_plug.evaluation.options import Rows, checked_features, checked_labels,
 from gssf_plug.evaluation.ranking import COUNTED_AT_ONCE, MOST_PAIRS, OPEN_AT_ONCE
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores, ScoredPart, ScoredQueries, Scores
 from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.exact.fast_scores import fast_dtype
+from gssf_plug.metric.exact.fast_rows import fast_dtype
 from gssf_plug.metric.exact.reaching import at_least, places
 from gssf_plug.metric.options import checked_count
 

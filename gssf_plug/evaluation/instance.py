@@ -31,7 +31,7 @@ from gssf_plug.evaluation.options import (
 from gssf_plug.evaluation.ranking import LabelGroups, Ranked, Tally, checked_ranks, query_chunks, rank_positives
 from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.exact.fast_scores import fast_dtype
+from gssf_plug.metric.exact.fast_rows import fast_dtype
 
 __all__ = ["instance_recall"]
 

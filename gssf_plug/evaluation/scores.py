@@ -22,14 +22,8 @@ from torch import Tensor
 from gssf_plug.evaluation.options import finite_scores
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores, fold_exactly
-from gssf_plug.metric.exact.fast_scores import (
-    FastQueries,
-    FastRows,
-    Open,
-    fast_queries,
-    fast_rows,
-    pair_rows,
-)
+from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, pair_rows
+from gssf_plug.metric.exact.fast_scores import FastQueries, Open, fast_queries
 from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 
 __all__ = ["FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores"]

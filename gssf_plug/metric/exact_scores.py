@@ -20,7 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores
-from gssf_plug.metric.exact.fast_scores import FastQueries, FastRows, Open, fast_dtype, fast_queries, fast_rows
+from gssf_plug.metric.exact.fast_rows import FastRows, fast_dtype, fast_rows
+from gssf_plug.metric.exact.fast_scores import FastQueries, Open, fast_queries
 from gssf_plug.metric.metric import GSSFMetric
 
 __all__ = ["ExactScores", "ScoredChunk"]

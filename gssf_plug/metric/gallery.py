@@ -8,13 +8,13 @@ from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features
-from gssf_plug.metric.exact.fast_scores import FastRows, fast_dtype, fast_rows
+from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, given_rows
 from gssf_plug.metric.options import check_flag
 
 __all__ = ["PreparedGallery", "check_finite", "prepare_gallery"]
 
 ROWS_AT_ONCE = 8192
-FEW_QUERIES = 7  # below, reading the gallery costs more than the product, and converting it more than both
+FEW_QUERIES = 2  # up to here, reading the gallery costs more than the product, and converting it more than both
 
 
 class PreparedGallery:
@@ -108,19 +108,18 @@ def read_parts(
         normalize: whether the metric normalises.
         queries: how many will be scored.
         device: device of the product.
-        exact: True reads in float64 rather than in the fastest data type.
+        exact: True reads in float64 rather than in float32, or float16 for a few queries.
     """
-    dtype = torch.float64 if exact else fast_dtype(device)
-    few = queries <= FEW_QUERIES
+    few = queries <= FEW_QUERIES and device.type == "cpu"
     for part in parts:
         if isinstance(gallery, PreparedGallery) and not exact:
             rows = gallery.fast.part(part)
             rows = FastRows(rows.rows.to(device), rows.exponent, rows.norm, rows.rest)
-            yield part, rows if few and device.type == "cpu" and queries <= 2 else rows.to(dtype)
+            yield part, rows if few else rows.to(torch.float32)
             continue
         features = gallery.features if isinstance(gallery, PreparedGallery) else gallery
         items = features[part].to(device)
-        rows = fast_rows(items, normalize, torch.float32 if few and not exact else dtype, queries=queries)
+        rows = fast_rows(items, normalize, torch.float64) if exact else given_rows(items, normalize)
         # the norms have seen every entry: no NaN or infinity hides from them
         if not rows.norm < float("inf") or not rows.rest < float("inf"):
             check_finite("gallery", items, part.start)

@@ -24,7 +24,9 @@ from gssf_plug.metric.arrays import Array, check_has_values, float_features, lik
 from gssf_plug.metric.exact.candidates import Candidates
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores
 from gssf_plug.metric.exact.decisions import best_of_all, best_of_candidates
-from gssf_plug.metric.exact.fast_scores import FastRows, fast_queries
+from gssf_plug.metric.exact.fast_rows import FastRows
+from gssf_plug.metric.exact.fast_scores import fast_queries
+from gssf_plug.metric.exact.first_look import first_look
 from gssf_plug.metric.gallery import PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import check_metric, checked_chunk, checked_count
@@ -165,7 +167,8 @@ def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " 
     candidates = None
     for part, items in search.read(len(rows), exact=False):
         if candidates is None:
-            candidates = Candidates(fast_queries(queries, items.rows.dtype), search.k)
+            close = fast_queries(queries, items.rows.dtype)
+            candidates = Candidates(close, search.k, first_look(queries, close))
         candidates.add(items, part.start, search.hidden(rows, part))
         if len(candidates) > MOST_UNDECIDED * search.k * len(rows) + part.stop - part.start:
             candidates.prune()
@@ -180,7 +183,7 @@ def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " 
 def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"]) -> Ranked:
     """By a float64 product, and canonical scores for what even that leaves open."""
     fast = fast_queries(queries, torch.float64)
-    candidates = Candidates(fast, search.k)
+    candidates = Candidates(fast, search.k, first_look(queries, fast))
     for part, items in search.read(len(rows), exact=True):
         hidden = search.hidden(rows, part)
         if len(search.parts) == 1:

@@ -4,6 +4,7 @@ import torch
 
 from gssf_plug import GSSFMetric
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
+from gssf_plug.metric.exact.fast_rows import multiplies_int8
 
 DIM, NARROW = 32, 16  # channels of FEATURES and of KINDS
 
@@ -51,6 +52,12 @@ def canonical(metric, queries, gallery):
     return canonical_scores(canonical_queries(metric, queries), pairs[0], gallery, pairs[1]).view(len(queries), -1)
 
 
+def sum_exactly(monkeypatch):
+    """Sums of int8 as processors with instructions for them make them, on this one too."""
+    if not multiplies_int8():
+        monkeypatch.setattr(torch, "_int_mm", lambda a, b: a.int() @ b.int())
+
+
 def signs(n):
     return torch.randn(n, NARROW).sign()
 
@@ -74,5 +81,7 @@ KINDS = {
     "hardly different": lambda n: torch.ones(n, NARROW) + 1e-7 * torch.randn(n, NARROW),
     "some zero rows": lambda n: torch.randn(n, NARROW) * (torch.rand(n, 1) < 0.7),
     "huge": lambda n: 1e38 * torch.rand(n, NARROW),
+    "heavy tails": lambda n: torch.randn(n, NARROW) / torch.rand(n, NARROW).clamp_min(1e-6),
+    "one huge channel": lambda n: torch.randn(n, NARROW) * torch.tensor([1e4] + [1.0] * (NARROW - 1)),
     "rising": lambda n: torch.randn(1, NARROW) + torch.linspace(3, 0, n)[:, None] * torch.randn(n, NARROW),
 }

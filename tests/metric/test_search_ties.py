@@ -5,28 +5,31 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from metric.scored import KINDS, NARROW
+from metric.scored import KINDS, NARROW, sum_exactly
 
 from gssf_plug import GSSFMetric
-from gssf_plug.metric import gallery as gallery_module
 from gssf_plug.metric import prepare_gallery, search, topk
-from gssf_plug.metric.exact import candidates
+from gssf_plug.metric.exact import candidates, first_look
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
 
 QUERIES, ITEMS = 7, 200
 CHUNKINGS = [(1024, 8192), (4, 64), (3, 37)]
 
 
-@pytest.fixture(params=["bfloat16", "float32", "float64"])
+@pytest.fixture(params=["int8", "bfloat16", "float32", "float64"])
 def path(request, monkeypatch):
-    """Which product comes first; float32 stands for machines that do not multiply bfloat16."""
-    dtype = getattr(torch, request.param)
-    monkeypatch.setattr(gallery_module, "fast_dtype", lambda device: dtype)
-    monkeypatch.setattr(gallery_module, "FEW_QUERIES", 0 if request.param == "bfloat16" else 7)
+    """Which product comes first; float32 stands for machines that multiply nothing shorter."""
+    short = {name: (getattr(torch, name),) for name in ("int8", "bfloat16")}
+    monkeypatch.setattr(first_look, "short_dtypes", lambda device: short.get(request.param, ()))
     monkeypatch.setattr(search, "MANY", 10**9 if request.param == "float64" else 0)
-    if request.param == "bfloat16":  # groups, and thresholds that rise with each part, on features as few as these
-        monkeypatch.setattr(candidates, "FEW_SCORES", 0)
+    if request.param in short:  # on features as few as these, in groups, with thresholds that rise with each part
+        monkeypatch.setattr(first_look, "MANY_QUERIES", 0)
+        monkeypatch.setattr(first_look, "FEW_SCORES", 0)
         monkeypatch.setattr(candidates, "FEW_PAIRS", 0)
+        monkeypatch.setattr(candidates, "SCORES_AT_ONCE", 512)
+    if request.param == "int8":
+        monkeypatch.setattr(first_look, "MOST_OPEN", 1.0)  # whatever it leaves open
+        sum_exactly(monkeypatch)
     return request.param
 
 

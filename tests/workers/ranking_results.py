@@ -7,7 +7,7 @@ import torch
 from gssf_plug import GSSFMetric
 from gssf_plug.evaluation import KReciprocal, image_text_recall, instance_recall, reid_ranking
 from gssf_plug.metric import prepare_gallery, topk
-from gssf_plug.metric.exact.fast_scores import fast_dtype
+from gssf_plug.metric.exact.fast_rows import fast_dtype
 
 
 def results() -> dict[str, object]:

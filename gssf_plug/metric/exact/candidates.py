@@ -2,40 +2,46 @@ r"""Which gallery items may still be among the k best of each query, while the g
 
 A fast score with its bound says that the canonical score lies in [low, high]. The k-th best `low` of a query so far is
 a threshold: an item whose `high` stays below it cannot be among the k best, whatever rounding did. So most scores cost
-one look; what is left, some 1.4 items for each that is asked for, is decided afterwards.
+one look in a short dtype; the pairs that it leaves open are looked at more closely, one by one, so that thresholds are
+nearly the true k-th best scores; and what is then left, hardly more than is asked for, is decided afterwards.
 """
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from gssf_plug.metric.exact.fast_scores import FastQueries, FastRows
-from gssf_plug.metric.exact.reaching import group_peaks, places, reaching
+from gssf_plug.metric.exact.falling import largest
+from gssf_plug.metric.exact.fast_rows import FastRows
+from gssf_plug.metric.exact.fast_scores import FastQueries
+from gssf_plug.metric.exact.first_look import FirstLook, Look
+from gssf_plug.metric.exact.reaching import GROUP, group_peaks, places
 
 __all__ = ["Candidates", "pad_pairs"]
 
-FEW_SCORES = 65_536  # cost less to compare than to group
 FEW_PAIRS = 1024  # cost less to keep than to drop
 LOOKED_AT = 8  # scores in a group whose largest bounds the k-th best of a first part from below
+SCORES_AT_ONCE = 2_097_152  # 8 MB in float32: what is made of them stays in the cache
+ENTRIES_AT_ONCE = 1_048_576  # of rows that are converted
 
 
 class Candidates:
     """The candidates of some queries.
 
     Args:
-        fast: their side of the fast product.
+        close: their side of the product that decides most pairs.
         k: how many are asked for.
+        first: what looks at all pairs before.
     """
 
-    def __init__(self, fast: FastQueries, k: int) -> None:
-        self.fast, self.k = fast, k
-        device = fast.rows.device
-        self.least = torch.full((len(fast.rows),), float("-inf"), dtype=torch.float64, device=device)
+    def __init__(self, close: FastQueries, k: int, first: FirstLook) -> None:
+        self.close, self.k, self.first = close, k, first
+        device = close.rows.device
+        self.least = torch.full((len(close.rows),), float("-inf"), dtype=torch.float64, device=device)
         self.rows = torch.empty(0, dtype=torch.long, device=device)
         self.columns = self.rows.clone()
         self.low = torch.empty(0, dtype=torch.float64, device=device)
         self.high = self.low.clone()
-        self._best = self.low.new_empty(len(fast.rows), 0)  # the k best `low` of each query so far, in any order
+        self._best = self.low.new_empty(len(close.rows), 0)  # the k best `low` of each query so far, in any order
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._seen = 0  # of the parts, in `_best`
         self._waiting = 0  # pairs of the others
@@ -45,26 +51,52 @@ class Candidates:
 
     def add(self, items: FastRows, start: int, hidden: Bool[Tensor, "n m"] | None) -> None:
         """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates."""
-        scores = self.fast.product(items)
-        if hidden is not None:
-            scores.masked_fill_(hidden, float("-inf"))
-        margins = self.fast.margins(items)
-        if not len(self) and self.k <= scores.shape[1]:  # nothing to compare with yet
-            looked_at = group_peaks(scores, LOOKED_AT)  # where k is far below their number, nearly as good as all
-            looked_at = looked_at if self.k * 4 <= looked_at.shape[1] else scores
-            best = looked_at.topk(self.k, dim=1, sorted=False).values.amin(1)
-            self.least = torch.maximum(self.least, self.fast.between(best, margins, items).low)
-        peaks = group_peaks(scores) if scores.numel() > FEW_SCORES else None
-        at = reaching(scores, self.fast.around(self.least, items).low, peaks)
-        values = scores.flatten().index_select(0, at)
-        finite = values > float("-inf")
-        if hidden is not None and not bool(finite.all()):
-            at, values = at[finite], values[finite]
-        rows = at.div(scores.shape[1], rounding_mode="floor")
-        low, high = self.fast.between(values, margins.index_select(0, rows), items)
-        self._parts.append((rows, at.sub_(rows * scores.shape[1]).add_(start), low, high))
+        if not len(self):  # nothing to compare with yet
+            look = self.first.at(items, hidden)
+            self._begin(look)
+            self._keep(look, look.reaching(self.least), items, start, hidden is not None)
+            return
+        size = self._rows_at_once(items.rows.shape[1])
+        for begin in range(0, len(items.rows), size):
+            own = slice(begin, begin + size)
+            some = items.part(own)
+            look, at = self.first.at_most(some, None if hidden is None else hidden[:, own], self.least)
+            self._keep(look, at, some, start + begin, hidden is not None)
+
+    def _rows_at_once(self, dim: int) -> int:
+        size = SCORES_AT_ONCE // max(1, len(self.least))
+        if self.first.rounds:
+            size = min(size, ENTRIES_AT_ONCE // max(1, dim))
+        return max(GROUP, size // GROUP * GROUP)
+
+    def _begin(self, look: Look) -> None:
+        """A threshold from a first part."""
+        scores = look.scores
+        if self.k > scores.shape[1]:
+            return
+        looked_at = group_peaks(scores, LOOKED_AT)  # where k is far below their number, nearly as good as all
+        looked_at = looked_at if self.k * 4 <= looked_at.shape[1] else scores
+        best = looked_at.topk(self.k, dim=1, sorted=False).values.amin(1)
+        self.least = torch.maximum(self.least, look.fast.between(best, look.fast.margins(look.items), look.items).low)
+
+    def _keep(self, look: Look, at: Int[Tensor, " places"], items: FastRows, start: int, some_hidden: bool) -> None:
+        """Take the pairs of a look that may be among the best; where they are few, after a closer look."""
+        if some_hidden:  # which reach a threshold that is not known yet
+            at = at[look.scores.flatten().index_select(0, at) > float("-inf")]
+        rows = at.div(look.scores.shape[1], rounding_mode="floor")
+        columns = at - rows * look.scores.shape[1]
+        if look.fast is self.close or not look.leaves_little(at):
+            values = look.scores.flatten().index_select(0, at)
+            low, high = look.fast.between(values, look.fast.margins(look.items).index_select(0, rows), look.items)
+        else:
+            values = self.close.pairs(rows, items, columns)
+            margins = self.close.margins(items, of_pairs=True)
+            low, high = self.close.between(values, margins.index_select(0, rows), items)
+            kept = places(high >= self.least.index_select(0, rows))
+            rows, columns, low, high = (each.index_select(0, kept) for each in (rows, columns, low, high))
+        self._parts.append((rows, columns.add_(start), low, high))
         self._waiting += len(rows)
-        if self._waiting * 2 > max(len(self.least) * self.k, FEW_PAIRS):
+        if self._waiting * 4 > max(len(self.least) * self.k, FEW_PAIRS):
             self._raise()
 
     def _raise(self) -> None:
@@ -73,7 +105,7 @@ class Candidates:
         lows = [pad_pairs(len(self.least), rows, low)[0] for rows, _, low, _ in new]
         best = torch.cat([self._best, *lows], dim=1)
         if best.shape[1] > self.k:
-            best = best.topk(self.k, dim=1, sorted=False).values
+            best = largest(best, self.k)
         if best.shape[1] == self.k:
             self.least = torch.maximum(self.least, best.amin(1))
         self._best, self._seen, self._waiting = best, len(self._parts), 0

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["falling_scores"]
+__all__ = ["falling_scores", "largest"]
 
 LARGEST = 1.7e308  # so that no number becomes infinite, whose last bits mean something else
 MOST_BITS = 20
@@ -47,6 +47,13 @@ def falling_scores(
     _sort_rows(keys, width)
     columns = numbers[:, :width].bitwise_and((1 << bits) - 1)
     return scores.gather(1, columns), columns, 2.0**bits
+
+
+def largest(scores: Float[Tensor, "n m"], width: int) -> Float[Tensor, "n width"]:
+    """The `width` best scores of each row, in any order."""
+    if scores.device.type != "cpu":
+        return scores.topk(width, dim=1, sorted=False).values
+    return torch.from_numpy(np.partition(scores.numpy(), -width, axis=1)[:, -width:])
 
 
 def _sort_rows(keys: Float[Tensor, "n m"], width: int) -> None:

@@ -2,34 +2,41 @@
 
 import pytest
 import torch
-from metric.scored import KINDS, NARROW, canonical, perturbed
+from metric.scored import KINDS, NARROW, canonical, perturbed, sum_exactly
 
 from gssf_plug.metric.exact import candidates as module
+from gssf_plug.metric.exact import first_look
 from gssf_plug.metric.exact.candidates import Candidates, pad_pairs
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
-from gssf_plug.metric.exact.fast_scores import fast_queries, fast_rows
+from gssf_plug.metric.exact.fast_rows import given_rows
+from gssf_plug.metric.exact.fast_scores import fast_queries
+from gssf_plug.metric.exact.first_look import FirstLook
 
 
-def passed_by(metric, queries, gallery, k, size, dtype, hidden=None):
-    found = Candidates(fast_queries(canonical_queries(metric, queries), dtype), k)
+def passed_by(metric, queries, gallery, k, size, dtypes, hidden=None):
+    sides = canonical_queries(metric, queries)
+    close = fast_queries(sides, torch.float32)
+    found = Candidates(close, k, FirstLook(sides, close, dtypes))
     for start in range(0, len(gallery), size):
         part = slice(start, start + size)
-        items = fast_rows(gallery[part], metric is None or metric.normalize, dtype)
+        items = given_rows(gallery[part], metric is None or metric.normalize)
         found.add(items, start, None if hidden is None else hidden[:, part])
     return found
 
 
 @pytest.mark.parametrize(("size", "few"), [(200, False), (37, True)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtypes", [(torch.int8,), (torch.bfloat16,), ()])
 @pytest.mark.parametrize("kind", ["random", "signs", "near duplicates", "subnormal", "some zero rows", "rising"])
-def test_the_best_are_always_among_them(kind, dtype, size, few, monkeypatch):
+def test_the_best_are_always_among_them(kind, dtypes, size, few, monkeypatch):
     if few:  # groups, and a threshold that rises with each part, on features as few as these
-        monkeypatch.setattr(module, "FEW_SCORES", 0)
+        monkeypatch.setattr(first_look, "FEW_SCORES", 0)
+        monkeypatch.setattr(first_look, "MOST_OPEN", 1.0)
         monkeypatch.setattr(module, "FEW_PAIRS", 0)
+    sum_exactly(monkeypatch)
     metric, queries, gallery = perturbed(NARROW, block_size=4), KINDS[kind](5), KINDS[kind](200)
     hidden = torch.rand(5, 200) < 0.1
     right = canonical(metric, queries, gallery).masked_fill(hidden, float("-inf"))
-    found = passed_by(metric, queries, gallery, 9, size, dtype, hidden)
+    found = passed_by(metric, queries, gallery, 9, size, dtypes, hidden)
     before = len(found)
     found.prune()
     assert len(found) <= before
@@ -47,13 +54,13 @@ def test_the_best_are_always_among_them(kind, dtype, size, few, monkeypatch):
 
 
 def test_most_of_a_random_gallery_is_dropped_at_once():
-    found = passed_by(None, torch.randn(20, NARROW), torch.randn(3000, NARROW), 10, 1000, torch.bfloat16)
+    found = passed_by(None, torch.randn(20, NARROW), torch.randn(3000, NARROW), 10, 1000, (torch.bfloat16,))
     found.prune()
     assert 20 * 10 <= len(found) < 3 * 20 * 10
 
 
 def test_fewer_items_than_are_asked_for_all_stay():
-    found = passed_by(None, torch.randn(2, NARROW), torch.randn(4, NARROW), 9, 2, torch.float32)
+    found = passed_by(None, torch.randn(2, NARROW), torch.randn(4, NARROW), 9, 2, ())
     found.prune()
     assert found.columns.tolist() == [0, 1, 2, 3] * 2
 

@@ -7,7 +7,8 @@ import torch
 from metric.scored import DIM, FEATURES, all_pairs, canonical, perturbed
 
 from gssf_plug.metric.exact.canonical import canonical_queries
-from gssf_plug.metric.exact.fast_scores import FastRows, fast_dtype, fast_queries, fast_rows, pair_rows
+from gssf_plug.metric.exact.fast_rows import FastRows, fast_dtype, fast_rows, given_rows, pair_rows
+from gssf_plug.metric.exact.fast_scores import fast_queries
 from gssf_plug.metric.exact_scores import ExactScores
 
 DTYPES = [torch.bfloat16, torch.float32, torch.float64]
@@ -37,7 +38,7 @@ def test_canonical_scores_lie_between_the_bounds_of_every_road(kind, normalize):
         roads = [(items, slice(0, 30)), (items.part(slice(7, 19)), slice(7, 19))]
         roads.append((fast_rows(gallery, normalize, torch.float32).to(dtype), slice(0, 30)))
         if dtype == torch.float32:
-            roads.append((fast_rows(gallery, normalize, dtype, queries=5), slice(0, 30)))
+            roads.append((given_rows(gallery, normalize), slice(0, 30)))
         for rows, columns in roads:
             low, high = fast.between(fast.product(rows), fast.margins(rows)[:, None], rows)
             assert ((low <= right[:, columns]) & (right[:, columns] <= high)).all()
@@ -57,9 +58,9 @@ def test_norm_and_rest_say_how_long_rows_are_and_how_far_off(dtype):
     assert items.rest < {torch.bfloat16: 2**-8, torch.float32: 2**-18, torch.float64: 2**-40}[dtype]
 
 
-def test_a_few_queries_divide_their_scores_instead_of_the_rows():
+def test_rows_as_given_divide_their_scores_instead_of_themselves():
     gallery = 3 * torch.randn(40, DIM)
-    few, many = (fast_rows(gallery, True, torch.float32, queries=count) for count in (3, 100))
+    few, many = given_rows(gallery, True), fast_rows(gallery, True, torch.float32)
     assert many.factors is None
     assert few.rows.data_ptr() == gallery.data_ptr()  # nothing was copied
     torch.testing.assert_close(few.rows * few.factors[:, None], many.rows)
