@@ -2,6 +2,8 @@
 
 import gc
 import os
+import resource
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +86,22 @@ def _fresh_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.node.get_closest_marker("compile") is not None:
         torch.compiler.reset()
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Two GiB beyond what is mapped now: allocating for a number in a file fails, and not by a CheckpointError."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 2 * 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture
+def no_hang() -> Iterator[None]:
+    """An alarm that ends what does not end."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(300)
+    yield
+    signal.alarm(0)

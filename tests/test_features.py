@@ -6,7 +6,17 @@ from transformers import BertConfig, BertModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from gssf_plug.errors import ArgumentError
-from gssf_plug.features import as_tokens, cls_pool, feature_tensor, max_pool, mean_pool
+from gssf_plug.features import (
+    GPO,
+    SizeAugmentation,
+    as_tokens,
+    cls_pool,
+    feature_tensor,
+    last_pool,
+    max_pool,
+    mean_max_pool,
+    mean_pool,
+)
 
 POOLINGS = [cls_pool, mean_pool, max_pool]
 
@@ -107,3 +117,36 @@ def test_bad_input_is_named():
         feature_tensor({"a": torch.ones(2)}, name="logits")
     with pytest.raises(ArgumentError, match=r"`output` must hold one of \('a tensor',\), but got str"):
         feature_tensor("text")
+
+
+def test_the_last_token_and_mean_plus_largest():
+    tokens, mask = torch.randn(3, 5, 4), torch.tensor([[1, 1, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 0, 0]])
+    expected = torch.stack([tokens[0, 2], tokens[1, 3], torch.zeros(4)])
+    torch.testing.assert_close(last_pool(tokens, mask), expected)
+    torch.testing.assert_close(last_pool(tokens), tokens[:, -1])
+    torch.testing.assert_close(mean_max_pool(tokens), tokens.mean(1) + tokens.amax(1))
+
+
+def test_size_augmentation_drops_in_training_alone_and_never_all():
+    tokens = torch.randn(400, 10, 3)
+    mask = torch.ones(400, 10)
+    mask[:, 8:] = 0
+    seen = []
+
+    def pooling(tokens, mask):
+        seen.append(mask)
+        return mean_pool(tokens, mask)
+
+    augmented = SizeAugmentation(pooling, share=0.2)
+    augmented(tokens, mask)
+    assert seen[-1][:, 8:].eq(0).all()
+    assert seen[-1][:, :8].float().mean().item() == pytest.approx(0.8, abs=0.03)
+    augmented.eval()(tokens, mask)
+    assert seen[-1] is mask
+    SizeAugmentation(pooling, share=0.99)(tokens, mask)
+    assert seen[-1].any(1).all()
+    gpo = GPO()
+    torch.testing.assert_close(SizeAugmentation(gpo).eval()(tokens, mask), gpo(tokens, mask))
+    assert len(list(SizeAugmentation(gpo).parameters())) == len(list(gpo.parameters()))
+    with pytest.raises(ArgumentError, match="`share` must be at least 0 and below 1, but got 1"):
+        SizeAugmentation(mean_pool, 1)

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import resource
 import signal
 import threading
 
@@ -12,9 +11,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from retrieval import toy
+from retrieval.toy import assert_same, checkpoints, weights
 from torch import nn
 
-from gssf_plug.errors import ArgumentError, CheckpointError
+from gssf_plug.errors import ArgumentError
 from gssf_plug.losses import Hinge, InfoNCE
 from gssf_plug.retrieval import NotFiniteError
 from gssf_plug.retrieval.data.images import UnreadableError
@@ -32,27 +32,13 @@ def log_of(trainer, kind=None):
     return [record for record in records if kind in (None, record["kind"])]
 
 
-def names(trainer):
-    return sorted(path.name for path in (trainer.folder / "checkpoints").iterdir())
-
-
-def weights(trainer):
-    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
-
-
 def test_it_learns_logs_and_keeps_the_best(tmp_path):
     trainer = toy.trainer(tmp_path / "run", changes={"keep_checkpoints": 2})
     before = trainer.evaluate()["rsum"]
     progress = trainer.train()
     steps = 9 * 3  # 46 rows give 5 batches of 9, two a step
     assert (progress.step, progress.epoch, progress.batch) == (steps, 9, 0)
-    assert names(trainer) == ["step-00000024", "step-00000027"]
+    assert checkpoints(trainer) == ["step-00000024", "step-00000027"]
     assert [record["step"] for record in log_of(trainer, "train")] == [5, 10, 15, 20, 25, 27]
     evaluations = log_of(trainer, "eval")
     assert [record["step"] for record in evaluations] == [4, 8, 12, 16, 20, 24, 27]
@@ -220,7 +206,7 @@ def test_nan_stops_naming_the_step(tmp_path, where, text):
     trainer = toy.trainer(tmp_path, loss=Poison({8}, where))  # batches: 2, 2, 1 | 2, 2, 1: the eighth is in step 5
     with pytest.raises(NotFiniteError, match=rf"{text} in step 5 \(epoch 2, batch 3\)\. The weights are those before"):
         trainer.train()
-    assert names(trainer) == ["step-00000003"]
+    assert checkpoints(trainer) == ["step-00000003"]
     assert all(value.isfinite().all() for value in weights(trainer).values())
 
 
@@ -253,77 +239,6 @@ def test_unreadable_rows_raise_or_are_counted(tmp_path, caplog):
     assert "skipped: row 3 of the data cannot be read" in caplog.text
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):
-    trainer = toy.trainer(tmp_path / "full")
-    write, count = trainer.accelerator.save_state, iter(range(9))
-
-    def full_at_the_third(folder):
-        write(folder)
-        if next(count) == 2:
-            raise OSError(28, "No space left on device")
-
-    trainer.accelerator.save_state = full_at_the_third
-    message = (
-        r"step-00000009' could not be written \(.*No space left.*\)\. Free some disk space.*step-00000006' is untouched"
-    )
-    with pytest.raises(CheckpointError, match=message):
-        trainer.train()
-    assert names(trainer) == ["step-00000003", "step-00000006"]
-    resumed = toy.trainer(tmp_path / "full")
-    resumed.train(resume=True)
-    unbroken = toy.trainer(tmp_path / "unbroken")
-    unbroken.train()
-    assert_same(weights(resumed), weights(unbroken))
-
-
-def test_a_real_refusal_of_the_system_is_told_too(tmp_path):
-    """A file size limit: write() itself fails in the middle of a file, as on a full disk."""
-    trainer = toy.trainer(tmp_path)
-    trainer._begin(False)
-    for group in trainer._groups_of_epoch():
-        trainer._optimize(group)
-    trainer._save_if_due(False)
-    before, limits = names(trainer), resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignore = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    trainer._optimize(next(trainer._groups_of_epoch()))
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
-        with pytest.raises(CheckpointError, match="could not be written"):
-            trainer._save_if_due(True)
-        with pytest.raises(CheckpointError, match=r"best\.safetensors' could not be written"):
-            trainer.best.write(trainer.model)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignore)
-    assert names(trainer) == before == ["step-00000003"]
-    assert not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"])
-@pytest.mark.parametrize("how", ["cut", "gone", "foreign"])
-def test_a_damaged_checkpoint_is_named(tmp_path, file, how):
-    trainer = toy.trainer(tmp_path, changes={"epochs": 1})
-    trainer.train()
-    path = tmp_path / "checkpoints" / "step-00000003" / file
-    content = path.read_bytes()
-    path.unlink()
-    if how != "gone":
-        path.write_bytes(content[: len(content) // 2] if how == "cut" else b"no such thing" * 9)
-    with pytest.raises(CheckpointError, match="step-00000003' is damaged .*Delete '.*step-00000003' to resume from"):
-        toy.trainer(tmp_path, changes={"epochs": 1}).train(resume=True)
-
-
-def test_a_newer_checkpoint_and_missing_best_weights_are_named(tmp_path):
-    trainer = toy.trainer(tmp_path, changes={"epochs": 1}, eval_data=None)
-    with pytest.raises(CheckpointError, match=r"best\.safetensors' cannot be loaded .*Train with eval_data"):
-        trainer.load_best()
-    trainer.train()
-    path = tmp_path / "checkpoints" / "step-00000003" / "progress.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 7'))
-    with pytest.raises(CheckpointError, match="is in format version 7, and this gssf-plug reads up to 1. Upgrade"):
-        trainer.train(resume=True)
-
-
 def test_sigterm_in_the_middle_writes_a_checkpoint_and_the_old_handler_is_back(tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
     calls = []
@@ -336,12 +251,12 @@ def test_sigterm_in_the_middle_writes_a_checkpoint_and_the_old_handler_is_back(t
 
     trainer = toy.trainer(tmp_path / "ended", collate=collate)
     left = []
-    trainer.accelerator.end_training = lambda: left.append(names(trainer)[-1])
+    trainer.accelerator.end_training = lambda: left.append(checkpoints(trainer)[-1])
     with pytest.raises(SystemExit) as ended:
         trainer.train()
     assert ended.value.code == 143
     assert left == ["step-00000005"]  # trackers and process group, once the checkpoint is there
-    assert names(trainer)[-1] == "step-00000005"
+    assert checkpoints(trainer)[-1] == "step-00000005"
     assert signal.getsignal(signal.SIGTERM) is handler
     resumed, unbroken = toy.trainer(tmp_path / "ended"), toy.trainer(tmp_path / "unbroken")
     resumed.train(resume=True)

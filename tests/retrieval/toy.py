@@ -118,3 +118,20 @@ def perturbed(model: Any) -> Any:
         for parameter in model.metric.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model
+
+
+def checkpoints(trainer: RetrievalTrainer) -> list[str]:
+    """Names of a run's checkpoints."""
+    return sorted(path.name for path in (trainer.folder / "checkpoints").iterdir())
+
+
+def weights(trainer: RetrievalTrainer) -> dict[str, torch.Tensor]:
+    """A copy of the model's numbers."""
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """To the bit."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name

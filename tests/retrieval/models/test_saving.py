@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import OrderedDict
 
 import pytest
 import torch
@@ -161,28 +160,6 @@ def test_shared_parts_stay_shared(tmp_path):
     assert sorted(path.name for path in (tmp_path / "siamese").iterdir() if path.is_dir()) == ["image_tower.encoder"]
     twins = TwoTower.from_pretrained(tmp_path / "siamese")
     assert twins.image_tower.encoder is twins.text_tower.encoder
-
-
-def test_layers_of_torch_come_back_with_their_options(tmp_path):
-    layers = [
-        nn.Linear(6, 8, bias=False),
-        nn.BatchNorm1d(8, momentum=None, affine=False),
-        nn.BatchNorm1d(8, track_running_stats=False),
-        nn.LayerNorm(8, bias=False),
-        nn.LayerNorm([8], eps=1e-3, elementwise_affine=False),
-        nn.GELU(approximate="tanh"),
-        nn.Dropout(0.3),
-        nn.Flatten(1),
-        nn.Tanh(),
-        nn.Identity(),
-    ]
-    model = perturbed(TwoTower(nn.Sequential(OrderedDict((f"layer{n}", part) for n, part in enumerate(layers))), None))
-    model.save_pretrained(tmp_path)
-    loaded = TwoTower.from_pretrained(tmp_path)
-    assert repr(loaded) == repr(model)
-    assert loaded.image_tower.encoder.layer1.momentum is None
-    x = torch.randn(5, 6)
-    torch.testing.assert_close(loaded.encode_image(x), model.encode_image(x))
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path):
