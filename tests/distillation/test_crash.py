@@ -1,25 +1,19 @@
 """SIGKILL at random moments, resumed: the same bits as unbroken. The long form: tests/workers/distillation_crash.py."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from distillation.test_trainer import build
+from workers import launching
 
 from gssf_plug.distillation.checkpoint import find_checkpoint
 from gssf_plug.errors import CheckpointError
 
-WORKER = Path(__file__).parents[1] / "workers" / "distillation_crash.py"
-
 
 def test_five_kills(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "JAXTYPING_DISABLE": "1"}
-    command = [sys.executable, str(WORKER), str(tmp_path), "5"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = launching.run("workers.distillation_crash", str(tmp_path), "5", cwd=tmp_path, environment=alone, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["text"]["killed"] == 5

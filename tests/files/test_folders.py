@@ -3,21 +3,18 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from workers import launching
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import folders
 from gssf_plug.retrieval import Tower, TwoTower
-
-TESTS = Path(__file__).parents[1]
 
 
 def filled(dim: int, **options: object) -> GSSFMetric:
@@ -159,9 +156,10 @@ def test_a_folder_must_be_named(name, tmp_path, monkeypatch):
 
 
 def crash(folder: Path, *options: str) -> list[dict[str, object]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-m", "workers.save_crash", str(folder / "crash"), *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    alone = {"OMP_NUM_THREADS": "1"}
+    done = launching.run(
+        "workers.save_crash", str(folder / "crash"), *options, cwd=folder, environment=alone, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
