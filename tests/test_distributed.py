@@ -7,18 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
+from workers import launching
 
 from gssf_plug.distributed import gather, gather_detached, process_count
-
-WORKER = Path(__file__).with_name("workers") / "gathering.py"
-
-
-def launch(*command: str) -> str:
-    """Run the worker in two real processes and return what rank 0 wrote."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_one_process_is_the_identity():
@@ -30,11 +21,9 @@ def test_one_process_is_the_identity():
     assert not gather_detached(rows).requires_grad
 
 
-def test_two_processes_have_the_gradient_of_the_whole_batch():
+def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
     counts = ["4,4", "5,3", "8,0"]
-    said = launch(
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(WORKER), *counts
-    )
+    said = launching.launch("workers.gathering", tmp_path, 2, *counts)
     assert said.count("2 processes agree") == len(counts)
 
 
@@ -43,8 +32,9 @@ def test_a_group_is_left_with_ddp_in_hand():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    worker = str(WORKER.with_name("process_group.py"))
-    said = launch(
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker, str(port)
-    )
-    assert said.count("both came to the end") == 2
+    worker = Path(__file__).with_name("workers") / "process_group.py"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*torchrun, worker, str(port)], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("both came to the end") == 2

@@ -1,14 +1,14 @@
 """The measures as `evaluate` modules, by path, offline, alone and with two processes."""
 
 import json
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
 import torch
 
 evaluate = import_module("evaluate")
+
+from workers import launching  # noqa: E402
 
 from gssf_plug import GSSFMetric  # noqa: E402
 from gssf_plug.errors import ArgumentError  # noqa: E402
@@ -118,13 +118,10 @@ def test_two_processes_accumulate_into_one_result(tmp_path):
     assert set(made) == {folder.name for folder in MODULES.iterdir() if folder.is_dir()}
     torch.save({name: (rows, options) for name, (_, rows, options) in made.items()}, tmp_path / "tasks.pt")
     (tmp_path / "job.py").write_text(TWO_PROCESSES)
-    command = [str(part) for part in (sys.executable, tmp_path / "job.py", MODULES, tmp_path / "cache")]
-    jobs = [
-        subprocess.Popen([*command, str(process), str(tmp_path / "tasks.pt")], stdout=subprocess.PIPE, text=True)
-        for process in (0, 1)
-    ]
-    printed = [job.communicate(timeout=180)[0].splitlines() for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0]
+    words = [[*map(str, (MODULES, tmp_path / "cache", process, tmp_path / "tasks.pt"))] for process in (0, 1)]
+    done = launching.run_together(tmp_path / "job.py", words, cwd=tmp_path)
+    assert [job.returncode for job in done] == [0, 0], done[0].stderr + done[1].stderr
+    printed = [job.stdout.splitlines() for job in done]
     first, second = ([json.loads(line[7:]) for line in lines if line.startswith("result ")] for lines in printed)
     assert [name for name, *_ in first] == list(made)
     for (name, processes, measures), (*_, nothing) in zip(first, second, strict=True):

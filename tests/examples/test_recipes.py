@@ -34,6 +34,7 @@ from transformers import (
     SwinConfig,
     SwinModel,
 )
+from workers import launching
 
 from gssf_plug.retrieval import OneTower
 from gssf_plug.retrieval.models.dual_encoder import DualEncoder
@@ -265,17 +266,22 @@ def test_what_was_trained_is_published(folders, tmp_path):
 
 
 def test_as_a_script_and_with_accelerate(folders, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    recipe = "vsepp_f30k_regions_bigru_gssf"
+    alone = launching.run(SCRIPT, *small(recipe, folders, tmp_path / "1"), cwd=tmp_path, environment=environment)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    together = subprocess.run(
+        [*launch, "--main_process_port", "0", str(SCRIPT), *small(recipe, folders, tmp_path / "2")],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     results = []
-    for number, command in enumerate(([sys.executable], [*launch, "--main_process_port", "0"])):
-        arguments = small("vsepp_f30k_regions_bigru_gssf", folders, tmp_path / str(number))
-        done = subprocess.run(
-            [*command, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300
-        )
+    for processes, done in ((1, alone), (2, together)):
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("i2t_R@1 ") == 1  # one process prints
-        result = json.loads((tmp_path / str(number) / "results.json").read_text())
-        assert result["processes"] == number + 1
+        result = json.loads((tmp_path / str(processes) / "results.json").read_text())
+        assert result["processes"] == processes
         results.append(result["test"])
     assert results[0] == pytest.approx(results[1])  # no dropout, the same batches

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,22 +28,18 @@ in_browser = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page, served by the script itself on a free port."""
-    script = [sys.executable, "-u", str(ROOT / "examples" / "search_demo.py"), "--quick"]
+    folder = tmp_path_factory.mktemp("page")
+    said, wrong = folder / "said.txt", folder / "wrong.txt"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(
-        script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as server:
-        assert server.stdout is not None
-        said = []
-        for line in server.stdout:
-            said.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                break
-        assert found, "".join(said)[-2000:]
-        yield found[0]
-        server.terminate()
+    server = launching.fork(ROOT / "examples" / "search_demo.py", ["--quick"], environment, folder, [said, wrong])
+    while not (found := re.search(r"http://127\.0\.0\.1:\d+", said.read_text() if said.exists() else "")):
+        assert server.is_alive(), wrong.read_text()[-2000:]
+        server.join(0.1)
+    yield found[0]
+    server.terminate()
+    server.join()
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Run by test_distributed.py in several processes: DDP over a gathered batch against one process with all rows."""
+"""Run by test_distributed.py in several processes: DDP over a gathered batch against one process with all rows.
+
+`FOLDER 2 4,4 5,3 …`: the rows of each process, batch by batch; the folder is not used.
+"""
 
 import sys
 import warnings
@@ -58,6 +61,6 @@ def compare(counts: list[int]) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("error")
     dist.init_process_group("gloo")
-    for case in sys.argv[1:]:
+    for case in sys.argv[3:]:
         compare([int(count) for count in case.split(",")])
     dist.destroy_process_group()

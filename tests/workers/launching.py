@@ -53,6 +53,13 @@ def run(
     return done
 
 
+def run_together(
+    script: Path | str, words: Sequence[Sequence[str]], cwd: Path, timeout: float = 300
+) -> "list[subprocess.CompletedProcess[str]]":
+    """Like `run`, once with each of `words`, all beside one another."""
+    return _all([(script, each, {}) for each in words], cwd, timeout)
+
+
 def launch(module: str, folder: Path, processes: int, *arguments: str, timeout: float = 200) -> str:
     """Run `python -m module folder processes …` in so many processes of one gloo group; what they printed.
 
@@ -132,6 +139,7 @@ def _main(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    sys.stdout.reconfigure(line_buffering=True)  # whoever reads along, and whoever kills it, sees what was said
     import torch  # there since the server began
 
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1)))  # read at import only

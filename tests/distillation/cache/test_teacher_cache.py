@@ -2,18 +2,15 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from contracts.teacher import TAPS, TeacherContract, examples, padded
 from datasets import Dataset
 from distillation.models import TinyCNN, bert, images, text
+from workers import launching
 
 from gssf_plug.distillation import Distiller, Tap, TeacherCache, precompute
 from gssf_plug.distillation.teacher import TeacherModel
@@ -110,18 +107,19 @@ def test_a_second_call_runs_nothing(tmp_path):
 
 def test_goes_on_after_a_kill(tmp_path):
     """A process is killed while it writes; the next call keeps its whole shards and ends with the same features."""
-    code = (
-        "import sys, time; sys.path.insert(0, 'tests')\n"
+    script = tmp_path / "make.py"
+    script.write_text(
+        "import time\n"
         "from distillation.cache.test_teacher_cache import make, rows, collate\n"
         f"make({str(tmp_path / 'killed')!r}, collate=lambda batch: (time.sleep(0.3), collate(batch))[1])\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "JAXTYPING_DISABLE": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[3])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(launching.TESTS)}
+    process = launching.fork(script, [], environment, tmp_path, [tmp_path / "said", tmp_path / "wrong"])
     while not list((tmp_path / "killed").glob("cache.json")):
-        assert process.poll() is None
+        assert process.is_alive(), (tmp_path / "wrong").read_text()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     with pytest.raises(CheckpointError, match=r"holds 8 of 21 examples. Run precompute again"):
         TeacherCache(tmp_path / "killed")
     kept = (tmp_path / "killed/shard-00000.safetensors").stat().st_mtime_ns
