@@ -156,7 +156,7 @@ def _search_chunk(search: "_Search", rows: Int[Tensor, " n"]) -> Neighbours:
         raise ArgumentError("metric", "give finite scores", "NaN or infinity in folded queries", remedy)
     found = None if search.many_wanted else _screened(search, queries, rows)
     scores, indices = found if found is not None else _in_float64(search, queries, rows)
-    if bool((scores.isinf() & (indices >= 0)).any()):
+    if bool(scores[:, :1].isinf().logical_and_(indices[:, :1] >= 0).any()):  # the largest stands first
         remedy = "Normalise the features, or build the metric with normalize=True."
         raise ArgumentError("metric", "give finite scores", "a product that overflows", remedy)
     return Neighbours(scores, indices)

@@ -46,8 +46,7 @@ def best_of_candidates(
     (indices,) = pad_pairs(count, rows, columns)
     scores, slack = _float64_scores(queries, gallery, indices)
     scores, order, grain = falling_scores(scores.masked_fill_(indices < 0, float("-inf")), indices.shape[1])
-    slacks = slack, slack * (1 + 2.1 * grain / (gallery.shape[1] + 8))
-    return _decided(queries, gallery, scores, indices.gather(1, order), slacks, k, dtype)
+    return _decided(queries, gallery, scores, indices.gather(1, order), (slack, grain), k, dtype)
 
 
 def best_of_all(
@@ -63,11 +62,11 @@ def best_of_all(
     while True:
         width = min(width, size)
         best, order, grain = falling_scores(scores, width)
-        unsure = slack * (1 + 2.1 * grain / (gallery.shape[1] + 8))
+        unsure = _unsure(slack, grain, gallery.shape[1])
         # behind a gap nothing equals what stands before it
         gaps = best[:, k - 1 : -1] - best[:, k:] > 2 * unsure[:, None]
         if width == size or bool(gaps.any(1).all()):
-            return _decided(queries, gallery, best, order, (slack, unsure), k, dtype)
+            return _decided(queries, gallery, best, order, (slack, grain), k, dtype)
         width *= 4
 
 
@@ -117,7 +116,7 @@ def _decided(
     gallery: Tensor,
     scores: Float[Tensor, "n w"],
     indices: Int[Tensor, "n w"],
-    slacks: tuple[Float[Tensor, " n"], Float[Tensor, " n"]],
+    off: tuple[Float[Tensor, " n"], float],
     k: int,
     dtype: torch.dtype,
 ) -> Ranked:
@@ -128,11 +127,11 @@ def _decided(
         gallery: the gallery as it was given.
         scores: of each query, falling but for near ties; overwritten.
         indices: the gallery items that have them; overwritten.
-        slacks: how far a score may be off; and half of how close two may be and yet stand in the wrong order.
+        off: how far a score of each query may be off, before it lost some bits; and the grain of these.
         k: how many; where there are fewer, the rest has score -inf and index -1.
         dtype: data type of the scores that come out.
     """
-    at, tied = _open(scores, slacks, min(k, scores.shape[1]), dtype)
+    at, tied = _open(scores, off, min(k, scores.shape[1]), gallery.shape[1], dtype)
     if len(at):
         rows = at.div(scores.shape[1], rounding_mode="floor")
         found = canonical_scores(queries, rows, gallery, indices.flatten().index_select(0, at))
@@ -152,7 +151,7 @@ def _decided(
 
 
 def _open(
-    scores: Float[Tensor, "n w"], slacks: tuple[Float[Tensor, " n"], Float[Tensor, " n"]], k: int, dtype: torch.dtype
+    scores: Float[Tensor, "n w"], off: tuple[Float[Tensor, " n"], float], k: int, dim: int, dtype: torch.dtype
 ) -> tuple[Int[Tensor, " open"], Int[Tensor, " tied"]]:
     """Which of the rows' falling scores must be canonical, counted through all rows; and in which rows two are near."""
     count, width = scores.shape
@@ -160,11 +159,12 @@ def _open(
     size = max(1, SCORES_AT_ONCE // max(1, width))
     for start in range(0, count, size):
         own = slice(start, min(start + size, count))
-        some, slack, unsure = scores[own], slacks[0][own, None], slacks[1][own, None]
+        some, slack, unsure = scores[own], off[0][own, None], _unsure(off[0][own, None], off[1], dim)
         near = some[:, :-1] - some[:, 1:] <= 2 * unsure  # never true of -inf, whose difference is no number
         result = torch.zeros_like(some, dtype=torch.bool)
         first = some[:, :k]
-        torch.ne((first - slack).to(dtype), (first + slack).to(dtype), out=result[:, :k])
+        away = slack if off[1] == 0.0 else first.abs().clamp_max_(1e300).mul_(1.01 * off[1] * 2.0**-52).add_(slack)
+        torch.ne((first - away).to(dtype), (first + away).to(dtype), out=result[:, :k])
         tied = near.any(1).nonzero()[:, 0]
         if len(tied):
             near = near[tied]
@@ -178,3 +178,8 @@ def _open(
         open_places.append(places(result).add_(start * width))
         tied_rows.append(tied.add_(start))
     return torch.cat(open_places), torch.cat(tied_rows)
+
+
+def _unsure(slack: Tensor, grain: float, dim: int) -> Tensor:
+    """Half of how close two scores may be and yet stand in the wrong order."""
+    return slack * (1 + 2.1 * grain / (dim + 8))  # `slack` holds (dim + 32) · 2⁻⁵² of the largest that a score can be

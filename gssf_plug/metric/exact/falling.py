@@ -1,9 +1,9 @@
 r"""Rows of float64 scores from the best down, sorted as numbers that carry their own column.
 
 The last bits of a score give way to the number of its column, some 12 of 52: then the numbers themselves are sorted, by
-vector instructions and without a second array to be moved along, half as long as an `argsort` takes. Two scores that
-lie closer together than these bits may come out in either order; how close that is, is returned, and near ties are
-decided elsewhere anyway.
+vector instructions and without a second array to be moved along, half as long as an `argsort` takes. The bits do not
+come back: to look them up in the given scores would take as long again. So two scores that lie closer together may come
+out in either order; how close that is, is returned, and near ties are decided elsewhere anyway.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +19,7 @@ LARGEST = 1.7e308  # so that no number becomes infinite, whose last bits mean so
 MOST_BITS = 20
 FEW = 8  # where an 8th of the scores or less is asked for, choosing comes before sorting
 SORTED_AT_ONCE = 262_144  # scores that are worth a thread of their own
+CACHED = 65_536  # scores: 512 kB, in which a thread takes all steps of some rows before it takes the next
 
 
 def falling_scores(
@@ -31,22 +32,42 @@ def falling_scores(
         width: how many, 1 … M.
 
     Returns:
-        best: scores as they were given.
-        columns: theirs.
-        grain: two scores closer together than grain · 2⁻⁵² times the larger of them may stand in either order, and
-            others may be taken for those that are that close to the last.
+        best: scores, each nearer to zero than it was given by less than grain · 2⁻⁵² times itself.
+        columns: theirs. Two scores that are closer together than that may stand in either order, and others may be
+            taken for those that are that close to the last.
+        grain: 0 where scores are as they were given.
     """
-    size = scores.shape[1]
+    count, size = scores.shape
     bits = max(1, (size - 1).bit_length())
     if scores.device.type != "cpu" or width * FEW < size or bits > MOST_BITS or not scores.numel():
         best, columns = scores.topk(width, dim=1)
         return best, columns, 0.0
-    keys = scores.neg().clamp_(-LARGEST, LARGEST)  # rising
-    numbers = keys.view(torch.int64)
-    numbers.bitwise_and_(-1 << bits).bitwise_or_(torch.arange(size))
-    _sort_rows(keys, width)
-    columns = numbers[:, :width].bitwise_and((1 << bits) - 1)
-    return scores.gather(1, columns), columns, 2.0**bits
+    given, numbers, mask = scores.numpy(), np.arange(size), (1 << bits) - 1
+    best, columns = scores.new_empty(count, width), torch.empty(count, width, dtype=torch.long)
+
+    def fall(some: np.ndarray) -> None:
+        rows = slice(some[0], some[-1] + 1)
+        keys = np.clip(-given[rows], -LARGEST, LARGEST)  # rising
+        whole = keys.view(np.int64)
+        whole &= ~mask
+        whole |= numbers
+        if width < size:
+            keys.partition(width - 1, axis=1)
+        keys[:, :width].sort(axis=1)
+        np.bitwise_and(whole[:, :width], mask, out=columns[rows].numpy())
+        whole &= ~mask
+        found = np.negative(keys[:, :width], out=best[rows].numpy())
+        if found[:, 0].max() > LARGEST / 2 or found[:, -1].min() < -LARGEST / 2:  # which was infinite
+            found[np.abs(found) > LARGEST / 2] *= np.inf
+
+    blocks = np.array_split(np.arange(count), -(-count // max(1, CACHED // size)))
+    threads = min(torch.get_num_threads(), len(blocks), 1 + scores.numel() // SORTED_AT_ONCE)
+    if threads == 1:
+        list(map(fall, blocks))
+    else:
+        with ThreadPoolExecutor(threads) as pool:  # numpy works without Python's lock
+            list(pool.map(fall, blocks))
+    return best, columns, 2.0**bits
 
 
 def largest(scores: Float[Tensor, "n m"], width: int) -> Float[Tensor, "n width"]:
@@ -54,19 +75,3 @@ def largest(scores: Float[Tensor, "n m"], width: int) -> Float[Tensor, "n width"
     if scores.device.type != "cpu":
         return scores.topk(width, dim=1, sorted=False).values
     return torch.from_numpy(np.partition(scores.numpy(), -width, axis=1)[:, -width:])
-
-
-def _sort_rows(keys: Float[Tensor, "n m"], width: int) -> None:
-    """Bring the `width` least of each row to its front, rising."""
-
-    def sort(rows: np.ndarray) -> None:
-        if width < rows.shape[1]:
-            rows.partition(width - 1, axis=1)
-        rows[:, :width].sort(axis=1)
-
-    threads = min(torch.get_num_threads(), len(keys), 1 + keys.numel() // SORTED_AT_ONCE)
-    if threads == 1:
-        sort(keys.numpy())
-        return
-    with ThreadPoolExecutor(threads) as pool:  # numpy sorts without Python's lock
-        list(pool.map(sort, np.array_split(keys.numpy(), threads)))
