@@ -65,6 +65,14 @@ def _own_accelerator_state() -> None:
         state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _kept_out_of_later_collections() -> Iterator[None]:
+    """What a file leaves, such as the caches of a compiler, is no garbage of the next, whose Trainers look for some."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

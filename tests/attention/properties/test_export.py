@@ -70,9 +70,13 @@ def test_onnx(tmp_path: Path, make: object, sites: str, state: str) -> None:
 
 
 @pytest.mark.compile
-@EVERYWHERE
-def test_compiled_whole_for_every_length(sites: str) -> None:
-    model, patch = patched(small_llama, sites)
+def test_compiled_whole_for_every_length() -> None:
+    """At both sites, each in a layer of its own."""
+    model = small_llama()
+    for layer, sites in enumerate(("projection", "score")):
+        patch_attention(model, block_size=4, sites=sites, layers=[layer])
+    patch = AttentionPatch(model)
+    perturb(patch, 0.5)
     compiled = torch.compile(Logits(model), fullgraph=True, dynamic=True, backend="aot_eager")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
