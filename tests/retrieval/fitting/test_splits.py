@@ -5,7 +5,6 @@ import torch
 from retrieval.fitting.noisy_channels import noisy_channels
 
 from gssf_plug.retrieval.fitting import splits
-from gssf_plug.retrieval.fitting.known_pairs import read_pairs
 from gssf_plug.retrieval.fitting.splits import read_part, split_queries
 
 NAMES = ("queries", "documents", "pairs", "ignored")
@@ -52,20 +51,6 @@ def test_a_large_corpus_cuts_the_share() -> None:
     queries, documents, pairs = noisy_channels(6000, 1_500_000, 1)
     ((_, held),) = split_queries(read_part(NAMES, (queries, documents, pairs), None, None), 0.5, 0)
     assert len(held.rows) == splits.SCORES_OF_VALIDATION // 1_500_000
-
-
-def test_a_batch_knows_all_its_pairs() -> None:
-    known = torch.rand(30, 40, generator=torch.Generator().manual_seed(0)) < 0.2
-    pairs = read_pairs("pairs", known, 30, 40)
-    rows, items = torch.tensor([3, 17, 29]), torch.tensor([0, 5, 6, 39])
-    table = torch.full((40,), -1)
-    table[items] = torch.arange(4)
-    among = pairs.among(rows, table)
-    assert torch.equal(torch.stack(among), torch.stack(known[rows][:, items].nonzero(as_tuple=True)))
-    places, found = pairs.select(rows)
-    assert [found[places == place].tolist() for place in range(3)] == [
-        known[row].nonzero()[:, 0].tolist() for row in rows
-    ]
 
 
 def test_masks_of_one_list_leave_out_the_item_itself() -> None:

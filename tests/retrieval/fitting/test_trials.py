@@ -99,33 +99,3 @@ def test_a_real_trial_keeps_the_weights_of_its_best_look():
     trial = Trial(candidate(), [fold], SCHEDULE, 0.0)
     trial.train(lambda _: None, None)
     assert fold.look.values(trial.runs[0].metric(normalize=False)).mean().item() == pytest.approx(trial.value)
-
-
-@pytest.mark.parametrize("loss", ["softmax", "hinge"])
-def test_a_run_without_looks_ends_where_one_with_looks_stood_at_that_step(loss: str):
-    fold = folds_of()[0]
-    watched, unwatched = (Run(candidate(loss), fold.batches, look, SCHEDULE, 1.0) for look in (fold.look, None))
-    look = next(watched.train(lambda _: None))
-    watched.keep()
-    assert list(unwatched.train(lambda _: None, look.step)) == []
-    matrices = [run.metric(normalize=False).matrix() for run in (watched, unwatched)]
-    assert torch.equal(*matrices)
-    assert not torch.equal(matrices[0], torch.eye(24))
-
-
-def test_weights_are_a_mean_that_counts_later_steps_more(monkeypatch: pytest.MonkeyPatch):
-    seen: list[torch.Tensor] = []
-    run = Run(candidate(), folds_of()[0].batches, None, SCHEDULE)
-    step = torch.optim.Adam.step
-
-    def noting(optimizer, *args, **options):
-        step(optimizer, *args, **options)
-        seen.append(optimizer.param_groups[0]["params"][0].detach().clone())
-
-    monkeypatch.setattr(torch.optim.Adam, "step", noting)
-    list(run.train(lambda _: None, 12))
-    mean = torch.ones(24)
-    for number, weights in enumerate(seen, start=1):
-        mean = mean + 9 / (number + 8) * (weights - mean)
-    assert torch.allclose(run.metric(normalize=False).matrix().diagonal(), mean, atol=1e-6)
-    assert not torch.allclose(seen[-1], mean, atol=1e-4)

@@ -2,16 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses import Hinge
-from gssf_plug.retrieval.data.digest import describe_rows
 from gssf_plug.retrieval.training.recipe import check_recipe, describe_module, differences
 
 
@@ -64,52 +61,3 @@ def test_many_differences_are_counted(tmp_path):
     old, new = {"a": {str(n): n for n in range(50)}}, {"a": {str(n): -n for n in range(50)}}
     with pytest.raises(ArgumentError, match="and 29 more"):
         check_recipe(old, new, tmp_path)
-
-
-class Rows(list):
-    @property
-    def column_names(self):
-        return ["x"]
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (torch.zeros(2), torch.ones(2)),
-        (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
-        (torch.zeros(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16)),
-        (np.arange(3), np.arange(4)),
-        ("a", "b"),
-        (["a", "b"], ["ab"]),
-        (1, True),
-        (None, 0),
-        (Image.new("RGB", (2, 2)), Image.new("RGB", (2, 2), (1, 0, 0))),
-        ({"u": 1}, {"v": 1}),
-        (b"a", b"b"),
-    ],
-)
-def test_content_that_differs_has_another_digest(one, other):
-    first, again, second = (describe_rows([{"x": value}]) for value in (one, one, other))
-    assert first == again
-    assert first["columns"] == ["x"]
-    assert first["row 0"] != second["row 0"]
-
-
-def test_objects_count_by_their_type_and_unreadable_rows_say_so():
-    assert describe_rows([object()]) == describe_rows([object()])
-
-    class Broken(list):
-        def __getitem__(self, index):
-            raise OSError
-
-    assert describe_rows(Broken([1])) == {"row 0": "cannot be read"}
-
-
-def test_random_rows_are_read_alike():
-    class Augmented(list):
-        def __getitem__(self, index):
-            return {"x": torch.rand(2) + np.random.rand()}  # noqa: NPY002
-
-    state = torch.get_rng_state()
-    assert describe_rows(Augmented([1, 2])) == describe_rows(Augmented([1, 2]))
-    assert torch.equal(state, torch.get_rng_state())
