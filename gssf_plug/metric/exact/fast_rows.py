@@ -74,6 +74,7 @@ class FastRows:
         norm: no row, times its factor, is longer.
         rest: no row, times its factor, is farther than this from the row that it stands for.
         factors: what the products with each row are multiplied by; None: by nothing. Saves copying rows as given.
+        rests: how far each row is, where the rows differ in that; `rest` is the largest.
     """
 
     rows: Shaped[Tensor, "m dim"]
@@ -81,11 +82,12 @@ class FastRows:
     norm: float
     rest: float
     factors: Float[Tensor, " m"] | None = None
+    rests: Float[Tensor, " m"] | None = None
 
     def part(self, columns: slice) -> "FastRows":
         """Some of the rows, on the same terms."""
-        factors = None if self.factors is None else self.factors[columns]
-        return replace(self, rows=self.rows[columns], factors=factors)
+        factors, rests = (None if each is None else each[columns] for each in (self.factors, self.rests))
+        return replace(self, rows=self.rows[columns], factors=factors, rests=rests)
 
     def to(self, dtype: torch.dtype) -> "FastRows":
         """The same rows in another dtype, one step of rounding farther from what they stand for."""
@@ -109,9 +111,10 @@ class FastRows:
         if self.factors is not None:
             steps, rests = steps * self.factors, rests * self.factors
         # the steps, and what was taken off, are rounded
-        away = (float(rests.max()) if len(rests) else 0.0) * (1 + 2.0**-10) + self.norm * 2.0**-21
-        away += values.shape[1] * TINY[torch.int8]
-        return FastRows(rows, self.exponent, self.norm + away, self.rest + away, factors=steps)
+        computed = self.rest + self.norm * 2.0**-21 + values.shape[1] * TINY[torch.int8]
+        rests = rests.mul_(1 + 2.0**-10).add_(computed)
+        rest = float(rests.max()) if len(rests) else 0.0
+        return FastRows(rows, self.exponent, self.norm + rest, rest, factors=steps, rests=rests)
 
 
 def whole_numbers(

@@ -10,7 +10,7 @@ are exact; ρ is the rounding of the result to bfloat16, or of whole numbers tim
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from gssf_plug.metric.exact.sums import power_of_two
 
 __all__ = ["FastQueries", "Open", "fast_queries"]
 
-ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11, torch.int8: 2.0**-22}
+ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11, torch.int8: 2.0**-21}
 SUMS = {torch.bfloat16: 2.0**-22, torch.float16: 2.0**-22, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
@@ -65,6 +65,18 @@ class FastQueries:
             scores = _product(self.rows, items.rows)
         scores = scores if items.factors is None else scores.mul_(items.factors)
         return scores if self.steps is None else scores.mul_(self.steps[:, None])
+
+    def raised(self, items: FastRows) -> tuple[Float[Tensor, "n m"], FastRows]:
+        """Fast scores, each raised by what its item is farther off than the nearest; and the items as if all were that.
+
+        So one margin of each query serves all items, and is as narrow as each of them allows. Only for `least`.
+        """
+        scores = self.product(items)
+        if items.rests is None or not len(items.rests):
+            return scores, items
+        rest = float(items.rests.min())
+        scores.addr_((self.norms * (1 + 2.0**-20)).float(), (items.rests - rest) * (1 + 2.0**-20))
+        return scores, replace(items, norm=items.norm + items.rest, rest=rest, rests=None)
 
     def pairs(
         self, rows: Int[Tensor, " pairs"], items: FastRows, columns: Int[Tensor, " pairs"]

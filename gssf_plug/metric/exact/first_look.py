@@ -31,7 +31,7 @@ class Look:
     Args:
         fast: the queries.
         items: the part of the gallery.
-        scores: their product, -inf where a pair is hidden.
+        scores: their product, -inf where a pair is hidden; of whole numbers raised, so that they only bound from above.
     """
 
     fast: FastQueries
@@ -111,7 +111,7 @@ def first_look(queries: CanonicalQueries, close: FastQueries) -> FirstLook:
 
 
 def _look(fast: FastQueries, items: FastRows, hidden: Bool[Tensor, "n m"] | None) -> Look:
-    scores = fast.product(items)
+    scores, items = fast.raised(items)
     if hidden is not None:
         scores.masked_fill_(hidden, float("-inf"))
     return Look(fast, items, scores)

@@ -35,13 +35,28 @@ def test_canonical_scores_lie_within_the_bounds_of_every_look(kind, options):
         low, high = fast.between(scores, fast.margins(short)[:, None], short)
         assert bool(((low <= right) & (right <= high)).all()), dtype
         least = right.sort(dim=1).values[:, 150]
-        reached = fast.least(least, short)[:, None] <= scores
-        assert bool(reached[right >= least[:, None]].all()), dtype
+        raised, alike = fast.raised(short)
+        for bounds, of in ((scores, short), (raised, alike)):
+            reached = fast.least(least, of)[:, None] <= bounds
+            assert bool(reached[right >= least[:, None]].all()), dtype
     close = fast_queries(queries, torch.float32)
     rows, columns = all_pairs(80, 200)
     pairs = close.pairs(rows, items, columns).view(80, 200)
     low, high = close.between(pairs, close.margins(items, of_pairs=True)[:, None], items)
     assert bool(((low <= right) & (right <= high)).all())
+
+
+def test_an_item_is_raised_by_what_it_alone_is_off():
+    """One channel that stands out makes a coarse row; the others are looked at as closely as before."""
+    features, gallery = torch.randn(100, 64), torch.randn(2000, 64)
+    gallery[::50, 0] = 30.0
+    fast = fast_queries(canonical_queries(None, features), torch.int8)
+    items = given_rows(gallery, True).to(torch.int8)
+    least = torch.full((100,), 0.3, dtype=torch.float64)
+    by_the_largest = fast.least(least, items)[:, None] <= fast.product(items)
+    raised, alike = fast.raised(items)
+    by_its_own = fast.least(least, alike)[:, None] <= raised
+    assert int(by_its_own.sum()) < 0.8 * int(by_the_largest.sum())
 
 
 def used(monkeypatch, gallery, queries=100, k=3):
