@@ -32,4 +32,5 @@ def test_it_runs(tutorial, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "examples"))  # the tutorials start Python in that folder
     notebook_kernels.use(KernelProvisionerFactory.instance(), monkeypatch)
     notebook = nbformat.reads(notebook_of(tutorial), as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("import warnings\n\nwarnings.simplefilter('error')"))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

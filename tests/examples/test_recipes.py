@@ -49,7 +49,9 @@ SCRIPT = Path(train_retrieval.__file__)
 
 @pytest.mark.parametrize("name", NAMES)
 @TINY_WORDS
-def test_every_recipe_plans_trains_and_measures(name, folders, tmp_path, capsys):
+def test_every_recipe_plans_trains_and_measures(name, folders, tmp_path, capsys, monkeypatch):
+    drawn = []  # really, by the other runs of this file
+    monkeypatch.setattr("gssf_plug.retrieval.trainer.draw_run", lambda folder, measure: drawn.append((folder, measure)))
     arguments = small(name, folders, tmp_path / "run")
     assert train_retrieval.main([*arguments, "--dry-run"]) == 0
     plan = capsys.readouterr().out
@@ -58,6 +60,7 @@ def test_every_recipe_plans_trains_and_measures(name, folders, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
     assert train_retrieval.main(arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert drawn == [(tmp_path / "run", load_recipe(name).training.best)] * (name != "clip_coco_zero_shot")
     measures = results["test"]
     wanted = "rsum" if load_recipe(name).data.dataset in ("flickr30k", "coco", "region_features") else "R@1"
     assert 0 <= measures[wanted] <= 600
