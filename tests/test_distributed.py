@@ -1,10 +1,6 @@
 """Gathering over processes: real processes, uneven counts, the gradient of the whole batch under DDP."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 from workers import launching
@@ -27,14 +23,10 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
     assert said.count("2 processes agree") == len(counts)
 
 
-def test_a_group_is_left_with_ddp_in_hand():
+def test_a_group_is_left_with_ddp_in_hand(tmp_path):
     """Without `hold_group` this hangs within a few turns; the worker then ends itself and says where."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    worker = Path(__file__).with_name("workers") / "process_group.py"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*torchrun, worker, str(port)], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("both came to the end") == 2
+    said = launching.launch("workers.process_group", tmp_path, 2, str(port))
+    assert said.count("both came to the end") == 2

@@ -3,7 +3,7 @@
 A new interpreter spends six seconds on imports, which is more than most of these runs take. So one server for each test
 process imports them once (`multiprocessing`'s forkserver), and each run is a fork of it: with its own memory,
 environment, folder, output, exit code and `__main__`, as if Python had been started with the script. What a launcher
-does besides is seen by `test_distributed.py`, `tests/examples/test_recipes.py` and the pages that are run as printed.
+does besides is seen by `tests/examples/test_recipes.py` and by the page on FSDP, which torchrun runs as printed.
 """
 
 import atexit

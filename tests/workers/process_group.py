@@ -1,4 +1,7 @@
-"""Run by test_distributed.py in two processes: a process group is left again and again with a DDP module in hand."""
+"""Run by test_distributed.py in two processes: a process group is left again and again with a DDP module in hand.
+
+`FOLDER 2 PORT`: the port that they meet at; the folder is not used.
+"""
 
 import faulthandler
 import os
@@ -24,7 +27,7 @@ def enter_and_leave(store: dist.Store, rank: int) -> None:
 
 if __name__ == "__main__":
     process = int(os.environ["RANK"])
-    meeting = dist.TCPStore("127.0.0.1", int(sys.argv[1]), 2, process == 0)
+    meeting = dist.TCPStore("127.0.0.1", int(sys.argv[3]), 2, process == 0)
     for turn in range(30):
         faulthandler.dump_traceback_later(20, exit=True)
         enter_and_leave(dist.PrefixStore(str(turn), meeting), process)
