@@ -1,4 +1,4 @@
-"""Every link and picture of README and docs: the file is there, the heading is there; addresses outside have a form.
+"""Every link and picture of README and docs: the file is there, the heading is there; so are files that pages name.
 
 Nothing is fetched. Headings are named as GitHub and MyST name them; MyST knows those of the first three levels.
 """
@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCED = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$", flags=re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"(`+)(?:(?!\1).)+?\1")
@@ -80,3 +81,22 @@ def test_a_heading_that_comes_twice_has_two_names() -> None:
         "two-words",
         "two-words-1",
     }
+
+
+NAMED = re.compile(r"(?<![\w./-])(?:gssf_plug|examples|tests|docs)/[\w./-]+\.[a-z]+\b")
+OF_OTHERS = {"tests/distributed_testing_utils.py"}  # of transformers' own checkout
+
+
+def missing(text: str) -> list[str]:
+    """Files of the repository that a page names in words or code and that are not there; below tests/, too."""
+    named = dict.fromkeys(NAMED.findall(text))
+    return [path for path in named if path not in OF_OTHERS and not any((r / path).exists() for r in (ROOT, TESTS))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    assert missing(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_file_that_moved_is_found() -> None:
+    assert missing("see `tests/test_links.py` and `tests/attention/test_gone.py`") == ["tests/attention/test_gone.py"]

@@ -40,6 +40,8 @@ def padded(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 class TeacherContract:
+    kind: type
+
     @pytest.fixture
     def teacher(self, tmp_path: Any) -> Teacher:
         """The features of `model()` over `examples()`, by all of TAPS."""
@@ -61,6 +63,9 @@ class TeacherContract:
 
     def read(self, teacher: Teacher, rows: list[int]) -> dict[str, Any]:
         return teacher.features(self.batch(teacher, rows), CPU)
+
+    def test_it_is_what_the_suite_says(self, teacher: Teacher) -> None:
+        assert type(teacher) is self.kind
 
     def test_features_are_those_of_each_example_alone(self, teacher: Teacher) -> None:
         teacher.watch(TAPS)

@@ -19,6 +19,8 @@ PAIR = {"encoder.layer.1": "encoder.layer.1"}
 
 
 class TestTeacherModel(TeacherContract):
+    kind = TeacherModel
+
     @pytest.fixture
     def teacher(self):
         return TeacherModel(self.model())

@@ -22,6 +22,8 @@ CPU = torch.device("cpu")
 
 
 class TestTeacherCache(TeacherContract):
+    kind = TeacherCache
+
     @pytest.fixture
     def teacher(self, tmp_path):
         kept = [*TAPS.values(), *(Tap(f"encoder.layer.{layer}") for layer in (0, 1))]
