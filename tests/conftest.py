@@ -75,7 +75,7 @@ def _kept_out_of_later_collections() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` also writes a stack trace for each kind of device
 
 
 @pytest.fixture(autouse=True)
