@@ -62,6 +62,7 @@ def feature_tensor(output: Any, *, name: str | None = None) -> Tensor:
     if isinstance(output, Mapping):
         names = (name,) if name is not None else _NAMES
         entries = [output[key] for key in names if output.get(key) is not None]
+        # `hidden_states` and `feature_maps` are one tensor for each layer: the last is the model's
         last = [entry[-1] if isinstance(entry, tuple | list) and entry else entry for entry in entries]
         found = [entry for entry in last if isinstance(entry, Tensor)]
         described = f"entries {sorted(map(str, output))}"

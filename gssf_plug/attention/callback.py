@@ -225,6 +225,7 @@ def _learned(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     aliases = {plain_path(name) for name, _ in model.named_parameters(remove_duplicate=False)} - _plain_keys(
         model
     ).keys()
+    # tied weights stand in `state` under each of their names; safetensors takes a tensor once
     return {k: v.contiguous() for k, v in state.items() if plain_path(k) not in frozen and plain_path(k) not in aliases}
 
 

@@ -158,6 +158,7 @@ def _joined(
     """All masks as one that is added to the score; None where nothing is masked."""
     added: Tensor | None = None
     lowest = torch.finfo(q.dtype).min
+    # strictly above the diagonal: keys that come after the query
     ahead = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1) if is_causal else None
     for part in (None if padding is None else padding[:, None, None, :], mask, ahead):
         if part is not None:

@@ -222,6 +222,7 @@ def _check_fits(folder: Path, name: str, record: Mapping[str, Any], query: Layer
 
 
 def _metric(folder: Path, name: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GSSFMetric:
+    # in files a tensor is called PATH|NAME
     own = {key.partition("|")[2]: tensor for key, tensor in tensors.items() if key.partition("|")[0] == name}
     try:
         metric = GSSFMetric.from_files(record["metric"], own, folder)

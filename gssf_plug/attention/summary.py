@@ -42,7 +42,7 @@ def table(
 
 
 def _acting(layer: PatchedLayer, lost: bool) -> str:
-    """As the layer stands at this moment."""
+    """Whether the layer's metric acts at this moment, as a word for the table."""
     if not layer.metric_layer.enabled or layer.metric_layer.metric() is None:
         return "no"
     if layer.fold is not None:

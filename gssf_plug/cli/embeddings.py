@@ -71,7 +71,7 @@ class TextEncoder:
         return vectors
 
     def _key(self, texts: Sequence[str], side: str) -> str:
-        """Of the model (its files, where it is a folder), the side and every text."""
+        """Digest of the model (its files, where it is a folder), the side and every text."""
         digest = hashlib.sha256()
         folder = Path(self.name)
         files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []

@@ -123,6 +123,7 @@ def _parquet(path: Path, names: Sequence[str], given: bool) -> Iterator[Row]:
     except (ArrowInvalid, OSError) as error:
         raise DataError(path, f"is no parquet file ({error})", "Write it again.") from error
     found = file.schema_arrow.names
+    # the caller's columns, or those of the usual names, or simply the first
     chosen = [*names] if given or all(name in found for name in names) else found[: len(names)]
     if len(chosen) < len(names) or not all(name in found for name in chosen):
         raise DataError(path, f"has the columns {found}, not {[*names]}", "Name two of them.")

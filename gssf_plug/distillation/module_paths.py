@@ -96,6 +96,7 @@ def _expand_braces(pattern: str) -> list[str]:
     if found is None:
         return [pattern]
     head, tail = pattern[: found.start()], pattern[found.end() :]
+    # the innermost braces first: what is around or behind them is left to the next call
     return [path for choice in found[1].split(",") for path in _expand_braces(head + choice.strip() + tail)]
 
 

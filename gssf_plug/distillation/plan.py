@@ -24,16 +24,16 @@ class PlanRow:
 
     Args:
         student: path of the student's module; "" is the whole model.
-        teacher: the same of the teacher.
-        student_shape: of the feature, as the loss sees it before any projector.
-        teacher_shape: the same of the teacher.
+        teacher: path of the teacher's module; "" is the whole model.
+        student_shape: shape of the student's feature, before any projector.
+        teacher_shape: shape of the teacher's feature.
         loss: class of the loss.
-        weight: by which it is multiplied.
+        weight: factor of the loss in the sum.
         projector: class of the projector on the student's side, "the same" where another term made it, or "none".
-        parameters: what this term trains beside the student.
+        parameters: number of parameters that this term trains beside the student.
         name: the term's key among the losses.
-        student_tap: the tap in short, with the part of the output and the pooling.
-        teacher_tap: the same of the teacher.
+        student_tap: the student's tap in short, with the part of the output and the pooling.
+        teacher_tap: the teacher's tap in short, likewise.
     """
 
     student: str
@@ -143,7 +143,7 @@ def check_still(first: Mapping[str, Feature], second: Mapping[str, Feature], pat
 
     Args:
         first: the teacher's features of a batch, by the name of the pair.
-        second: its features of the same batch once more.
+        second: the teacher's features of the same batch in a second run.
         paths: path at which each was read, for the message.
 
     Raises:

@@ -136,7 +136,7 @@ def _read_history(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _similarities(features: Tensor, metric: GSSFMetric | None) -> Float[Tensor, "n n"]:
-    """Of all pairs; cosine without a metric; float32, on the CPU."""
+    """Similarities of all pairs, cosine where there is no metric; in float32, on the CPU."""
     if metric is not None:
         return metric(features, features).float().cpu()
     unit = normalize(features.detach().float().cpu(), dim=1)

@@ -237,7 +237,7 @@ def call(model: nn.Module, inputs: Any, side: str) -> Any:
 
     Args:
         model: the student or the teacher.
-        inputs: what it is called with.
+        inputs: arguments that the model is called with.
         side: "student" or "teacher", for the message.
 
     Raises:

@@ -28,14 +28,15 @@ class Term:
 
     Args:
         name: name of the pair, which no other pair of the Distiller has.
-        pair: where the student and where the teacher is read.
+        pair: the places at which the student and the teacher are read.
         losses: short names or loss objects, all of which the pair gets.
         weights: factor of each of these losses.
 
     Attributes:
-        names: of its losses in what a Distiller returns: the pair's, with the loss behind it where there are several.
+        names: keys of its losses in what a Distiller returns: the pair's name, with the loss behind it where several
+            losses are compared.
         losses: the loss modules, after `build`.
-        projector: from the student's width to the teacher's, or the identity; after `build`.
+        projector: map from the student's width to the teacher's, or the identity; there after `build`.
     """
 
     def __init__(self, name: str, pair: tuple[Tap, Tap], losses: Sequence[Loss], weights: Sequence[float]) -> None:

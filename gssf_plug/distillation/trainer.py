@@ -137,6 +137,7 @@ class DistillationMixin(Above):
         bars = [c.training_bar for c in self.callback_handler.callbacks if isinstance(c, ProgressCallback)]
         if bars and bars[0] is not None and time.monotonic() - self._shown >= SHOW_SECONDS:
             weights = self.distiller.weights()
+            # the newest value of each pair; the task's own loss is the Trainer's to show
             last = [weights[n] * values[-1] for n, values in self._parts.items() if n != "task" and n in weights]
             bars[0].set_postfix(distillation=f"{float(sum(last)):.4g}")
             self._shown = time.monotonic()

@@ -26,7 +26,7 @@ class ListedPairs(NamedTuple):
 
     Args:
         rows: row of each positive pair; no pair twice, none of them left out.
-        columns: its column.
+        columns: column of each pair.
         left_out: places of the pairs that count neither way, counted through all rows.
     """
 
@@ -35,11 +35,11 @@ class ListedPairs(NamedTuple):
     left_out: Int[Tensor, " out"]
 
     def to(self, device: torch.device) -> "ListedPairs":
-        """The same on a device."""
+        """The same pairs, on another device."""
         return ListedPairs(*(part.to(device) for part in self))
 
     def places(self, width: int) -> Int[Tensor, " pairs"]:
-        """Of the positives, counted through all rows of so many columns."""
+        """Numbers of the positives in a flattened matrix of so many columns."""
         return self.rows * width + self.columns
 
     def masks(self, shape: torch.Size) -> tuple[Bool[Tensor, "n m"], Bool[Tensor, "n m"] | None]:
@@ -58,8 +58,8 @@ def score_gradient(loss: nn.Module, scores: Float[Tensor, "n m"], pairs: ListedP
 
     Args:
         loss: called as `loss(scores, relevance, exclude=mask)` where it has no formula.
-        scores: of N queries with M items, in float32 or better; their own graph is not asked for.
-        pairs: what is known of them.
+        scores: scores of N queries with M items, in float32 or better; their own graph is not asked for.
+        pairs: which of these pairs belong together, and which count neither way.
     """
     scores = scores.detach()
     if type(loss) is InfoNCE:  # a subclass may have another formula
@@ -78,8 +78,10 @@ def _of_softmax(loss: InfoNCE, scores: Float[Tensor, "n m"], pairs: ListedPairs)
         torch.bincount(pairs.rows, minlength=len(scores)),
         torch.bincount(pairs.columns, minlength=scores.shape[1]),
     )
+    # half the loss for each side, shared by its rows that have a positive; the others get 0
     shares = [(counts > 0) * (0.5 * factor / (counts > 0).sum().clamp_min(1)).to(scaled.dtype) for counts in asked]
     right = [share / counts.clamp_min(1) for share, counts in zip(shares, asked, strict=True)]
+    # d/dS of log Σ exp is the softmax; below, each row's positives take their share of 1 from it
     gradient = scaled.softmax(1).mul_(shares[0][:, None]).addcmul_(scaled.softmax(0), shares[1])
     targets = right[0].index_select(0, pairs.rows) + right[1].index_select(0, pairs.columns)
     gradient.view(-1).index_add_(0, pairs.places(scores.shape[1]), targets.to(gradient.dtype), alpha=-1)

@@ -23,7 +23,7 @@ class PreparedGallery:
     Args:
         features: M×D, as they were given; near ties are decided by them, so they are kept.
         fast: the rounded rows.
-        normalized: whether these are unit rows.
+        normalized: True where these are unit rows.
     """
 
     def __init__(self, features: Float[Tensor, "m dim"], fast: FastRows, normalized: bool) -> None:
@@ -105,8 +105,8 @@ def read_parts(
     Args:
         gallery: prepared, or features that are converted here, and checked.
         parts: slices, in order.
-        normalize: whether the metric normalises.
-        queries: how many will be scored.
+        normalize: True where the metric normalises.
+        queries: number of queries that will be scored.
         device: device of the product.
         exact: True reads in float64 rather than in float32, or float16 for a few queries.
     """

@@ -123,6 +123,7 @@ def _key_heads(owner: nn.Module, layout: Layout, query_heads: int, size: int, sh
 def _width(owner: nn.Module, path: str | None, shapes: Shapes) -> int | None:
     found = resolve(owner, path) if path else None
     if isinstance(found, Tensor):
+        # a bare weight is (out, in), or XLNet's (model, heads, size)
         return found.shape[0] if found.ndim == 2 else found.shape[-2] * found.shape[-1]
     if found not in shapes:
         weight = getattr(found, "weight", None)

@@ -163,6 +163,7 @@ def _try_together(trials: Mapping[str, Trial], run: Run) -> None:
                 noted[title] = substitute(run, {name: trials[name].scope for name in current}, natural)
         for name, candidate in current.items():
             own = {title: outputs.get(name, []) for title, outputs in noted.items()}
+            # as many calls in every run, and at least one, or outputs of different calls would be compared
             uneven = any(len(outputs) != len(own["silent"]) or not outputs for outputs in own.values())
             failure = "the layer did not run in the same way each time" if uneven else _failure(own, candidate)
             trials[name].note(candidate, failure)

@@ -94,6 +94,7 @@ class HeadView(nn.Module):
 
     def _channels_last(self, x: Tensor) -> Tensor:
         if self.head_axis is not None:
+            # heads before the tokens come behind them first; then heads and their channels are one axis
             return (x.transpose(-3, -2) if self.head_axis == -3 else x).flatten(-2)
         return x if self.axis == -1 else x.movedim(self.axis, -1)
 

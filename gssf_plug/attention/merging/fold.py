@@ -164,6 +164,7 @@ def _into_projection(site: nn.Module, query: QueryMetric, metric: GSSFMetric) ->
     linear = _linear_inside(site)
     view, weight, bias = query.view(), _parameter(linear, "weight"), linear._parameters.get("bias")
     index = view.index.view(view.heads, view.size).cpu()
+    # where the outputs lie: Conv1D keeps (in, out), experts (expert, out, in), a linear layer (out, in)
     axis = -1 if isinstance(linear, Conv1D) else 1 if _holds_experts(linear) else 0
     if weight.shape[axis] != view.width:
         raise NotFoldable(

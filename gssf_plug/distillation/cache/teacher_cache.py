@@ -306,6 +306,7 @@ def _examples(feature: Feature) -> list[Tensor]:
 
 def _example(shard: dict[str, Tensor], tap: int, row: int) -> Tensor:
     data, ends = shard[f"{tap}.data"], shard.get(f"{tap}.ends")
+    # tokens of all rows lie end to end: row i begins where the one before it ends
     return data[row] if ends is None else data[int(ends[row - 1]) if row else 0 : int(ends[row])]
 
 

@@ -71,6 +71,7 @@ class CachedImages:
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Several rows at once."""
+        # `datasets` gives several rows by one read of its table
         many = getattr(self.rows, "__getitems__", None)
         rows = many(list(numbers)) if many is not None else [self.rows[number] for number in numbers]
         return [{**row, self.column: self._image(number)} for row, number in zip(rows, numbers, strict=True)]

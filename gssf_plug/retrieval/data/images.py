@@ -29,7 +29,7 @@ class UnreadableError(GSSFError, OSError):
 
     Args:
         what: the file or row that cannot be read.
-        problem: what the reader said.
+        problem: text of the error that reading raised.
     """
 
     def __init__(self, what: str, problem: object) -> None:
@@ -74,7 +74,7 @@ def open_image(source: Any) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As RGB of 8 bits, turned as the camera was held."""
+    """The image in RGB of 8 bits, turned as the camera was held."""
     image.load()  # what is damaged raises here, so that an error below is one of the EXIF data alone
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -31,9 +31,9 @@ class Batches:
     """Batches of one part; every pair comes once an epoch.
 
     Args:
-        part: the data.
-        size: pairs in a batch.
-        seed: of the order.
+        part: part that the batches are drawn from.
+        size: number of pairs in a batch.
+        seed: seed of the order.
     """
 
     def __init__(self, part: Part, size: int, seed: int) -> None:
@@ -46,7 +46,7 @@ class Batches:
 
     @property
     def pairs(self) -> int:
-        """Of the whole part."""
+        """Number of pairs of the whole part."""
         return len(self._rows)
 
     def first(self, steps: int) -> Iterator[Batch]:

@@ -30,8 +30,8 @@ class Candidate:
     """One row of the table.
 
     Args:
-        name: as the table shows it.
-        options: of `GSSFMetric`, without `dim` and `normalize`.
+        name: name in the table.
+        options: options of `GSSFMetric`, without `dim` and `normalize`.
         dim: width of the features.
         loss: word for the loss.
         make_loss: a new loss.
@@ -56,7 +56,7 @@ def make_candidates(
     Args:
         structures: "auto", or options of `GSSFMetric` for each.
         loss: None for both losses, a name, or a loss that each candidate gets a copy of.
-        constraint: of every structure that does not say otherwise.
+        constraint: constraint of every structure that does not say otherwise.
         dim: width of the features.
 
     Raises:

@@ -47,8 +47,8 @@ class PairCovariance:
     """C and μ of the pairs of a part, as eigenvalues and vectors.
 
     Args:
-        part: its pairs and rows; at most 20,000 of either are read.
-        seed: of the draw where there are more.
+        part: part whose pairs and rows are read, at most 20,000 of either.
+        seed: seed of the draw where there are more.
     """
 
     def __init__(self, part: Part, seed: int) -> None:

@@ -35,11 +35,11 @@ class Comparison:
 
     Args:
         whole: all queries.
-        splits: training and validation, one or several times.
+        splits: pairs of a part to train on and a part to measure on, one or several.
         measure: a key of `document_ranking`.
-        schedule: of every candidate.
-        progress: show a bar.
-        closed_form: whether the closed form, a dense metric, may be taken.
+        schedule: length and pieces of every candidate's training.
+        progress: True shows a progress bar.
+        closed_form: True where the closed form, a dense metric, may be taken.
     """
 
     def __init__(

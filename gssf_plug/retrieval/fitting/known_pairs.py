@@ -17,8 +17,8 @@ class KnownPairs:
     Args:
         rows: query of each pair, in increasing order; no pair twice.
         items: document of each pair.
-        queries: how many queries there are.
-        documents: how many documents there are.
+        queries: number of queries.
+        documents: number of documents.
     """
 
     def __init__(self, rows: Int[Tensor, " p"], items: Int[Tensor, " p"], queries: int, documents: int) -> None:
@@ -56,8 +56,8 @@ class KnownPairs:
         """The pairs of these queries with some documents: the place of each one's query, and its document's column.
 
         Args:
-            queries: that are asked for.
-            column_of: the column of each document, -1 where it has none.
+            queries: numbers of the queries that are asked for.
+            column_of: column of each document, -1 where it has none.
         """
         places, items = self.select(queries)
         columns = column_of.index_select(0, items)

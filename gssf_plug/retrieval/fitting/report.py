@@ -24,13 +24,13 @@ class FitRow:
 
     Args:
         name: structure and loss.
-        parameters: how many numbers were learned, or computed from the pairs.
+        parameters: number of values that were learned, or computed from the pairs.
         value: the measure, in %: mean over validation queries.
         gain: mean difference from cosine, query by query.
         error: standard error of `gain`; infinite for a single query.
         seconds: wall time, looks at validation included.
         steps: batches until the best look; 0 where nothing was trained.
-        metric: whether it folds into the query; False for whitening, which changes both sides.
+        metric: True where it folds into the query; False for whitening, which changes both sides.
         curve: (step, seconds, measure) of each look.
         note: a remark for the table.
     """
@@ -69,13 +69,13 @@ class FitResult:
         table: cosine first, then whitening by pairs, the closed form and every candidate.
         taken: name of the row that was taken.
         reason: why, in a sentence.
-        measure: what the table shows.
-        queries: validation queries.
-        documents: that they were ranked among.
+        measure: measure that the table shows, a key of `document_ranking`.
+        queries: number of validation queries.
+        documents: number of documents that these were ranked among.
         folds: 1 where these queries were held back; more where all queries were measured, each by a metric that was
             fitted without its fold.
         test: the measure of cosine and of the metric on the test set, where one was given.
-        interrupted: whether Ctrl-C ended the fit before every candidate was trained.
+        interrupted: True where Ctrl-C ended the fit before every candidate was trained.
     """
 
     metric: GSSFMetric
@@ -91,7 +91,7 @@ class FitResult:
     interrupted: bool = False
 
     def with_test(self, test: dict[str, float] | None, interrupted: bool) -> "FitResult":
-        """The same with what came after the choice."""
+        """The same result, with the measures on a test set and whether the fit was interrupted."""
         return replace(self, test=test, interrupted=interrupted)
 
     def __str__(self) -> str:

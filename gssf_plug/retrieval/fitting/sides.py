@@ -24,8 +24,8 @@ class Side:
     """Features N×D behind one door, `rows`.
 
     Args:
-        features: finite, floating point.
-        device: where rows are wanted.
+        features: finite features of any float dtype.
+        device: device on which rows are wanted.
     """
 
     def __init__(self, features: Float[Tensor, "n dim"], device: torch.device) -> None:
@@ -57,7 +57,7 @@ def read_side(name: str, features: Any, device: torch.device | None, dim: int | 
     Args:
         name: the argument as the caller writes it.
         features: N×D, a torch tensor or whatever numpy reads as an array.
-        device: None takes the features' own.
+        device: device on which rows are wanted; None takes the features' own.
         dim: the width of the other side, where it is known.
 
     Raises:

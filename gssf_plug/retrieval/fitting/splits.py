@@ -36,7 +36,7 @@ class Part:
         documents: the corpus.
         pairs: documents of every row of `queries`.
         ignored: documents that are neither right nor wrong for a query; left out of every ranking and loss.
-        rows: which rows of `queries` ask.
+        rows: rows of `queries` that ask.
         itself: both sides are one list, and an item is not compared with itself.
     """
 
@@ -113,6 +113,7 @@ def same_rows(queries: Any, documents: Any) -> bool:
 
 def _equal_arrays(a: Any, b: Any) -> bool:
     step = 65_536
+    # in steps, so that a memory-mapped side is read and never held, and a difference ends it early
     return all(bool((a[at : at + step] == b[at : at + step]).all()) for at in range(0, len(a), step))
 
 
@@ -121,9 +122,9 @@ def split_queries(part: Part, share: float, seed: int) -> list[tuple[Part, Part]
 
     Args:
         part: all of them.
-        share: of the queries that is measured on. Fewer than 100 tell little, so then the queries are cut into
+        share: share of the queries that is measured on. Fewer than 100 tell little: the queries are then cut into
             1/share folds, and each fold is measured on in its turn.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Raises:
         ArgumentError: a share outside its range, or a single query.
@@ -139,6 +140,7 @@ def split_queries(part: Part, share: float, seed: int) -> list[tuple[Part, Part]
     wanted = min(max(1, round(share * count)), most, count - 1)
     folds = -(-count // wanted) if wanted < FEW_QUERIES else 1
     place = _places(part, wanted, seed)
+    # `place` is where each query stands in the drawn order: a fold is the next `wanted` places of it
     chosen = [(place >= fold * wanted) & (place < (fold + 1) * wanted) for fold in range(folds)]
     return [
         (replace(part, rows=part.rows[~held]), replace(part, rows=part.rows[held]))

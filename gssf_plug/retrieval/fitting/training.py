@@ -45,7 +45,7 @@ class Schedule:
         batch_size: pairs in a batch.
         max_epochs: passes over the pairs, at most; None takes 20, or 1,000 batches where those are more.
         patience: looks without a gain before training stops.
-        seed: of the batches and the noise.
+        seed: seed of the batches and the noise.
     """
 
     batch_size: int
@@ -76,11 +76,11 @@ class Run:
     """A candidate on its way; `weights` are those kept last.
 
     Args:
-        candidate: what is trained.
-        batches: of the data.
-        look: validation; None trains all steps unwatched.
-        schedule: of the training.
-        noise: its length, where the rows have length 1; 0 for none.
+        candidate: structure and loss that are trained.
+        batches: batches of the part that is trained on.
+        look: ranking of validation queries; None trains all steps unwatched.
+        schedule: length and pieces of the training.
+        noise: length of the noise that is added to rows of length 1; 0 (default) adds none.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Run:
         Without looks it trains to the end, and keeps the weights it has there.
 
         Args:
-            advance: told of every step done.
-            steps: at most; None takes those of the schedule.
+            advance: function that is called with the number of steps done since its last call.
+            steps: number of steps, at most; None takes those of the schedule.
         """
         device, began = self.part.documents.device, time.perf_counter()
         metric, loss = self.candidate.metric(normalize=False).to(device), self.candidate.make_loss().to(device)

@@ -28,10 +28,10 @@ class Trial:
     """Runs in step with each other, one a fold; whole at any moment, also where it is interrupted.
 
     Args:
-        candidate: what is trained.
-        folds: of the queries.
-        schedule: of each run.
-        noise: its length.
+        candidate: structure and loss that are trained.
+        folds: folds of the queries, one run each.
+        schedule: length and pieces of each run.
+        noise: length of the noise that each run adds to rows of length 1.
     """
 
     def __init__(self, candidate: Candidate, folds: Sequence[Fold], schedule: Schedule, noise: float) -> None:
@@ -50,8 +50,8 @@ class Trial:
         """Train until the looks stop gaining, or are certainly behind those of the best trial so far.
 
         Args:
-            advance: told of every step done.
-            rival: that trial; None where this is the first.
+            advance: function that is called with the number of steps done since its last call.
+            rival: the best trial so far; None where this is the first.
         """
         wait = 0
         for same in zip(*(run.train(advance) for run in self.runs), strict=False):

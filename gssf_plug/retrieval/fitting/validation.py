@@ -47,12 +47,12 @@ class _Pairs(NamedTuple):
     columns: Int[Tensor, " pairs"]
 
     def between(self, queries: slice) -> "_Pairs":
-        """Those of some queries, numbered from the first of them."""
+        """The pairs of some queries, numbered from the first of them."""
         first, last = torch.searchsorted(self.rows, torch.tensor([queries.start, queries.stop])).tolist()
         return _Pairs(self.rows[first:last] - queries.start, self.columns[first:last])
 
     def among(self, column_of: Int[Tensor, " all"]) -> "_Pairs":
-        """Those with a document that has a column, -1 where it has none."""
+        """The pairs whose document has a column; `column_of` holds -1 for one that has none."""
         columns = column_of[self.columns]
         return _Pairs(self.rows[columns >= 0], columns[columns >= 0])
 
@@ -75,7 +75,7 @@ class _Positives:
 
     Args:
         pairs: query and document of each.
-        queries: how many queries there are.
+        queries: number of queries.
     """
 
     def __init__(self, pairs: _Pairs, queries: int) -> None:
@@ -91,7 +91,7 @@ class _Positives:
         return own.sort(dim=1).values
 
     def ranked(self, above: Int[Tensor, "n most"]) -> Ranked:
-        """From how many others reach each of them: its rank."""
+        """The rank of each positive, from the number of others that reach it."""
         index = (self.counts[:, None] - torch.arange(1, self.most + 1)).clamp_min(0)  # best first
         ranks = above.cpu().gather(1, index) + torch.arange(1, self.most + 1)
         return Ranked(ranks, self.counts, torch.ones(ranks.shape, dtype=torch.float64))
@@ -178,6 +178,7 @@ class Ranking:
         step = max(1, SCORES_AT_ONCE // folded.shape[1])
         parts = zip(pairs.rows.split(step), pairs.columns.split(step), strict=True)
         rows = self.part.documents.rows
+        # row by row: a product of all queries with all documents would be thousands of times as large
         return torch.cat([(folded[i] * similarity.gallery(rows(j))).sum(1) for i, j in parts])
 
     def _matched(self) -> tuple[_Pairs, _Pairs]:

@@ -128,7 +128,7 @@ class Describer:
         return {"given": f"{type(part).__module__}.{type(part).__qualname__}"}
 
     def kept_here(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those tensors of a state dict that no part keeps in a folder of its own."""
+        """The tensors of a state dict that no part keeps in a folder of its own."""
         elsewhere = tuple(f"{place}." for place in (*self.folders, *self.copies))
         return {name: tensor for name, tensor in tensors.items() if not name.startswith(elsewhere)}
 

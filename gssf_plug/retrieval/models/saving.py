@@ -134,8 +134,8 @@ class PublishedModel(nn.Module, HubModule, library_name="gssf-plug"):
         Args:
             config: configuration without its header.
             tensors: poolings, projections, and parts of unknown classes.
-            folder: where the further parts are.
-            parts: as in `from_pretrained`.
+            folder: folder that holds the further parts.
+            parts: modules that only the caller can give, as in `from_pretrained`.
         """
         _check_config(config, cls, folder)
         check_parts(cls.__name__, {place: config["parts"][place] for place in cls.published}, folder)

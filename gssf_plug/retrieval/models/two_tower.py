@@ -103,11 +103,11 @@ class ImageTextModel(RetrievalModel):
         return self.encode_text(items)
 
     def image_encoders(self) -> list[nn.Module]:
-        """Those of `encoders` that see images."""
+        """The modules of `encoders` that see images."""
         raise NotImplementedError
 
     def text_encoders(self) -> list[nn.Module]:
-        """Those of `encoders` that see texts."""
+        """The modules of `encoders` that see texts."""
         raise NotImplementedError
 
 

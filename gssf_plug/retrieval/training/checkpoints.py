@@ -266,7 +266,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """To disk, so that the rename is not on it before the content."""
+    """Force a file to the disk, so that the rename is not there before the content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

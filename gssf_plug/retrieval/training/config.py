@@ -38,16 +38,16 @@ class RetrievalConfig:
         weight_decay: AdamW's decay of weights; never on metric, loss, biases, normalisation layers or other vectors and
             scalars.
         warmup: share of the steps in which the rates rise linearly from 0, 0 … 1.
-        schedule: how the rates go on: "cosine" or "linear" to 0, "step" down at `decay_at`, "constant".
+        schedule: course of the rates: "cosine" or "linear" to 0, "step" down at `decay_at`, "constant".
         decay_at: shares of the steps at which "step" multiplies the rates by `decay_factor`; default 0.6, VSE∞'s 15 of
             25 epochs.
-        decay_factor: what the rates are multiplied by at each such step, above 0.
+        decay_factor: number that the rates are multiplied by at each such step, above 0.
         max_gradient_norm: clip the norm of all gradients to this; None does not clip.
         mixed_precision: "no", "bf16" or "fp16", Accelerate's.
         seed: seed of shuffling, augmentation and dropout.
         eval_every: optimizer steps between evaluations; None means every epoch.
         checkpoint_every: optimizer steps between checkpoints; None means every epoch.
-        keep_checkpoints: how many of the last checkpoints stay on disk.
+        keep_checkpoints: number of the last checkpoints that stay on disk.
         best: measure by which the best weights are kept; larger is better.
         patience: evaluations in a row without a better `best` after which the run ends early; None (default) goes on.
         on_nan: a loss or gradient that is not finite "stop"s the run or lets it "skip" the step.
@@ -121,7 +121,7 @@ class RetrievalConfig:
         return {**values, "output_dir": os.fspath(self.output_dir), **lists}
 
     def changes_results(self) -> dict[str, Any]:
-        """Those fields that a resumed run must share with the one it continues."""
+        """The fields that a resumed run must share with the one it continues."""
         return {name: value for name, value in self.to_json().items() if name not in _FREE_ON_RESUME}
 
 

@@ -175,6 +175,7 @@ def split_batch(batch: Mapping[str, Any], chunk_size: int) -> list[dict[str, Any
     # as many chunks as the process with most needs, but none without a row on the one with fewest
     count = max(1, min(int(wanted.max()), int(possible.min())))
     parts = {key: _split(entry, rows[key], count) for key, entry in batch.items()}
+    # entries of chunks, turned into chunks of entries
     return [{key: part[number] for key, part in parts.items()} for number in range(count)]
 
 

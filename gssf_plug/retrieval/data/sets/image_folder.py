@@ -120,6 +120,7 @@ def _split(classes: list[str], share: float, seed: int) -> tuple[list[str], list
     if len(classes) < 2:
         remedy = "Give more classes, or leave `split_classes` out."
         raise ArgumentError("split_classes", "have at least two classes to split", f"only {classes}", remedy)
+    # at least one class on each side, whatever the share rounds to
     count = min(max(round(share * len(classes)), 1), len(classes) - 1)
     held = set(np.random.default_rng(seed).permutation(len(classes))[:count].tolist())
     sides = [[name for number, name in enumerate(classes) if (number in held) is side] for side in (False, True)]
