@@ -19,6 +19,7 @@ LARGEST = 1.7e308  # so that no number becomes infinite, whose last bits mean so
 MOST_BITS = 20
 FEW = 8  # where an 8th of the scores or less is asked for, choosing comes before sorting
 SORTED_AT_ONCE = 262_144  # scores that are worth a thread of their own
+NARROW = 256  # scores of a row that numpy sorts whole, in registers, sooner than torch chooses from them
 CACHED = 65_536  # scores: 512 kB, in which a thread takes all steps of some rows before it takes the next
 
 
@@ -72,6 +73,6 @@ def falling_scores(
 
 def largest(scores: Float[Tensor, "n m"], width: int) -> Float[Tensor, "n width"]:
     """The `width` best scores of each row, in any order."""
-    if scores.device.type != "cpu":
+    if scores.device.type != "cpu" or scores.shape[1] > NARROW:
         return scores.topk(width, dim=1, sorted=False).values
-    return torch.from_numpy(np.partition(scores.numpy(), -width, axis=1)[:, -width:])
+    return torch.from_numpy(np.sort(scores.numpy(), axis=1)[:, -width:])
