@@ -2,7 +2,7 @@
 # Found: torch._int_mm, the int8 product with int32 sums that quantisation libraries build on, is silently wrong on a CPU that has
 # VNNI as soon as ONEDNN_MAX_CPU_ISA tells oneDNN to leave it alone. torch 2.6 and later take oneDNN only where the *processor*
 # has VNNI (pytorch #136746), and do not ask what oneDNN may use: it then adds pairs of products in 16 bits, which saturate. 64
-# products of 127 * 127 come out as 65,280 for 1,032,256 or so, the same on every run and without a warning. Why it matters: the
+# products of 127 * 127 come out as 8,160 in place of 1,032,256, the same on every run and without a warning. Why it matters: the
 # variable is how people test a weaker machine's path, make results alike across a cluster, or cap power; int8 models then give
 # other numbers. A product of largest entries, made once, tells. Seen with torch 2.13.0 on an AMD EPYC (Zen 4).
 # Needs a CPU with VNNI; says so and exits with 2 elsewhere.
