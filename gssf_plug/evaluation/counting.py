@@ -18,8 +18,10 @@ from gssf_plug.metric.exact.reaching import places, reaching
 __all__ = ["certain_counts", "certain_pairs", "count_reaching", "from_the_right"]
 
 BINS = 1024  # bin 0 lies below all positives
+COUNTED_AT_ONCE = 2_097_152  # scores: what counting makes of more would leave the cache
 SAMPLED = 97  # one score in so many says how many reach
 MOST_REACH = 0.4
+FEW_REACH = 64  # scores of a row that are listed at less cost than its bins
 DIRECT = 16_384  # comparisons of one row that cost less than its bins
 
 
@@ -37,16 +39,34 @@ def certain_counts(
         high: what lies above it is certainly more.
         peaks: of `group_peaks`, where few scores are expected to reach the least `low`.
     """
-    asked = low < math.inf
-    least = low.amin(1)
-    at = None if peaks is None and _most_reach(fast, least) else reaching(fast, least, peaks)
-    counts = torch.zeros_like(low, dtype=torch.long)
-    if at is not None and not len(at):
-        return counts, at
-    floor, top = float(least.min()), float(high[asked].max()) if bool(asked.any()) else -math.inf
+    if peaks is not None:
+        at = reaching(fast, low.amin(1), peaks)
+        few = len(at) <= FEW_REACH * len(fast)
+        return (torch.zeros_like(low, dtype=torch.long), at) if few else _binned(fast, low, high, at)
+    counts, found = [], []
+    size = max(1, COUNTED_AT_ONCE // max(1, fast.shape[1]))
+    pieces = zip(*(one.split(size) for one in (fast, low, high)), strict=True)
+    for start, piece in enumerate(pieces):
+        least = piece[1].amin(1)
+        sure, at = _binned(*piece, None if _most_reach(piece[0], least) else reaching(piece[0], least))
+        counts.append(sure)
+        found.append(at.add_(start * size * fast.shape[1]))
+    return torch.cat(counts), torch.cat(found)
+
+
+def _binned(
+    fast: Float[Tensor, "n m"],
+    low: Float[Tensor, "n most"],
+    high: Float[Tensor, "n most"],
+    at: Int[Tensor, " reached"] | None,
+) -> tuple[Int[Tensor, "n most"], Int[Tensor, " open"]]:
+    """The same by bins of the scores that reach the lowest positive, or of all of them where `at` is None."""
+    asked, counts = low < math.inf, torch.zeros_like(low, dtype=torch.long)
+    floor = float(low.min())
+    top = float(high[asked].max()) if bool(asked.any()) else -math.inf
     grid = (BINS - 3) / max(top - floor, 1e-300) if math.isfinite(top - floor) else 0.0
     if not 0.0 < grid < 1e30:
-        return counts, reaching(fast, least, peaks) if at is None else at
+        return counts, reaching(fast, low.amin(1)) if at is None else at
     # each step keeps the order of scores (or makes neighbours equal), so whole bins lie above one another
     wide = torch.promote_types(fast.dtype, torch.float32)
 
@@ -63,7 +83,7 @@ def certain_counts(
     else:
         starts = torch.arange(len(fast) + 1, device=fast.device) * fast.shape[1]
         reached = torch.searchsorted(at, starts).diff()  # scores of each row
-        key = bins(fast.flatten().index_select(0, at))
+        key = bins(fast.take(at))
         key += torch.repeat_interleave(row_of, reached, output_size=len(at))
     sure = torch.bincount(key, minlength=len(fast) * BINS).view(len(fast), BINS).masked_fill_(touched, 0).cumsum(1)
     counts = (sure[:, -1:] - sure.gather(1, last)).masked_fill_(~asked, 0)

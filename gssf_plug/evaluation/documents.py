@@ -25,7 +25,8 @@ from gssf_plug.evaluation.options import (
     checked_features,
     checked_metric,
 )
-from gssf_plug.evaluation.ranking import Matches, Ranked, Tally, checked_ranks, query_chunks, rank_positives
+from gssf_plug.evaluation.positives import Matches
+from gssf_plug.evaluation.ranking import Ranked, Tally, checked_ranks, query_blocks, query_chunks, rank_positives
 from gssf_plug.evaluation.relevance import read_relevance
 from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric import GSSFMetric
@@ -79,11 +80,12 @@ def document_ranking(
     pairs = read_relevance("relevant", relevant, len(queries), len(documents))
     metric = checked_metric(metric, queries)
     scores, tally = FeatureScores(metric, queries, documents), Tally()
-    for chunk in share(query_chunks(len(queries), len(documents), query_chunk), distributed):
-        rows, columns, grades = (part.to(queries.device) for part in pairs.of(chunk))
-        found = rank_positives(
-            scores.of(chunk), Matches(rows, columns, torch.ones_like(rows, dtype=torch.bool), grades)
-        )
+    chunks = share(query_chunks(len(queries), len(documents), query_chunk), distributed)
+    matched = torch.bincount(pairs.rows, minlength=len(queries))
+    for block, at_once in query_blocks(chunks, matched, queries.shape[1]):
+        rows, columns, grades = (part.to(queries.device) for part in pairs.of(block))
+        matches = Matches(rows, columns, torch.ones_like(rows, dtype=torch.bool), grades)
+        found = rank_positives(scores.of(block), matches, at_once=at_once)
         tally.add(ranked_measures(found, places), len(found.positives))
     nothing = "no document for any query"
     return tally.percentages(_names(places), distributed, queries.device, "relevant", nothing)

@@ -3,8 +3,7 @@ r"""Image–text retrieval: recall at 1, 5, 10 in both directions, rSum and medi
     rank(image) = 1 + #{captions that score higher than the best of its own captions}
     rank(text)  = 1 + #{images that score higher than its own image}
 
-No row is sorted: the score matrix is walked in tiles, and each tile adds to the counts of its rows and its columns;
-what its fast product leaves open is looked at closer (`gssf_plug.evaluation.scores`). All captions of an image are
+No row is sorted: ranks are counted (`gssf_plug.evaluation.image_text_ranks`). All captions of an image are
 positives, however many it has. A tie is won by the positive, as in a strict comparison, and counted: "i2t_tied" and
 "t2i_tied" say for how many queries the positive that counts is level with another item.
 
@@ -19,17 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from gssf_plug.distributed import add_over_processes, share
 from gssf_plug.errors import ArgumentError
+from gssf_plug.evaluation.image_text_ranks import ImageTextRanks, Ranks
 from gssf_plug.evaluation.options import Rows, checked_features, checked_labels, checked_metric, promoted
-from gssf_plug.evaluation.ranking import COUNTED_AT_ONCE, MOST_PAIRS, OPEN_AT_ONCE
-from gssf_plug.evaluation.scores import FeatureScores, GivenScores, ScoredPart, ScoredQueries, Scores
+from gssf_plug.evaluation.scores import FeatureScores, GivenScores, Scores
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.fast_rows import fast_dtype
-from gssf_plug.metric.exact.reaching import at_least, places
 from gssf_plug.metric.options import checked_count
 
 __all__ = ["image_text_recall", "image_text_recall_of_scores", "tied_too_often"]
@@ -134,8 +131,8 @@ def _recall(sides: "_Sides", owners: Int[Tensor, " m"], folds: int | None, distr
             )
         scores = sides.scores(images, captions if folds else slice(None))
         own = owners[captions] - images.start if folds else owners
-        counted = _Gallery(scores, own, images.stop - images.start, distributed).count(sides.images_at_once)
-        measured.append(_measures(*counted))
+        ranks = ImageTextRanks(scores, own, images.stop - images.start, distributed).count(sides.images_at_once)
+        measured.append(_measures(ranks))
     found = {name: sum(fold[name] for fold in measured) / len(measured) for name in measured[0]}
     if tied_too_often(found):
         shares = ", ".join(f"{found[name]:.1f} % ({name[:3]})" for name in TIED)
@@ -160,157 +157,15 @@ class _Sides(NamedTuple):
     images_at_once: int
 
 
-class _Gallery:
-    """One gallery of images and captions: scores of the positives, and what is counted above and level with them.
-
-    Args:
-        scores: images × captions.
-        owners: image of each caption.
-        images: how many.
-        distributed: share the work among the processes.
-    """
-
-    def __init__(self, scores: Scores, owners: Int[Tensor, " m"], images: int, distributed: bool) -> None:
-        self.scores, self.owners, self.distributed = scores, owners, distributed
-        self.order = owners.argsort(stable=True)
-        self.captions = torch.bincount(owners, minlength=images)
-        self.ends = self.captions.cumsum(0)  # of each image's captions in `order`
-        self.own = torch.zeros(len(owners), dtype=torch.float64, device=owners.device)
-        self.slack = torch.zeros(images, dtype=torch.float64, device=owners.device)
-        self.settled = torch.zeros(images, dtype=torch.bool, device=owners.device)
-        # counts of each image's best caption (row 0) and of each caption (row 1), and which were met by an equal score
-        self.above = [torch.zeros(count, dtype=torch.long, device=owners.device) for count in (images, len(owners))]
-        self.tied = [torch.zeros_like(count) for count in self.above]
-
-    def count(self, images_at_once: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Ranks from 1 of every image that has captions and of every caption; and of each whether it is tied."""
-        chunks = _slices(len(self.captions), images_at_once)
-        for rows in share(chunks, self.distributed):
-            queries, mine = self.scores.of(rows), self._get_captions(rows)
-            self.own[mine] = queries.close(self.owners[mine] - rows.start, mine)
-            self.slack[rows] = queries.slack
-        add_over_processes(self.own, self.distributed)
-        add_over_processes(self.slack, self.distributed)
-        self.best = torch.full_like(self.slack, float("-inf")).scatter_reduce_(0, self.owners, self.own, "amax")
-        tiles = [(rows, columns) for rows in chunks for columns in self.scores.parts]
-        last: tuple[slice, ScoredQueries] | None = None
-        for rows, columns in share(tiles, self.distributed):
-            if last is None or last[0] != rows:
-                last = rows, self.scores.of(rows)
-            self._add(rows, last[1], last[1].part(columns))
-        for counts in (*self.above, *self.tied):
-            add_over_processes(counts, self.distributed)
-        asked = self.captions > 0  # an image without a caption is no query
-        return self.above[0][asked] + 1, self.above[1] + 1, self.tied[0][asked] > 0, self.tied[1] > 0
-
-    def _get_captions(self, rows: slice) -> Int[Tensor, " some"]:
-        first = int(self.ends[rows.start - 1]) if rows.start else 0
-        return self.order[first : int(self.ends[rows.stop - 1])]
-
-    def _add(self, rows: slice, queries: ScoredQueries, part: ScoredPart) -> None:
-        """Add one tile."""
-        at_once = max(1, COUNTED_AT_ONCE // part.fast.shape[1])
-        for piece in _slices(len(part.fast), at_once):
-            images, used, first = slice(rows.start + piece.start, rows.start + piece.stop), part, rows.start
-            open_pairs = self._certain(images, part, piece)
-            if open_pairs is None:
-                finer = part.finer(piece)
-                assert finer is not None
-                used, first = finer, images.start
-                open_pairs = self._certain(images, finer, slice(0, piece.stop - piece.start), True)
-                assert open_pairs is not None
-            for side, found in enumerate(open_pairs):
-                pairs = self._narrowed(side, used, first, *found)
-                for image, caption in zip(*(one.split(OPEN_AT_ONCE) for one in pairs), strict=True):
-                    self._resolve(side, queries, rows.start, image, caption)
-
-    def _certain(
-        self, images: slice, part: ScoredPart, piece: slice, finest: bool = False
-    ) -> list[tuple[Tensor, Tensor]] | None:
-        """Count what is certainly above, and return per direction the (image, caption) that are open.
-
-        None, and nothing counted, where these are too many and there is a finer product.
-        """
-        fast, columns = part.fast[piece], part.columns
-        mine = self._get_captions(images)
-        mine = mine[(mine >= columns.start) & (mine < columns.stop)]
-        fast[self.owners[mine] - images.start, mine - columns.start] = float("-inf")  # no positive meets itself
-        best = torch.where(self.captions[images] > 0, self.best[images], float("inf"))
-        bounds = part.around_rows(piece, best - self.slack[images], best + self.slack[images])
-        own, slack = self.own[columns], self.slack[self.owners[columns]]
-        item_bounds = part.around_items(own - slack, own + slack)
-        at = places(at_least(fast, bounds.low[:, None]).logical_or_(at_least(fast, item_bounds.low[None])))
-        values, image = fast.flatten().index_select(0, at), at.div(fast.shape[1], rounding_mode="floor")
-        caption = at - image * fast.shape[1]
-        sure, found = [], []
-        for number, (low, high) in ((image, bounds), (caption, item_bounds)):
-            above = values > high[number]
-            sure.append(torch.bincount(number[above], minlength=len(low)))
-            undecided = places((values >= low[number]) & ~above)
-            found.append((image[undecided] + images.start, caption[undecided] + columns.start))
-        if not finest and sum(len(one) for one, _ in found) * MOST_PAIRS > fast.numel() and part.can_be_finer:
-            return None
-        self.above[0][images] += sure[0]
-        self.above[1][columns] += sure[1]
-        return found
-
-    def _narrowed(
-        self, side: int, part: ScoredPart, first: int, image: Tensor, caption: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Count what closer bounds decide of one direction's open pairs, and return the others.
-
-        Args:
-            side: 0 compares with the image's best, 1 with the caption's own score.
-            part: whose pairs they are.
-            first: the image in its first row.
-            image: of each pair.
-            caption: of each pair.
-        """
-        low, high = part.pairs(image - first, caption - part.columns.start)
-        number, asks = (image, image) if side == 0 else (caption, self.owners[caption])
-        against, slack = (self.best, self.own)[side][number], self.slack[asks]
-        above = low > against + slack
-        self.above[side] += torch.bincount(number[above], minlength=len(self.above[side]))
-        still = places(~above & (high >= against - slack))
-        return image[still], caption[still]
-
-    def _resolve(self, side: int, queries: ScoredQueries, start: int, image: Tensor, caption: Tensor) -> None:
-        """Count open pairs of one direction by a closer look: against the image's best, or the caption's own."""
-        scores = queries.close(image - start, caption)
-        number, asks = (image, image) if side == 0 else (caption, self.owners[caption])
-        near = (scores - (self.best, self.own)[side][number]).abs() <= 2 * (self.slack[image] + self.slack[asks])
-        if bool(near.any()):
-            self._settle(asks[near].unique())
-            scores[near] = self.scores.canonical(image[near], caption[near])
-        against = (self.best, self.own)[side][number]
-        self.above[side] += torch.bincount(number[scores > against], minlength=len(self.above[side]))
-        self.tied[side] += torch.bincount(number[near & (scores == against)], minlength=len(self.above[side]))
-
-    def _settle(self, images: Int[Tensor, " some"]) -> None:
-        """Give the captions of some images their canonical scores."""
-        new = images[~self.settled[images]]
-        if not len(new):
-            return
-        self.settled[new] = True
-        mine = self.settled.new_zeros(len(self.settled)).index_fill(0, new, True)[self.owners].nonzero()[:, 0]
-        self.own[mine] = self.scores.canonical(self.owners[mine], mine)
-        self.best[new] = float("-inf")
-        self.best.scatter_reduce_(0, self.owners[mine], self.own[mine], "amax")
-
-
-def _measures(
-    image_ranks: Int[Tensor, " n"],
-    text_ranks: Int[Tensor, " m"],
-    image_tied: Bool[Tensor, " n"],
-    text_tied: Bool[Tensor, " m"],
-) -> dict[str, float]:
+def _measures(counted: Ranks) -> dict[str, float]:
     recall = {
         f"{direction}_R@{k}": 100 * (ranks <= k).double().mean().item()
-        for direction, ranks in (("i2t", image_ranks), ("t2i", text_ranks))
+        for direction, ranks in (("i2t", counted.images), ("t2i", counted.texts))
         for k in KS
     }
-    medians = {"i2t_median_rank": _median(image_ranks), "t2i_median_rank": _median(text_ranks)}
-    tied = {name: 100 * one.double().mean().item() for name, one in zip(TIED, (image_tied, text_tied), strict=True)}
+    medians = {"i2t_median_rank": _median(counted.images), "t2i_median_rank": _median(counted.texts)}
+    both = zip(TIED, (counted.images_tied, counted.texts_tied), strict=True)
+    tied = {name: 100 * one.double().mean().item() for name, one in both}
     return {**recall, "rsum": sum(recall.values()), **medians, **tied}
 
 
@@ -318,10 +173,6 @@ def _median(ranks: Int[Tensor, " n"]) -> float:
     """The median, rounded down between two middle ranks as in the usual protocol."""
     ranks = ranks.sort().values
     return float((ranks[(len(ranks) - 1) // 2] + ranks[len(ranks) // 2]) // 2)
-
-
-def _slices(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _fold_slices(count: int, folds: int) -> list[slice]:

@@ -28,7 +28,8 @@ from gssf_plug.evaluation.options import (
     checked_sides,
     numbered,
 )
-from gssf_plug.evaluation.ranking import LabelGroups, Ranked, Tally, checked_ranks, query_chunks, rank_positives
+from gssf_plug.evaluation.positives import LabelGroups
+from gssf_plug.evaluation.ranking import Ranked, Tally, checked_ranks, query_blocks, query_chunks, rank_positives
 from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.fast_rows import fast_dtype
@@ -87,13 +88,14 @@ def instance_recall(
     metric = checked_metric(metric, features)
     scores = FeatureScores(metric, features, gallery, fast_dtype(features.device))
     groups, tally = LabelGroups(gallery_labels), Tally()
-    for rows in share(query_chunks(len(features), len(gallery), query_chunk), distributed):
+    chunks = share(query_chunks(len(features), len(gallery), query_chunk), distributed)
+    for rows, at_once in query_blocks(chunks, groups.counts(labels), features.shape[1]):
         matches = groups.matches(labels[rows])
-        if itself:  # rows of a chunk count from its start: nobody finds itself
+        if itself:  # rows of a block count from its start: nobody finds itself
             matches = matches._replace(counted=matches.columns != matches.rows + rows.start)
         positives = torch.bincount(matches.rows[matches.counted], minlength=rows.stop - rows.start)
         # no measure reads a rank beyond the number of positives, or beyond the largest k
-        ranked = rank_positives(scores.of(rows), matches, positives.clamp_min(max(places)))
+        ranked = rank_positives(scores.of(rows), matches, positives.clamp_min(max(places)), at_once=at_once)
         tally.add(_measures(ranked, places), len(ranked.positives))
     names = [*(f"R@{k}" for k in places), "MAP@R", "R-precision"]
     nothing = "only classes without a second member" if itself else "no class of `gallery_labels`"

@@ -26,7 +26,8 @@ from gssf_plug.evaluation.options import (
     checked_metric,
     checked_sides,
 )
-from gssf_plug.evaluation.ranking import LabelGroups, Ranked, Tally, checked_ranks, query_chunks, rank_positives
+from gssf_plug.evaluation.positives import LabelGroups
+from gssf_plug.evaluation.ranking import Ranked, Tally, checked_ranks, query_blocks, query_chunks, rank_positives
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores
 from gssf_plug.metric import GSSFMetric
 
@@ -92,10 +93,11 @@ def reid_ranking(
         rescored = rescored[:, ranked] if rescored is not None else None
     scores = FeatureScores(metric, query, gallery) if rescored is None else GivenScores(rescored)
     groups, tally = LabelGroups(gallery_ids), Tally()
-    for rows in share(query_chunks(len(query), len(gallery), query_chunk), distributed):
+    chunks = share(query_chunks(len(query), len(gallery), query_chunk), distributed)
+    for rows, at_once in query_blocks(chunks, groups.counts(query_ids), query.shape[1]):
         matches = groups.matches(query_ids[rows])
         other = query_cams[rows][matches.rows] != gallery_cams[matches.columns]
-        found = rank_positives(scores.of(rows), matches._replace(counted=other))
+        found = rank_positives(scores.of(rows), matches._replace(counted=other), at_once=at_once)
         tally.add(_measures(found, places), len(found.positives))
     measures = ["mAP", *(f"R@{k}" for k in places), "mINP"]
     nothing = "no identity of `query_ids` seen by another camera (junk and same-camera images removed)"

@@ -24,40 +24,43 @@ from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores, fold_exactly
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, pair_rows
 from gssf_plug.metric.exact.fast_scores import FastQueries, Open, fast_queries
+from gssf_plug.metric.exact.pair_products import float64_products
 from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 
-__all__ = ["FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores"]
+__all__ = ["ALL", "FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores", "slices"]
 
 PART_ENTRIES = 33_554_432  # of a gallery that is converted at once: 128 MB in float32
+ROW_ENTRIES = 2_097_152  # of queries that are made ready together: 16 MB in float64
 MANY_PAIRS = 4096
-PAIRS_AT_ONCE = 262_144  # entries of rows that are gathered at once: 2 MB in float64
+PAIRS_AT_ONCE = 262_144  # entries of rows whose norms are taken at once: 2 MB in float64
+ALL = slice(None)
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """Slices of `count` things, of `size` each, at least 1, but the last."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, max(1, size))]
 
 
 class ScoredPart(Protocol):
     """Some queries against a part of the gallery."""
 
     fast: Float[Tensor, "n m"]
-    columns: slice
     can_be_finer: bool
 
     def around(self, low: Float[Tensor, "n k"], high: Float[Tensor, "n k"]) -> Open:
         """Fast scores below `low` of the result are certainly below `low`, those above its `high` above `high`."""
         ...
 
-    def around_rows(self, rows: slice, low: Float[Tensor, " n"], high: Float[Tensor, " n"]) -> Open:
-        """The same of some rows, one value each."""
+    def between(self, rows: Int[Tensor, " pairs"], fast: Float[Tensor, " pairs"]) -> Open | None:
+        """Between what canonical scores lie; None where products of single pairs tell it more closely."""
+        ...
+
+    def around_rows(self, low: Float[Tensor, " n"], high: Float[Tensor, " n"]) -> Open:
+        """The same for one value of each row."""
         ...
 
     def around_items(self, low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Open:
         """The same for one value per item, whichever query is compared with it."""
-        ...
-
-    def pairs(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Open:
-        """Between what the canonical scores of some pairs lie; row and column as in `fast`."""
-        ...
-
-    def finer(self, rows: slice) -> "ScoredPart | None":
-        """Some rows with a float64 product; None where there is nothing finer."""
         ...
 
 
@@ -67,8 +70,15 @@ class ScoredQueries(Protocol):
     slack: Float[Tensor, " n"]
     parts: list[slice]
 
-    def part(self, columns: slice) -> ScoredPart:
-        """Fast scores with a part of the gallery, which may be changed in place."""
+    def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> ScoredPart:
+        """Fast scores of all or some of them with a part of the gallery, which may be changed in place.
+
+        `finest` asks for a float64 product.
+        """
+        ...
+
+    def pairs(self, part: slice, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Open:
+        """Between what the canonical scores of some pairs lie by float32 products; `columns` count within the part."""
         ...
 
     def close(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
@@ -81,9 +91,10 @@ class ScoredQueries(Protocol):
 
 
 class Scores(Protocol):
-    """All queries against the whole gallery."""
+    """All queries against the whole gallery; `rows_together` of them may be asked for at once."""
 
     parts: list[slice]
+    rows_together: int
 
     def of(self, rows: slice) -> ScoredQueries:
         """Some of the queries."""
@@ -119,6 +130,7 @@ class FeatureScores:
         held = min(columns_at_once or self.converted_at_once, self.converted_at_once)
         self.converted_at_once -= self.converted_at_once % held  # whole parts
         self.parts = [slice(start, min(start + held, len(gallery))) for start in range(0, len(gallery), held)]
+        self.rows_together = max(1, ROW_ENTRIES // max(1, queries.shape[1]))
         self._items: tuple[int, FastRows] | None = None  # what was converted last, and from where on
         self._pair_items: tuple[slice, FastRows] | None = None
 
@@ -163,13 +175,13 @@ class FeatureScores:
         return max(float(torch.linalg.vector_norm(part.double(), dim=1).max()) for part in self.gallery.split(65_536))
 
     @cached_property
-    def item_norms(self) -> Float[Tensor, " m"] | None:
-        """Norms of the gallery in float64, where squares cannot overflow; None where they are summed pair by pair."""
-        if self.gallery.dtype == torch.float64:
-            return None
+    def item_norms(self) -> Float[Tensor, " m"]:
+        """Norms of the gallery in float64; of float64 rows, whose squares may overflow, after `scale_rows`."""
         pieces = self.gallery.split(max(1, PAIRS_AT_ONCE // max(1, self.gallery.shape[1])))
-        norms = [torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64) for piece in pieces]
-        return torch.cat(norms).to(self.queries.device)
+        if self.gallery.dtype == torch.float64:
+            pieces = tuple(scale_rows(piece)[0] for piece in pieces)
+        norms = torch.cat([torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64) for piece in pieces])
+        return norms.masked_fill_(norms == 0, 1.0).to(self.queries.device)
 
     @cached_property
     def first_copies(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
@@ -192,45 +204,35 @@ class _FeatureQueries:
         folded, folded_exponents = scale_rows(values if scores.metric is None else fold_exactly(scores.metric, values))
         # near the canonical side, whose squares are correctly rounded and cost more than all else here
         self.near = CanonicalQueries(folded, folded_exponents + (0 if scores.normalize else exponents), squares)
-        self.dim = given.shape[1]
         self.unit = self._unit_queries()
+        self._fast: dict[torch.dtype, FastQueries] = {}
         norms = torch.linalg.vector_norm(self.unit, dim=1)
-        self.slack = norms * scores.longest_item * ((2 * self.dim + 64) * 2.0**-52)
+        self.slack = norms * scores.longest_item * ((2 * given.shape[1] + 64) * 2.0**-52)
 
-    def part(self, columns: slice) -> "_FeaturePart":
-        return _FeaturePart(self.fast(self.scores.dtype), self.scores.items(columns), columns, self, slice(None))
+    def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> "_FeaturePart":
+        items = self.scores.converted(columns, torch.float64) if finest else self.scores.items(columns)
+        return _FeaturePart(self.fast(items.rows.dtype, rows), items)
 
-    @cached_property
-    def of_pairs(self) -> FastQueries:
-        """The queries, ready for float32 scores of single pairs."""
-        return self.fast(torch.float32)
+    def pairs(self, part: slice, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Open:
+        queries, items = self.fast(torch.float32), self.scores.pair_items(part)
+        return queries.between(queries.pairs(rows, items, columns), queries.margins(items).index_select(0, rows), items)
 
-    def fast(self, dtype: torch.dtype, rows: slice = slice(None)) -> FastQueries:
-        squares = None if self.near.squares is None else self.near.squares[rows]
-        queries = fast_queries(CanonicalQueries(self.near.folded[rows], self.near.exponents[rows], squares), dtype)
-        unsure = queries.norms * ((self.dim + 8) * 2.0**-52)  # the norm that `near` divides by is not rounded correctly
-        return FastQueries(queries.rows, queries.exponent, queries.norms, queries.rests + unsure)
+    def fast(self, dtype: torch.dtype, rows: slice = ALL) -> FastQueries:
+        """Some of the queries, ready for a product."""
+        if dtype not in self._fast:
+            queries = fast_queries(self.near, dtype)
+            # the norm that `near` divides by is not rounded correctly
+            unsure = queries.norms * ((self.near.folded.shape[1] + 8) * 2.0**-52)
+            self._fast[dtype] = replace(queries, rests=queries.rests + unsure)
+        all_of_them = self._fast[dtype]
+        parts = (one[rows] for one in (all_of_them.rows, all_of_them.norms, all_of_them.rests))
+        return FastQueries(next(parts), all_of_them.exponent, *parts)
 
     def close(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        gallery = self.scores.gallery
-        size = max(1, min(len(rows), PAIRS_AT_ONCE // max(1, self.dim)))
-        # written again and again, so that no fresh memory has to be found for every piece
-        given, left, right = gallery.new_empty(size, self.dim), *self.unit.new_empty(2, size, self.dim)
-        parts = []
-        for own, other in zip(rows.split(size), columns.split(size), strict=True):
-            there = other.to(gallery.device)
-            items = torch.index_select(gallery, 0, there, out=given[: len(own)])
-            if self.scores.normalize and items.dtype == torch.float64:
-                items = scale_rows(items)[0]  # squares of float64 overflow, those of shorter floats do not in float64
-            items = right[: len(own)].copy_(items)
-            products = torch.index_select(self.unit, 0, own, out=left[: len(own)]).mul_(items).sum(1)
-            if self.scores.normalize:
-                norms = self.scores.item_norms
-                norms = torch.linalg.vector_norm(items, dim=1) if norms is None else norms.index_select(0, other)
-                products = products.div_(norms.masked_fill(norms == 0, 1.0))
-            parts.append(products)
-        scores = torch.cat(parts) if parts else self.unit.new_empty(0)
-        return scores if self.scores.normalize else finite_scores(scores[None])[0]
+        products = float64_products(self.unit, rows, self.scores.gallery, columns, scaled=self.scores.normalize)
+        if self.scores.normalize:
+            return products.div_(self.scores.item_norms.index_select(0, columns))
+        return finite_scores(products[None])[0]
 
     def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         return self.scores.canonical(rows + self.start, columns)
@@ -246,39 +248,26 @@ class _FeatureQueries:
 class _FeaturePart:
     """Fast scores of some queries with a part of the gallery."""
 
-    def __init__(
-        self, fast: FastQueries, items: FastRows, columns: slice, queries: _FeatureQueries, rows: slice
-    ) -> None:
-        self._fast, self._items, self._queries = fast, items, queries
-        self.columns, self.rows = columns, rows
-        self.fast = fast.product(items)
+    def __init__(self, queries: FastQueries, items: FastRows) -> None:
+        self._fast, self._items = queries, items
+        self.fast = queries.product(items)
         self.can_be_finer = self.fast.dtype != torch.float64
 
     def around(self, low: Float[Tensor, "n k"], high: Float[Tensor, "n k"]) -> Open:
         return Open(self._fast.around(low, self._items).low, self._fast.around(high, self._items).high)
 
-    def around_rows(self, rows: slice, low: Float[Tensor, " n"], high: Float[Tensor, " n"]) -> Open:
-        own = self._fast.margins(self._items)[rows]
-        bounds = (self._fast.around(one, self._items, own) for one in (low, high))
-        return Open(next(bounds).low, next(bounds).high)
+    def between(self, rows: Int[Tensor, " pairs"], fast: Float[Tensor, " pairs"]) -> Open | None:
+        if fast.dtype.itemsize == 2:
+            return None
+        return self._fast.between(fast, self._fast.margins(self._items).index_select(0, rows), self._items)
+
+    def around_rows(self, low: Float[Tensor, " n"], high: Float[Tensor, " n"]) -> Open:
+        return Open(*(bound[:, 0] for bound in self.around(low[:, None], high[:, None])))
 
     def around_items(self, low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Open:
         widest = self._fast.margins(self._items).max()
         bounds = (self._fast.around(one, self._items, widest) for one in (low, high))
         return Open(next(bounds).low, next(bounds).high)
-
-    def pairs(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Open:
-        fast, items = self._fast, self._items
-        if fast.rows.dtype.itemsize == 2:
-            fast, items = self._queries.of_pairs, self._queries.scores.pair_items(self.columns)
-            return fast.between(fast.pairs(rows, items, columns), fast.margins(items)[rows], items)
-        return fast.between(self.fast[rows, columns], fast.margins(items)[rows], items)
-
-    def finer(self, rows: slice) -> "_FeaturePart | None":
-        if not self.can_be_finer:
-            return None
-        items = self._queries.scores.converted(self.columns, torch.float64)
-        return _FeaturePart(self._queries.fast(torch.float64, rows), items, self.columns, self._queries, rows)
 
 
 def _first_copies(features: Float[Tensor, "n dim"]) -> Int[Tensor, " n"]:
@@ -296,7 +285,7 @@ class GivenScores:
     """
 
     def __init__(self, matrix: Float[Tensor, "n m"]) -> None:
-        self.matrix, self.parts = matrix, [slice(0, matrix.shape[1])]
+        self.matrix, self.parts, self.rows_together = matrix, [slice(0, matrix.shape[1])], 1
 
     def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         """The given scores."""
@@ -312,8 +301,12 @@ class _GivenQueries:
         self.matrix, self.parts = matrix, [slice(0, matrix.shape[1])]
         self.slack = matrix.new_zeros(len(matrix), dtype=torch.float64)
 
-    def part(self, columns: slice) -> "_GivenPart":
-        return _GivenPart(self.matrix[:, columns])
+    def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> "_GivenPart":
+        return _GivenPart(self.matrix[rows, columns])
+
+    def pairs(self, part: slice, rows: Tensor, columns: Tensor) -> Open:
+        values = self.close(rows, columns + part.start)
+        return Open(values, values)
 
     def close(self, rows: Tensor, columns: Tensor) -> Tensor:
         return self.matrix[rows, columns].double()
@@ -324,21 +317,16 @@ class _GivenQueries:
 
 class _GivenPart:
     def __init__(self, matrix: Tensor) -> None:
-        self.columns, self.can_be_finer = slice(0, matrix.shape[1]), False
-        self.fast = finite_scores(matrix.clone())
+        self.can_be_finer, self.fast = False, finite_scores(matrix.clone())
 
     def around(self, low: Tensor, high: Tensor) -> Open:
         return Open(low.to(self.fast), high.to(self.fast))
 
-    def pairs(self, rows: Tensor, columns: Tensor) -> Open:
-        values = self.fast[rows, columns].double()
-        return Open(values, values)
+    def between(self, rows: Tensor, fast: Tensor) -> Open:
+        return Open(fast.double(), fast.double())
 
-    def around_rows(self, rows: slice, low: Tensor, high: Tensor) -> Open:
+    def around_rows(self, low: Tensor, high: Tensor) -> Open:
         return self.around(low, high)
 
     def around_items(self, low: Tensor, high: Tensor) -> Open:
         return self.around(low, high)
-
-    def finer(self, rows: slice) -> None:
-        return None

@@ -5,7 +5,8 @@ import torch
 
 from gssf_plug.evaluation import counting
 from gssf_plug.evaluation.counting import certain_counts, certain_pairs, count_reaching
-from gssf_plug.evaluation.ranking import LabelGroups, rank_positives
+from gssf_plug.evaluation.positives import LabelGroups
+from gssf_plug.evaluation.ranking import rank_positives
 from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric.exact.fast_scores import Open
 

@@ -6,8 +6,9 @@ import torch
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
-from gssf_plug.evaluation import image_text, image_text_recall, image_text_recall_of_scores
+from gssf_plug.evaluation import image_text, image_text_ranks, image_text_recall, image_text_recall_of_scores
 from gssf_plug.evaluation.image_text import tied_too_often
+from gssf_plug.metric.exact import pair_products
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
 
 
@@ -122,7 +123,7 @@ def test_ties_are_counted_exactly_in_every_chunk(kind, dtype, monkeypatch):
     right = reference(scores, owners)
     for chunks in ((512, 25_600), (7, 23)):
         for pieces in (2_097_152, 100):
-            monkeypatch.setattr(image_text, "COUNTED_AT_ONCE", pieces)
+            monkeypatch.setattr(image_text_ranks, "COUNTED_AT_ONCE", pieces)
             got = image_text_recall(images, texts, owners, image_chunk=chunks[0], text_chunk=chunks[1])
             assert_same(got, right)
 
@@ -161,7 +162,8 @@ def test_scores_are_float32_or_better(dtype):
     assert_same(image_text_recall(images, texts, owners, metric=metric), right)
 
 
-def test_memory_stays_within_a_tile():
+def test_memory_stays_within_a_tile(monkeypatch):
+    monkeypatch.setattr(pair_products, "ENTRIES_AT_ONCE", 2048)  # of gathered pairs, 1 MB otherwise
     images, texts, owners = torch.randn(300, 16), torch.randn(900, 16), torch.arange(300).repeat_interleave(3)
     largest = 0
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gssf_plug.evaluation.ranking import LabelGroups, rank_positives
+from gssf_plug.evaluation.positives import LabelGroups
+from gssf_plug.evaluation.ranking import rank_positives
 from gssf_plug.evaluation.scores import GivenScores
 
 

@@ -16,8 +16,7 @@ from workers import ranking_results
 from workers.launching import run
 
 from gssf_plug import GSSFMetric
-from gssf_plug.evaluation import document_ranking, instance_recall, reid_ranking
-from gssf_plug.evaluation import ranking as counting
+from gssf_plug.evaluation import counting, document_ranking, instance_recall, negatives, reid_ranking
 
 
 def exact_scores(queries, gallery):
@@ -115,6 +114,7 @@ def test_ties_are_decided_as_sorting_exact_scores_does(kind, monkeypatch):
     other = ~(same & (cameras[:, None].numpy() == gallery_cameras.numpy()))
     for chunk, pieces in ((None, 2_097_152), (7, 130)):
         monkeypatch.setattr(counting, "COUNTED_AT_ONCE", pieces)
+        monkeypatch.setattr(negatives, "FINEST_AT_ONCE", pieces)
         found = document_ranking(queries, gallery, relevant, ks=(1,), query_chunk=chunk)
         right = reference(scores, relevant.numpy(), everything)
         assert [found["mAP"], found["accuracy@1"]] == pytest.approx(right, abs=1e-9)

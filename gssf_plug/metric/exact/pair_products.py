@@ -14,12 +14,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["pair_products"]
+from gssf_plug.metric.exact.sums import scale_rows
+
+__all__ = ["float64_products", "pair_products"]
 
 FEW_PAIRS = 1024  # below, setting up the sparse matrix costs more than it saves
 ENTRIES_AT_ONCE = 131_072  # of gathered rows: 1 MB in float64, which stays in the cache
 CACHED = 2_097_152  # entries of a gallery that stays in the cache: its items may then be read in any order
 SHORT = 1 << 16  # numbers below are sorted by numpy's radix sort
+CONVERTED_AT_ONCE = 524_288  # entries of a gallery: 4 MB in float64
+FEW_OF_ITEMS = 3  # pairs for so many items: below, converting all items costs more than gathering some
 
 
 @torch.no_grad()
@@ -57,6 +61,59 @@ def _sampled(first: Tensor, rows: Tensor, second: Tensor, columns: Tensor) -> Fl
         check_invariants=False,
     )
     return torch.sparse.sampled_addmm(wanted, first, second.T, beta=0.0).values()
+
+
+@torch.no_grad()
+def float64_products(
+    queries: Float[Tensor, "n dim"],
+    rows: Int[Tensor, " pairs"],
+    gallery: Float[Tensor, "m dim"],
+    columns: Int[Tensor, " pairs"],
+    *,
+    scaled: bool,
+) -> Float[Tensor, " pairs"]:
+    """The same in float64 with items of any float dtype on any device, some of which are converted at a time.
+
+    Args:
+        queries: N×D in float64.
+        rows: numbers of queries.
+        gallery: M×D.
+        columns: numbers of items, in any order.
+        scaled: whether float64 items are first divided by the power of two of their largest entry.
+    """
+    scaled = scaled and gallery.dtype == torch.float64
+    if len(rows) * FEW_OF_ITEMS <= len(gallery) or not _samples(queries.device.type):
+        return _gathered_in_float64(queries, rows, gallery, columns, scaled)
+    order = _order(columns)
+    rows, columns = rows.index_select(0, order), columns.index_select(0, order)
+    size = max(1, CONVERTED_AT_ONCE // max(1, gallery.shape[1]))
+    starts = torch.arange(0, len(gallery) + size, size)
+    ends = torch.searchsorted(columns, starts).tolist()
+    precise = queries.new_empty(min(size, len(gallery)), gallery.shape[1])
+    parts = []
+    for number, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        if first < last:
+            start = number * size
+            some = gallery[start : start + size]
+            items = scale_rows(some.to(queries.device))[0] if scaled else precise[: len(some)].copy_(some)
+            parts.append(pair_products(queries, rows[first:last], items, columns[first:last] - start))
+    products = torch.cat(parts)
+    return torch.empty_like(products).index_copy_(0, order, products)
+
+
+def _gathered_in_float64(
+    queries: Tensor, rows: Tensor, gallery: Tensor, columns: Tensor, scaled: bool
+) -> Float[Tensor, " pairs"]:
+    dim = gallery.shape[1]
+    size = max(1, min(len(rows), 2 * ENTRIES_AT_ONCE // max(1, dim)))
+    # written again and again, so that no fresh memory has to be found for every piece
+    given, left, right = gallery.new_empty(size, dim), *queries.new_empty(2, size, dim)
+    parts = []
+    for own, other in zip(rows.split(size), columns.split(size), strict=True):
+        items = torch.index_select(gallery, 0, other.to(gallery.device), out=given[: len(own)])
+        items = right[: len(own)].copy_(scale_rows(items)[0] if scaled else items)
+        parts.append(torch.index_select(queries, 0, own, out=left[: len(own)]).mul_(items).sum(1))
+    return torch.cat(parts) if parts else queries.new_empty(0)
 
 
 def _gathered(queries: Tensor, rows: Tensor, items: Tensor, columns: Tensor) -> Float[Tensor, " pairs"]:

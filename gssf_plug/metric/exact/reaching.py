@@ -5,13 +5,16 @@ fast as short floats. So a product that was just made is read once, for the larg
 largest stays below the bound hold nothing, and only the others are looked at again.
 """
 
+import functools
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["GROUP", "at_least", "group_peaks", "places", "reaching"]
+__all__ = ["GROUP", "at_least", "group_peaks", "places", "places_at_least", "reaching"]
 
+COMPARED_AT_ONCE = 1_048_576  # scores: they and what is made of them stay in the cache
 GROUP = 64  # scores whose largest is looked at first
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -39,7 +42,7 @@ def reaching(
         peaks: of `group_peaks`, where few scores are expected to reach the bounds.
     """
     if peaks is None or not peaks.shape[1] or not bool((least > 0).all()):
-        return places(at_least(scores, least[:, None]))
+        return places_at_least(scores, least[:, None])
     width, whole = scores.shape[1], peaks.shape[1] * GROUP
     high = places(at_least(peaks, least[:, None]))
     rows = high.div(peaks.shape[1], rounding_mode="floor")
@@ -59,18 +62,56 @@ def reaching(
     return torch.cat([found, rest * width + (whole + column)]).sort().values
 
 
+def places_at_least(scores: Float[Tensor, "n m"], *least: Float[Tensor, "..."]) -> Int[Tensor, " places"]:
+    """Where a score is at least one of several bounds, counted through all rows, ascending.
+
+    Args:
+        scores: of any float dtype.
+        least: bounds in that dtype, each with one value per row (N×1) or per column (1×M).
+    """
+    if scores.device.type != "cpu":
+        return places(functools.reduce(torch.logical_or, [scores >= one for one in least]))
+    width, size = scores.shape[1], max(1, COMPARED_AT_ONCE // max(1, scores.shape[1]))
+    table, bounds = _comparable(scores), [_comparable(one) for one in least]
+    found = []
+    for start in range(0, max(1, len(scores)), size):  # what is compared is in the cache when it is compared again
+        rows = slice(start, start + size)
+        masks = [_at_least(table[rows], one if len(one) == 1 else one[rows]) for one in bounds]
+        found.append(np.flatnonzero(functools.reduce(np.logical_or, masks)) + start * width)
+    return torch.from_numpy(np.concatenate(found))
+
+
 def at_least(scores: Float[Tensor, "n m"], least: Float[Tensor, "..."]) -> Bool[Tensor, "n m"]:
     """`scores >= least`, for one bound per row (N×1) or per column (1×M)."""
-    if scores.device.type != "cpu" or scores.dtype.itemsize != 2:
+    if scores.device.type != "cpu":
         return scores >= least
-    bits = (one.view(torch.int16).numpy() for one in (scores, least))
-    mask = torch.from_numpy(np.greater_equal(*bits))
-    rows, columns = (least <= 0).nonzero(as_tuple=True)
-    if len(rows) and least.shape[1] == scores.shape[1]:
-        mask[:, columns] = scores[:, columns] >= least[:, columns]
-    elif len(rows):
-        mask[rows] = scores[rows] >= least[rows]
+    return torch.from_numpy(_at_least(_comparable(scores), _comparable(least)))
+
+
+def _comparable(values: Float[Tensor, "..."]) -> np.ndarray:
+    """As an array without a copy: short floats, which numpy compares slowly or not at all, as their bits."""
+    return (values.view(torch.int16) if values.dtype.itemsize == 2 else values).numpy()
+
+
+def _at_least(scores: np.ndarray, least: np.ndarray) -> np.ndarray:
+    mask = np.greater_equal(scores, least)
+    if scores.dtype != np.int16:
+        return mask
+    rows, columns = np.nonzero(least <= 0)  # of bits: zero, or below
+    if not len(rows):
+        return mask
+    own = (
+        slice(None) if len(least) == 1 else rows,  # one bound for all rows, or
+        slice(None) if least.shape[1] == 1 else columns,  # for all columns
+    )
+    # both zeros reach a bound of zero
+    mask[own] = _in_order(scores[own]) >= np.minimum(_in_order(least[own]), -1)
     return mask
+
+
+def _in_order(bits: np.ndarray) -> np.ndarray:
+    """Bits of short floats as whole numbers in the order of the floats; -0.0 as -1, just below 0."""
+    return bits ^ ((bits >> 15) & 0x7FFF)
 
 
 def places(mask: Bool[Tensor, "..."]) -> Int[Tensor, " places"]:

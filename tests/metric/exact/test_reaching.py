@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gssf_plug.metric.exact.reaching import at_least, group_peaks, reaching
+from gssf_plug.metric.exact import reaching as module
+from gssf_plug.metric.exact.reaching import at_least, group_peaks, places_at_least, reaching
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -24,3 +25,17 @@ def test_bounds_of_rows_and_of_columns(shape):
     least = torch.linspace(-1, 1, 11).bfloat16()[: max(shape)].view(shape)
     scores = torch.randn(11 if shape[0] > 1 else 1, 11 if shape[1] > 1 else 40).bfloat16()
     assert torch.equal(at_least(scores, least), scores >= least)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("rows", "items"), [(11, 40), (1, 40), (11, 1), (1, 1), (0, 7)])
+def test_one_of_two_bounds_is_enough(dtype, rows, items, monkeypatch):
+    monkeypatch.setattr(module, "COMPARED_AT_ONCE", 100)
+    for shift in (-1.0, 0.0, 1.0):
+        scores = torch.randn(rows, items).to(dtype).masked_fill(torch.rand(rows, items) < 0.3, 0.0)
+        scores = torch.where(torch.rand(rows, items) < 0.5, scores, -scores)  # zeros of both signs
+        of_rows, of_items = (torch.randn(rows, 1) + shift).to(dtype), (torch.randn(1, items) + shift).to(dtype)
+        of_rows[::3], of_items[:, ::4] = 0.0, -0.0
+        right = ((scores >= of_rows) | (scores >= of_items)).flatten().nonzero()[:, 0]
+        assert torch.equal(places_at_least(scores, of_rows, of_items), right)
+        assert torch.equal(at_least(scores, of_items), scores >= of_items)

@@ -1,0 +1,169 @@
+"""How many negatives score at least as high as each positive: by fast scores, and by closer ones where these must.
+
+Fast scores of a chunk of queries are looked at and let go. What they leave open waits, so that closer scores, which
+read the gallery once more, are made for many pairs together.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gssf_plug.evaluation.counting import certain_counts, certain_pairs
+from gssf_plug.evaluation.positives import Matches, Positives
+from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries, slices
+from gssf_plug.metric.exact.fast_scores import Open
+from gssf_plug.metric.exact.reaching import group_peaks
+
+__all__ = ["FINEST_AT_ONCE", "MOST_PAIRS", "WAITING_AT_MOST", "NegativeCounts"]
+
+FINEST_AT_ONCE = 2_097_152  # scores in float64: 16 MB
+WAITING_AT_MOST = 1_048_576  # open pairs: some 40 MB
+COMPARED_AT_ONCE = 1_048_576  # comparisons of open pairs with positives: 8 MB in float64
+MOST_PAIRS = 3  # one in so many scores may wait for a closer product of its pair before a float64 product costs less
+MOST_OPEN = 64  # and so many may still be open then
+
+
+class _Tile(NamedTuple):
+    """Pairs of some queries with a part of the gallery that fast scores leave open.
+
+    `rows` are the queries and `scored` how many pairs they have; `can_be_finer` where a closer product is to be had;
+    `own` and `columns` are the query and the item (from the first of the part) of each open pair; `between` is what
+    their canonical scores lie between, None where products of single pairs are to tell.
+    """
+
+    rows: slice
+    scored: int
+    can_be_finer: bool
+    own: Int[Tensor, " open"]
+    columns: Int[Tensor, " open"]
+    between: Open | None
+
+
+class NegativeCounts:
+    """Counts for each of a row's ascending positives the items of a part of the gallery that score at least as high.
+
+    Args:
+        queries: some queries.
+        columns: the part of the gallery.
+        positives: of these queries.
+        matches: pairs that are no negatives.
+    """
+
+    def __init__(self, queries: ScoredQueries, columns: slice, positives: Positives, matches: Matches) -> None:
+        self.queries, self.columns, self.positives, self.matches = queries, columns, positives, matches
+        self.counts = torch.zeros_like(positives.columns)
+        self._waiting: list[_Tile] = []
+        self._open: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, rows: slice) -> None:
+        """Count some of the queries."""
+        tile = self._certain(self.queries.part(self.columns, rows), rows)
+        if tile is None:
+            self._add_finest(rows)
+            return
+        self._waiting.append(tile)
+        if tile.between is not None or sum(len(one.own) for one in self._waiting) > WAITING_AT_MOST:
+            self._narrow_waiting()
+
+    def finish(self) -> Int[Tensor, "n most"]:
+        """The counts, every pair decided."""
+        self._narrow_waiting()
+        self._resolve()
+        return self.counts
+
+    def _certain(self, part: ScoredPart, rows: slice) -> _Tile | None:
+        """Count what the fast scores of a part decide, and give what they leave open; None where that is too much."""
+        fast, width = part.fast, part.fast.shape[1]
+        fast[self._matched(rows)] = float("-inf")
+        scores, slack = self.positives.scores[rows], self.queries.slack[rows, None]
+        limit = None if self.positives.limit is None else self.positives.limit[rows]
+        counts, at = _certain_counts(fast, part.around(scores - slack, scores + slack), limit)
+        if part.can_be_finer and len(at) * MOST_PAIRS > fast.numel():
+            return None
+        self.counts[rows] += counts
+        own = at.div(width, rounding_mode="floor")
+        between = part.between(own, fast.take(at))
+        return _Tile(rows, fast.numel(), part.can_be_finer, own + rows.start, at - own * width, between)
+
+    def _matched(self, rows: slice) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+        """Row and column of every matched pair of the queries `rows` with the part."""
+        of_rows = self.matches.between(rows)
+        row, column = self.matches.rows[of_rows] - rows.start, self.matches.columns[of_rows] - self.columns.start
+        inside = (column >= 0) & (column < self.columns.stop - self.columns.start)
+        return row[inside], column[inside]
+
+    def _narrow_waiting(self) -> None:
+        """Narrow the pairs that wait; where too many stay open, their queries are counted anew."""
+        tiles, self._waiting = self._waiting, []
+        if tiles and not self._narrow(tiles):
+            for tile in tiles:
+                self.counts[tile.rows] = 0
+                self._add_finest(tile.rows)
+
+    def _narrow(self, tiles: list[_Tile]) -> bool:
+        """Count what closer scores decide of open pairs; False, and nothing counted, where a finer product is due."""
+        own, columns = (torch.cat(parts) for parts in zip(*(tile[3:5] for tile in tiles), strict=True))
+        rows, between = slice(tiles[0].rows.start, tiles[-1].rows.stop), tiles[0].between
+        if between is None:
+            between = self.queries.pairs(self.columns, own, columns)
+        scores, slack = self.positives.scores[rows], self.queries.slack[rows, None]
+        sure, still = certain_pairs(between, own - rows.start, scores - slack, scores + slack)
+        if tiles[0].can_be_finer and len(still) * MOST_OPEN > sum(tile.scored for tile in tiles):
+            return False
+        self.counts[rows] += sure
+        self._open.append((own.index_select(0, still), columns.index_select(0, still).add_(self.columns.start)))
+        if sum(len(rows) for rows, _ in self._open) > WAITING_AT_MOST:
+            self._resolve()
+        return True
+
+    def _add_finest(self, rows: slice) -> None:
+        """Count some queries by float64 products, which take twice the memory and so come in pieces."""
+        for piece in slices(rows.stop - rows.start, FINEST_AT_ONCE // max(1, self.columns.stop - self.columns.start)):
+            some = slice(rows.start + piece.start, rows.start + piece.stop)
+            tile = self._certain(self.queries.part(self.columns, some, finest=True), some)
+            assert tile is not None
+            self._narrow([tile])
+
+    def _resolve(self) -> None:
+        """Add each open pair to the counts of the positives that it equals or beats, by float64 products and ties."""
+        if not self._open:
+            return
+        rows, columns = (torch.cat(parts) for parts in zip(*self._open, strict=True))
+        self._open = []
+        size = max(1, COMPARED_AT_ONCE // self.counts.shape[1])
+        scores = self.queries.close(rows, columns)
+        for own, other, close in zip(rows.split(size), columns.split(size), scores.split(size), strict=True):
+            slack = 2 * self.queries.slack[own, None]
+            near = ((close[:, None] - self.positives.scores[own]).abs() <= slack).any(1)
+            if bool(near.any()):
+                self.positives.settle(self.queries, own[near].unique())
+                close[near] = self.queries.canonical(own[near], other[near])
+            self.counts.index_add_(0, own, (close[:, None] >= self.positives.scores[own]).long())
+
+
+def _certain_counts(
+    fast: Float[Tensor, "n m"], bounds: Open, limit: Int[Tensor, " n"] | None
+) -> tuple[Int[Tensor, "n most"], Int[Tensor, " open"]]:
+    """How many scores of a row are certainly above each positive's bounds, and the places of those that are open."""
+    peaks, beyond = None, None
+    if limit is not None:
+        peaks = group_peaks(fast)
+        beyond = _beyond(bounds.high, peaks, limit)
+    if beyond is None:
+        return certain_counts(fast, *bounds)
+    counts, at = certain_counts(fast, *(bound.masked_fill(beyond, torch.inf) for bound in bounds), peaks)
+    return counts.masked_fill_(beyond, fast.shape[1]), at
+
+
+def _beyond(
+    high: Float[Tensor, "n most"], peaks: Float[Tensor, "n groups"], limit: Int[Tensor, " n"]
+) -> Bool[Tensor, "n most"] | None:
+    """Which positives certainly have a rank beyond the limit; None where the groups are too few to tell."""
+    largest = int(limit.max())
+    if largest > peaks.shape[1]:
+        return None
+    # so many items score at least as high as the limit-th peak, each in a group of its own
+    reached = peaks.float().topk(largest).values.gather(1, limit[:, None] - 1)
+    return high < reached

@@ -1,0 +1,70 @@
+"""Counts of what scores at least as high as a positive, beside comparing every pair's canonical score."""
+
+import pytest
+import torch
+
+from gssf_plug.evaluation import negatives as module
+from gssf_plug.evaluation.negatives import NegativeCounts
+from gssf_plug.evaluation.positives import LabelGroups, Positives
+from gssf_plug.evaluation.scores import FeatureScores, GivenScores
+
+
+def counted(scores, matches, at_once, limit=None):
+    positives = Positives(scores, matches, limit)
+    total = torch.zeros_like(positives.columns)
+    for columns in scores.parts:
+        negatives = NegativeCounts(scores, columns, positives, matches)
+        for start in range(0, len(total), at_once):
+            negatives.add(slice(start, min(start + at_once, len(total))))
+        total += negatives.finish()
+    return positives, total
+
+
+def check(positives, total, table, matches):
+    kept = torch.ones_like(table, dtype=torch.bool)
+    kept[matches.rows, matches.columns] = False
+    for row, (own, count) in enumerate(zip(positives.columns, positives.counts.tolist(), strict=True)):
+        rising = table[row, own[:count]].sort().values
+        right = (table[row][kept[row]] >= rising[:, None]).sum(1)
+        assert torch.equal(total[row, :count], right)
+
+
+KINDS = {
+    "apart": lambda rows: torch.randn(rows, 24),
+    "copies": lambda rows: torch.randn(5, 24)[torch.randint(5, (rows,))],
+    "nearly equal": lambda rows: torch.ones(rows, 24) + 1e-7 * torch.randn(rows, 24),
+    "signs": lambda rows: torch.randint(2, (rows, 24)) * 2.0 - 1,
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("waiting", [0, 1_048_576])
+def test_equals_comparing_every_pair(kind, dtype, waiting, monkeypatch):
+    monkeypatch.setattr(module, "WAITING_AT_MOST", waiting)
+    queries, gallery = KINDS[kind](30), KINDS[kind](90)
+    matches = LabelGroups(torch.randint(9, (90,))).matches(torch.randint(9, (30,)))
+    matches = matches._replace(counted=torch.rand(len(matches.rows)) < 0.7)
+    scores = FeatureScores(None, queries, gallery, dtype, columns_at_once=40).of(slice(0, 30))
+    everything = torch.cartesian_prod(torch.arange(30), torch.arange(90))
+    table = scores.canonical(everything[:, 0], everything[:, 1]).view(30, 90)
+    for at_once in (30, 7):
+        check(*counted(scores, matches, at_once), table, matches)
+
+
+def test_given_scores_are_compared_as_they_are():
+    table = torch.randint(12, (20, 50)).float()
+    matches = LabelGroups(torch.randint(5, (50,))).matches(torch.randint(5, (20,)))
+    check(*counted(GivenScores(table).of(slice(0, 20)), matches, 6), table, matches)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_beyond_the_limit_a_count_stays_beyond_it(dtype):
+    queries, gallery = torch.randn(30, 24), torch.randn(900, 24)
+    matches = LabelGroups(torch.randint(60, (900,))).matches(torch.randint(60, (30,)))
+    scores, limit = FeatureScores(None, queries, gallery, dtype).of(slice(0, 30)), torch.randint(1, 9, (30,))
+    positives, whole = counted(scores, matches, 30)
+    _, cut = counted(scores, matches, 7, limit)
+    valid, within = positives.scores < float("inf"), whole < limit[:, None]
+    assert torch.equal(cut[valid & within], whole[valid & within])
+    assert (cut >= limit[:, None])[valid & ~within].all()
