@@ -45,12 +45,12 @@ def certain_counts(
         return (torch.zeros_like(low, dtype=torch.long), at) if few else _binned(fast, low, high, at)
     counts, found = [], []
     size = max(1, COUNTED_AT_ONCE // max(1, fast.shape[1]))
-    pieces = zip(*(one.split(size) for one in (fast, low, high)), strict=True)
-    for start, piece in enumerate(pieces):
-        least = piece[1].amin(1)
-        sure, at = _binned(*piece, None if _most_reach(piece[0], least) else reaching(piece[0], least))
+    for number, piece in enumerate(fast.split(size)):
+        own = slice(number * size, number * size + size)
+        least = low[own].amin(1)
+        sure, at = _binned(piece, low[own], high[own], None if _most_reach(piece, least) else reaching(piece, least))
         counts.append(sure)
-        found.append(at.add_(start * size * fast.shape[1]))
+        found.append(at.add_(own.start * fast.shape[1]))
     return torch.cat(counts), torch.cat(found)
 
 

@@ -169,8 +169,9 @@ class ImageTextRanks:
             return None
         self.above[0][images] += sure[0]
         self.above[1][columns] += sure[1]
-        image, caption, values, *sides = (one.index_select(0, kept) for one in (image, caption, values, *undecided))
-        between = part.between(image + piece.start, values)
+        image, caption = image.index_select(0, kept), caption.index_select(0, kept)
+        between = part.between(image + piece.start, values.index_select(0, kept))
+        sides = undecided[0].index_select(0, kept), undecided[1].index_select(0, kept)
         return _OpenPairs(image + images.start, caption + columns.start, *sides, between)
 
     def _look_closer(self, tile: _Tile, queries: ScoredQueries, found: list[_OpenPairs]) -> None:

@@ -153,7 +153,8 @@ def _certain_counts(
         beyond = _beyond(bounds.high, peaks, limit)
     if beyond is None:
         return certain_counts(fast, *bounds)
-    counts, at = certain_counts(fast, *(bound.masked_fill(beyond, torch.inf) for bound in bounds), peaks)
+    low, high = (bound.masked_fill(beyond, torch.inf) for bound in bounds)
+    counts, at = certain_counts(fast, low, high, peaks)
     return counts.masked_fill_(beyond, fast.shape[1]), at
 
 
