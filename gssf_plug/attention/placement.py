@@ -17,7 +17,7 @@ __all__ = ["brought_in", "fill", "get_device", "is_offloaded", "is_sharded", "wh
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """whether this process holds only a part of the tensor (a DTensor)."""
+    """Whether this process holds only a part of the tensor (a DTensor)."""
     if not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -42,7 +42,7 @@ def fill(tensor: Tensor, value: Tensor) -> None:
 
 
 def writes() -> bool:
-    """whether this process writes the files that are the same on every process: the first one does."""
+    """Whether this process writes the files that are the same on every process: the first one does."""
     return (
         not (torch.distributed.is_available() and torch.distributed.is_initialized())
         or torch.distributed.get_rank() == 0
@@ -50,7 +50,7 @@ def writes() -> bool:
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """whether a hook of accelerate brings in a parameter of `module`, or of a module below it, when it runs."""
+    """Whether a hook of accelerate brings in a parameter of `module`, or of a module below it, when it runs."""
     return any(hook.offload for part in module.modules() for hook in _align_hooks(part))
 
 

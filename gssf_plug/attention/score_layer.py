@@ -123,11 +123,12 @@ class _Layer:
 
 def show(layer: nn.Module, config: Any) -> None:
     """Let `layer` see this configuration."""
+    # of this layer alone: all others, of other models too, keep the one that they share
     layer.__dict__["config"] = config
 
 
 def calls_interface(layer: nn.Module) -> bool:
-    """whether the layer's forward asks transformers' `AttentionInterface` for its attention function."""
+    """Whether the layer's forward asks transformers' `AttentionInterface` for its attention function."""
     # names in the compiled code, not its text: sources need not be there
     code = getattr(inspect.unwrap(type(layer).forward), "__code__", None)
     configured = hasattr(getattr(layer, "config", None), "_attn_implementation")

@@ -64,15 +64,15 @@ class InfoNCE(RowLoss):
     def begin(self) -> Callable[[Pairs], RowSum]:
         """Surprise of each asking row, under the present scale."""
         scaled = self.scale.begin()
-        return lambda pairs: _surprise(pairs._replace(scores=scaled(pairs.scores)))
+        return lambda pairs: _cross_entropy(pairs._replace(scores=scaled(pairs.scores)))
 
 
-def _surprise(pairs: Pairs) -> RowSum:
+def _cross_entropy(pairs: Pairs) -> RowSum:
     counted = pairs.positive | pairs.negative
     logits = pairs.scores.masked_fill(~counted, float("-inf"))
-    asks = pairs.positive.any(dim=1)
-    logits = torch.where(asks[:, None], logits, 0.0)  # a row of -inf alone would be NaN, in its gradient too
-    surprise = -logits.log_softmax(dim=1)
+    answered = pairs.positive.any(dim=1)
+    logits = torch.where(answered[:, None], logits, 0.0)  # a row of -inf alone would be NaN, in its gradient too
+    negative_log = -logits.log_softmax(dim=1)
     positives = pairs.positive.sum(dim=1).clamp_min(1)
-    per_query = torch.where(pairs.positive, surprise, 0.0).sum(dim=1) / positives
-    return RowSum(per_query.sum(), asks.sum())
+    per_query = torch.where(pairs.positive, negative_log, 0.0).sum(dim=1) / positives
+    return RowSum(per_query.sum(), answered.sum())

@@ -92,11 +92,11 @@ class BatchHardTriplet(_Triplet):
 
     def choose(self, pairs: Pairs) -> tuple[Float[Tensor, " triplets"], Float[Tensor, " triplets"]]:
         """One triplet per row that has both."""
-        asks = pairs.positive.any(dim=1) & pairs.negative.any(dim=1)
+        complete = pairs.positive.any(dim=1) & pairs.negative.any(dim=1)
         farthest = pairs.scores.masked_fill(~pairs.positive, float("inf")).argmin(dim=1, keepdim=True)
         nearest = pairs.scores.masked_fill(~pairs.negative, float("-inf")).argmax(dim=1, keepdim=True)
         # picked by index, so that the gradient goes to the two scores alone
-        both = [pairs.scores.gather(1, index)[asks, 0] for index in (farthest, nearest)]
+        both = [pairs.scores.gather(1, index)[complete, 0] for index in (farthest, nearest)]
         return both[0], both[1]
 
 

@@ -208,7 +208,7 @@ class RetrievalTrainer:
         if self.eval_gallery is not None:
             documents = self.embed(self.eval_gallery)
             embedding = embedding._replace(gallery=documents.gallery, gallery_ids=documents.gallery_ids)
-        with self.weights.at_hand():
+        with self.weights.gathered():
             measures = [checked_measures((evaluation or self.evaluation)(embedding, metric))]
         broadcast_object_list(measures)  # processes that compared other measures would part at the best weights
         return measures[0]

@@ -238,9 +238,9 @@ class GradientReach:
             result = run()
             outputs = [output for output in tensors_in(result) if output.requires_grad]
             reached = _reached(outputs, [zero for own in zeros.values() for zero in own])
-        heard = {name for name, own in zeros.items() if any(id(zero) in reached for zero in own)}
+        with_gradient = {name for name, own in zeros.items() if any(id(zero) in reached for zero in own)}
         # where no gradient reaches any layer, the outputs say nothing of a single one
-        self.unreached, self.seen = zeros.keys() - heard if heard else set(), True
+        self.unreached, self.seen = zeros.keys() - with_gradient if with_gradient else set(), True
         return result
 
 

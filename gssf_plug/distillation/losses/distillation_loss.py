@@ -57,7 +57,7 @@ class DistillationLoss(nn.Module):
             student, teacher, mask = _pooled(student, mask), _pooled(teacher, mask), None
         if self.relational:
             student, teacher = gather(student), gather_detached(teacher)
-            _check_company(type(self).__name__, len(student))
+            _check_two_examples(type(self).__name__, len(student))
         elif len(student) == 0:  # a mean over nothing is NaN
             raise ArgumentError("student", "hold at least one example", "an empty batch", "Leave such batches out.")
         self._check_shapes(student, teacher, mask)
@@ -136,7 +136,7 @@ def _check_batches(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def _check_company(name: str, count: int) -> None:
+def _check_two_examples(name: str, count: int) -> None:
     if count < 2:
         raise ArgumentError(
             "student",

@@ -13,7 +13,7 @@ when its row is read) or `features` (float32, regions × width), `captions` (lis
 
 Opening a set lists its files and reads its annotations; a missing or damaged part raises `DataError` with what was
 expected where. An image that cannot be read raises `UnreadableError` when its row is read; RetrievalTrainer can skip
-and count such rows.
+and count such rows. `datasets` itself is imported when a set is opened: importing this room does not wait for it.
 """
 
 from gssf_plug.retrieval.data.cached_images import CachedImages, cache_images

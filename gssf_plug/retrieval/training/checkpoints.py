@@ -238,12 +238,12 @@ def _open(temporary: Path, progress: Mapping[str, Any]) -> None:
 
 def _save_state(accelerator: Accelerator, temporary: Path) -> None:
     """Accelerate's state. Tensors that share memory are written once and found again, so its warning says nothing."""
-    with _unheard("accelerate.utils.other", "Removed shared tensor"):
+    with _without_messages("accelerate.utils.other", "Removed shared tensor"):
         accelerator.save_state(str(temporary))
 
 
 @contextmanager
-def _unheard(name: str, part: str) -> Iterator[None]:
+def _without_messages(name: str, part: str) -> Iterator[None]:
     """Without the lines of one logger that hold this part."""
 
     def others(record: logging.LogRecord) -> bool:

@@ -24,7 +24,7 @@ __all__ = ["Objective", "gather_embedding"]
 
 
 class Objective(nn.Module):
-    """encode the own rows → gather → score all pairs → loss.
+    """Encode the own rows → gather → score all pairs → loss.
 
     Args:
         model: model that makes an `Embedding` of a batch.

@@ -41,7 +41,7 @@ class WholeWeights:
         return embedding
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
+    def gathered(self) -> Iterator[None]:
         """While entered, metric and poolings can be used outside a step. Every process enters."""
         yield
 
@@ -77,7 +77,7 @@ class ShardedWeights(WholeWeights):
         return embedding
 
     @contextmanager
-    def at_hand(self) -> Iterator[None]:
+    def gathered(self) -> Iterator[None]:
         """Gathered on every process: the metric, and whatever is not in a block that is sharded by itself."""
         inside = [module for metric in self.model.metrics() for module in metric.modules()]
         units = [module for module in (self.objective, *inside) if isinstance(module, FSDPModule)]

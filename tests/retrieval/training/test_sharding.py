@@ -38,7 +38,7 @@ def test_whole_weights_are_those_of_the_model_itself():
     for one, other in zip(whole.encode(batch), model(batch), strict=True):
         assert torch.equal(one, other)
     assert whole.plain_model() is model
-    with whole.at_hand():
+    with whole.gathered():
         filled = []
         whole.replace(filled.append)
     assert filled == [model]
