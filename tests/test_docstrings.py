@@ -100,3 +100,22 @@ def f(a, b=2.0, *, c=None, d=False, e=(1, 5), **more):
         "f: c is None, not True",
         "f: no argument g",
     ]
+
+
+ELLIPSIS = re.compile(r"(?:of|that|by which|as it|as they|told|from|to|on|at) ")
+
+
+def continued(source: str) -> list[str]:
+    """Arguments whose text continues their name ("seed: of the draw") instead of saying what they are."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    entries = [(node.name, name, text) for node in nodes for name, text in documented(node).items()]
+    return [f"{where}: {name}: {text[:50]}" for where, name, text in entries if ELLIPSIS.match(text)]
+
+
+def test_the_text_of_an_argument_is_a_clause_of_its_own() -> None:
+    assert not {path.name: wrong for path in SOURCES if (wrong := continued(path.read_text(encoding="utf-8")))}
+
+
+def test_a_text_that_continues_its_name_is_seen() -> None:
+    source = 'def f(seed, dim):\n    """Text.\n\n    Args:\n        seed: of the draw.\n        dim: width.\n    """\n'
+    assert continued(source) == ["f: seed: of the draw."]

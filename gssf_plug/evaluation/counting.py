@@ -36,8 +36,8 @@ def certain_counts(
     Args:
         fast: scores; -inf takes one out.
         low: per positive, in any order, what lies below it is certainly less; infinity where there is no positive.
-        high: what lies above it is certainly more.
-        peaks: of `group_peaks`, where few scores are expected to reach the least `low`.
+        high: bound above which a score is certainly more.
+        peaks: peaks from `group_peaks`, where few scores are expected to reach the least `low`.
     """
     if peaks is not None:
         at = reaching(fast, low.amin(1), peaks)
@@ -106,7 +106,7 @@ def certain_pairs(
 
     Args:
         scores: between what each pair's score lies.
-        rows: of each pair.
+        rows: row of each pair.
         low: between what the positives lie, ascending, padded with infinity.
         high: the same from above.
     """

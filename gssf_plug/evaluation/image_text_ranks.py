@@ -150,7 +150,7 @@ class ImageTextRanks:
             columns: the captions of the part.
             part: scores; overwritten.
             piece: the rows of the part that are the images'.
-            bounds: of the part's rows and of its columns.
+            bounds: bounds of the part's rows and of its columns.
         """
         fast, of_rows = part.fast[piece], Open(*(bound[piece] for bound in bounds[0]))
         mine = self._get_captions(images)
@@ -200,9 +200,9 @@ class ImageTextRanks:
         Args:
             side: 0 compares with the image's best, 1 with the caption's own score.
             asked: whether a pair is open in this direction.
-            image: of each pair.
-            caption: of each pair.
-            between: what their scores lie between.
+            image: image of each pair.
+            caption: caption of each pair.
+            between: bounds between which the score of each pair lies.
         """
         number, asks = (image, image) if side == 0 else (caption, self.owners[caption])
         against, slack = (self.best, self.own)[side][number], self.slack[asks]

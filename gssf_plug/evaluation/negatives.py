@@ -47,7 +47,7 @@ class NegativeCounts:
     Args:
         queries: some queries.
         columns: the part of the gallery.
-        positives: of these queries.
+        positives: positives of these queries.
         matches: pairs that are no negatives.
     """
 

@@ -45,7 +45,7 @@ def checked_features(
     Args:
         name: the argument as the caller writes it.
         features: a torch tensor, numpy array or list of rows; must be N×D with N ≥ 1, floating point and finite.
-        metric: its `dim` must be D.
+        metric: metric whose `dim` must be D; None means cosine.
         width: D of the other side, where it is known.
 
     Raises:

@@ -96,7 +96,7 @@ class Tally:
 
     Args:
         sums: per measure its sum over the queries so far.
-        queries: how many queries had a positive.
+        queries: number of queries that had a positive.
     """
 
     sums: dict[str, float] = field(default_factory=dict)
@@ -143,8 +143,8 @@ def query_blocks(chunks: Sequence[slice], matched: Int[Tensor, " queries"], widt
     """Consecutive chunks joined to blocks whose features and positives take some tens of megabytes.
 
     Args:
-        chunks: of the queries, in order, all of one size but the last.
-        matched: how many gallery items each query is matched with.
+        chunks: chunks of the queries, in order, all of one size but the last.
+        matched: number of gallery items that each query is matched with.
         width: channels of a query.
     """
     blocks: list[Block] = []
@@ -164,7 +164,7 @@ def query_chunks(queries: int, gallery: int, query_chunk: int | None) -> list[sl
     """Slices of the queries whose scores are held at once.
 
     Args:
-        queries: how many there are.
+        queries: number of queries.
         gallery: scores per query.
         query_chunk: queries in a chunk; None takes as many as 32 MB of float32 scores hold.
     """

@@ -29,8 +29,8 @@ class Candidates:
 
     Args:
         close: their side of the product that decides most pairs.
-        k: how many are asked for.
-        first: what looks at all pairs before.
+        k: number of items that are asked for.
+        first: first look at all pairs, before the closer one.
     """
 
     def __init__(self, close: FastQueries, k: int, first: FirstLook) -> None:

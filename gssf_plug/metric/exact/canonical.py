@@ -70,7 +70,7 @@ def canonical_scores(
     """Scores of the pairs (query `rows[p]`, gallery item `columns[p]`), in float64.
 
     Args:
-        queries: what `canonical_queries` gave.
+        queries: query side, from `canonical_queries`.
         rows: numbers of queries.
         gallery: M×D finite features of any float dtype, as the user gave them; a row of zeros scores 0.
         columns: numbers of gallery items.

@@ -125,7 +125,7 @@ def _decided(
     Args:
         queries: their canonical side.
         gallery: the gallery as it was given.
-        scores: of each query, falling but for near ties; overwritten.
+        scores: scores of each query, falling but for near ties; overwritten.
         indices: the gallery items that have them; overwritten.
         off: how far a score of each query may be off, before it lost some bits; and the grain of these.
         k: how many; where there are fewer, the rest has score -inf and index -1.

@@ -73,7 +73,7 @@ class FastRows:
         exponent: exponent of the one power of two that keeps raw rows in range; 0 for unit rows.
         norm: no row, times its factor, is longer.
         rest: no row, times its factor, is farther than this from the row that it stands for.
-        factors: what the products with each row are multiplied by; None: by nothing. Saves copying rows as given.
+        factors: factor of the products with each row; None for none. Saves copying rows as given.
         rests: how far each row is, where the rows differ in that; `rest` is the largest.
     """
 
@@ -124,7 +124,7 @@ def whole_numbers(
 
     Returns:
         rows: whole numbers.
-        steps: of each row.
+        steps: factor of each row.
         rests: ‖values − rows · steps‖ of each.
     """
     scratch = values.abs()  # written again and again, so that it stays in the cache

@@ -45,7 +45,7 @@ class FastQueries:
             extreme.
         norms: ‖ã‖ of each row.
         rests: ‖ã − a‖ of each.
-        steps: what the rows are multiplied by, where they are whole numbers; else None.
+        steps: factor of each row, where the rows are whole numbers; else None.
     """
 
     rows: Shaped[Tensor, "n dim"]

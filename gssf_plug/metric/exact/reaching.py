@@ -23,7 +23,7 @@ def group_peaks(scores: Float[Tensor, "n m"], size: int = GROUP) -> Float[Tensor
     """One score of every `size` in a row, the largest where that is above zero; those beyond whole groups are left out.
 
     Args:
-        scores: of any float dtype.
+        scores: scores of any float dtype.
         size: scores in a group.
     """
     whole = scores.shape[1] - scores.shape[1] % size
@@ -37,9 +37,9 @@ def reaching(
     """Where a score is at least its row's `least`, counted through all rows, ascending.
 
     Args:
-        scores: of any float dtype.
+        scores: scores of any float dtype.
         least: one bound for each row, in the dtype of the scores.
-        peaks: of `group_peaks`, where few scores are expected to reach the bounds.
+        peaks: peaks from `group_peaks`, where few scores are expected to reach the bounds.
     """
     if peaks is None or not peaks.shape[1] or not bool((least > 0).all()):
         return places_at_least(scores, least[:, None])
@@ -66,7 +66,7 @@ def places_at_least(scores: Float[Tensor, "n m"], *least: Float[Tensor, "..."]) 
     """Where a score is at least one of several bounds, counted through all rows, ascending.
 
     Args:
-        scores: of any float dtype.
+        scores: scores of any float dtype.
         least: bounds in that dtype, each with one value per row (N×1) or per column (1×M).
     """
     if scores.device.type != "cpu":
