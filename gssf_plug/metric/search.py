@@ -102,9 +102,11 @@ def topk(
     own = share(range(0, size, gallery_chunk), distributed)
     search.parts = [slice(start, min(start + gallery_chunk, size)) for start in own]
     chunks = torch.arange(len(whole), device=whole.device).split(query_chunk) if len(whole) else ()
-    found = [_search_chunk(search, rows) for rows in chunks]
-    empty = Neighbours(whole.new_empty(0, search.k, dtype=search.dtype), whole.new_empty(0, search.k, dtype=torch.long))
-    result = Neighbours(*(torch.cat(parts) for parts in zip(*(found or [empty]), strict=True)))
+    shape = len(whole), search.k
+    result = Neighbours(whole.new_empty(shape, dtype=search.dtype), whole.new_empty(shape, dtype=torch.long))
+    for rows in chunks:
+        for all_rows, found in zip(result, _search_chunk(search, rows), strict=True):
+            all_rows[int(rows[0]) : int(rows[-1]) + 1] = found
     if distributed and len(whole):
         result = _best_of_processes(search, result.indices, chunks)
     return Neighbours(*(like_inputs(part, queries) for part in result))  # type: ignore[arg-type]

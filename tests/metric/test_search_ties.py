@@ -26,7 +26,6 @@ def path(request, monkeypatch):
         monkeypatch.setattr(first_look, "MANY_QUERIES", 0)
         monkeypatch.setattr(first_look, "FEW_SCORES", 0)
         monkeypatch.setattr(candidates, "FEW_PAIRS", 0)
-        monkeypatch.setattr(candidates, "SCORES_AT_ONCE", 512)
     if request.param == "int8":
         monkeypatch.setattr(first_look, "MOST_OPEN", 1.0)  # whatever it leaves open
         sum_exactly(monkeypatch)

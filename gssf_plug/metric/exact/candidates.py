@@ -14,14 +14,12 @@ from gssf_plug.metric.exact.falling import largest
 from gssf_plug.metric.exact.fast_rows import FastRows
 from gssf_plug.metric.exact.fast_scores import FastQueries
 from gssf_plug.metric.exact.first_look import FirstLook, Look
-from gssf_plug.metric.exact.reaching import GROUP, group_peaks, places
+from gssf_plug.metric.exact.reaching import group_peaks, places
 
 __all__ = ["Candidates", "pad_pairs"]
 
 FEW_PAIRS = 1024  # cost less to keep than to drop
 LOOKED_AT = 8  # scores in a group whose largest bounds the k-th best of a first part from below
-SCORES_AT_ONCE = 2_097_152  # 8 MB in float32: what is made of them stays in the cache
-ENTRIES_AT_ONCE = 1_048_576  # of rows that are converted
 
 
 class Candidates:
@@ -54,20 +52,10 @@ class Candidates:
         if not len(self):  # nothing to compare with yet
             look = self.first.at(items, hidden)
             self._begin(look)
-            self._keep(look, look.reaching(self.least), items, start, hidden is not None)
-            return
-        size = self._rows_at_once(items.rows.shape[1])
-        for begin in range(0, len(items.rows), size):
-            own = slice(begin, begin + size)
-            some = items.part(own)
-            look, at = self.first.at_most(some, None if hidden is None else hidden[:, own], self.least)
-            self._keep(look, at, some, start + begin, hidden is not None)
-
-    def _rows_at_once(self, dim: int) -> int:
-        size = SCORES_AT_ONCE // max(1, len(self.least))
-        if self.first.rounds:
-            size = min(size, ENTRIES_AT_ONCE // max(1, dim))
-        return max(GROUP, size // GROUP * GROUP)
+            at = look.reaching(self.least)
+        else:
+            look, at = self.first.at_most(items, hidden, self.least)
+        self._keep(look, at, items, start, hidden is not None)
 
     def _begin(self, look: Look) -> None:
         """A threshold from a first part."""
@@ -85,7 +73,8 @@ class Candidates:
             at = at[look.scores.flatten().index_select(0, at) > float("-inf")]
         rows = at.div(look.scores.shape[1], rounding_mode="floor")
         columns = at - rows * look.scores.shape[1]
-        if look.fast is self.close or not look.leaves_little(at):
+        worth_it = look.fast.steps is not None or look.leaves_little(at)  # whole numbers bound from above alone
+        if look.fast is self.close or not worth_it:
             values = look.scores.flatten().index_select(0, at)
             low, high = look.fast.between(values, look.fast.margins(look.items).index_select(0, rows), look.items)
         else:

@@ -18,7 +18,7 @@ from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 __all__ = ["best_of_all", "best_of_candidates"]
 
 BEYOND = 8  # places behind the k-th that are looked at for a gap
-SCORES_AT_ONCE = 65_536  # 512 kB: what is made of them stays in the cache
+SCORES_AT_ONCE = 131_072  # 1 MB: what is made of them stays in the cache
 ENTRIES_AT_ONCE = 262_144  # 2 MB of float64 rows, gathered and scored
 
 Ranked = tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]

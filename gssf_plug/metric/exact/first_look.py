@@ -58,16 +58,10 @@ class FirstLook:
     """
 
     def __init__(self, queries: CanonicalQueries, close: FastQueries, dtypes: tuple[torch.dtype, ...] = ()) -> None:
-        self.close = close
         self.usual = fast_queries(queries, torch.bfloat16) if torch.bfloat16 in dtypes else close
         self.shortest = fast_queries(queries, torch.int8) if torch.int8 in dtypes else None
         self._pays = False  # as far as is known
         self._waits, self._pause = 0, 1  # parts until it is tried again, and how many after that
-
-    @property
-    def rounds(self) -> bool:
-        """Whether parts are rounded to a shorter dtype."""
-        return self.shortest is not None or self.usual is not self.close
 
     def at(self, items: FastRows, hidden: Bool[Tensor, "n m"] | None) -> Look:
         """A look in the usual dtype."""

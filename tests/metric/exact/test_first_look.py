@@ -5,7 +5,7 @@ import torch
 from metric.scored import KINDS, NARROW, all_pairs, canonical, perturbed, sum_exactly
 
 from gssf_plug.metric import topk
-from gssf_plug.metric.exact import candidates, first_look
+from gssf_plug.metric.exact import first_look
 from gssf_plug.metric.exact.canonical import canonical_queries
 from gssf_plug.metric.exact.fast_rows import given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
@@ -62,10 +62,9 @@ def test_an_item_is_raised_by_what_it_alone_is_off():
 def used(monkeypatch, gallery, queries=100, k=3):
     """In which dtype each part was looked at, and with how many queries."""
     seen, look = [], first_look._look
-    monkeypatch.setattr(candidates, "SCORES_AT_ONCE", 6400)
     monkeypatch.setattr(first_look, "_look", lambda *given: seen.append(given[0]) or look(*given))
     features = torch.randn(queries, gallery.shape[1])
-    found, looks = topk(None, features, gallery, k, gallery_chunk=1000), list(seen)
+    found, looks = topk(None, features, gallery, k, gallery_chunk=64), list(seen)
     monkeypatch.setattr(first_look, "short_dtypes", lambda device: ())
     right = topk(None, features, gallery, k)
     assert torch.equal(found.indices, right.indices)
