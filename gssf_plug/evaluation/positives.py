@@ -81,10 +81,6 @@ class Positives:
             self._reorder(self.grades.sort(dim=1, descending=True, stable=True).indices)
         self._reorder(self.scores.sort(dim=1, stable=True).indices)
 
-    def limit_of(self, rows: slice) -> Int[Tensor, " some"] | None:
-        """The limits of some of the queries."""
-        return None if self.limit is None else self.limit[rows]
-
     def _reorder(self, order: Int[Tensor, "n most"]) -> None:
         self.scores, self.columns, self.grades = (
             one.gather(1, order) for one in (self.scores, self.columns, self.grades)

@@ -68,3 +68,18 @@ def test_beyond_the_limit_a_count_stays_beyond_it(dtype):
     valid, within = positives.scores < float("inf"), whole < limit[:, None]
     assert torch.equal(cut[valid & within], whole[valid & within])
     assert (cut >= limit[:, None])[valid & ~within].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_few_pairs_wait_where_queries_have_unequal_numbers_of_positives(dtype, monkeypatch):
+    """Rows with fewer positives than others are padded, and the padding must not leave everything open."""
+    queries, gallery = torch.randn(30, 64), torch.randn(4000, 64)
+    matches = LabelGroups(torch.arange(4000) // 9).matches(torch.arange(30))
+    matches = matches._replace(counted=torch.rand(len(matches.rows)) < 0.5)
+    scores, seen = FeatureScores(None, queries, gallery, dtype).of(slice(0, 30)), []
+    narrow = NegativeCounts._narrow
+    monkeypatch.setattr(
+        NegativeCounts, "_narrow", lambda self, tiles: seen.append(len(tiles[0].own)) or narrow(self, tiles)
+    )
+    counted(scores, matches, 30)
+    assert sum(seen) < {torch.bfloat16: 0.25, torch.float32: 0.05}[dtype] * 30 * 4000

@@ -176,10 +176,10 @@ def _product(rows: Shaped[Tensor, "n dim"], items: Shaped[Tensor, "m dim"]) -> F
 
 
 def _rounded(values: Tensor, dtype: torch.dtype, towards: float) -> Tensor:
-    """In `dtype`, away from what is left open."""
+    """In `dtype`, away from what is left open; infinity stays what it is, no bound at all."""
     rounded = values.to(dtype)
     if dtype.itemsize >= 4:  # whose next number is so near that it costs less than to ask
-        return torch.nextafter(rounded, rounded.new_tensor(towards))
+        return torch.where(values.isinf(), rounded, torch.nextafter(rounded, rounded.new_tensor(towards)))
     inward = rounded.double() > values if towards < 0 else rounded.double() < values
     moved = torch.nextafter(rounded, torch.full_like(rounded, towards))
     return torch.where(inward, moved, rounded)

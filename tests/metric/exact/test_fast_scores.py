@@ -49,6 +49,24 @@ def test_canonical_scores_lie_between_the_bounds_of_every_road(kind, normalize):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_bounds_around_a_value_leave_no_decision_to_rounding(dtype):
+    queries, gallery = torch.randn(5, DIM), torch.randn(30, DIM)
+    right, sides = canonical(None, queries, gallery), canonical_queries(None, queries)
+    fast, items = fast_queries(sides, dtype), fast_rows(gallery, True, dtype)
+    product, values = fast.product(items), right[:, ::3]
+    low, high = fast.around(values, items)
+    assert low.dtype == product.dtype
+    for below, above, value in zip(low.T, high.T, values.T, strict=True):
+        assert (right < value[:, None])[product < below[:, None]].all()
+        assert (right > value[:, None])[product > above[:, None]].all()
+    none = torch.full((5, 2), math.inf, dtype=torch.float64)  # as where a row has no positive
+    for sign in (1, -1):
+        low, high = fast.around(sign * none, items)
+        assert torch.equal(low, sign * none.to(dtype))
+        assert torch.equal(high, sign * none.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_norm_and_rest_say_how_long_rows_are_and_how_far_off(dtype):
     gallery = torch.randn(40, DIM)
     items = fast_rows(gallery, True, dtype)
