@@ -35,7 +35,9 @@ def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"
     accumulate = torch.promote_types(x.dtype, torch.float32)
     if x.dtype != torch.float16:  # whose squares stay within float32
         limit, shift = LIMITS[accumulate]
-        largest = torch.linalg.vector_norm(x.detach(), ord=float("inf"), dim=-1, keepdim=True)
+        given = x.detach()
+        # on a CPU several times as fast as the norm of order infinity, and without the copy that abs() makes
+        largest = torch.maximum(given.amax(-1, keepdim=True), -given.amin(-1, keepdim=True))
         scale = torch.ones_like(largest)
         scale = torch.where(largest > 2.0**limit, 2.0**-shift, scale)
         scale = torch.where((largest > 0) & (largest < 2.0**-limit), 2.0**shift, scale)
