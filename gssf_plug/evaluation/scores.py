@@ -198,16 +198,14 @@ class _FeatureQueries:
 
     def __init__(self, scores: FeatureScores, rows: slice) -> None:
         self.scores, self.start, self.parts = scores, rows.start, scores.parts
-        given = scores.queries[rows]
-        values, exponents = scale_rows(given)
-        squares = values.square().sum(1) if scores.normalize else None
-        folded, folded_exponents = scale_rows(values if scores.metric is None else fold_exactly(scores.metric, values))
-        # near the canonical side, whose squares are correctly rounded and cost more than all else here
-        self.near = CanonicalQueries(folded, folded_exponents + (0 if scores.normalize else exponents), squares)
-        self.unit = self._unit_queries()
+        self.near = _near_queries(scores.metric, scores.queries[rows], scores.normalize)
         self._fast: dict[torch.dtype, FastQueries] = {}
-        norms = torch.linalg.vector_norm(self.unit, dim=1)
-        self.slack = norms * scores.longest_item * ((2 * given.shape[1] + 64) * 2.0**-52)
+        factors = power_of_two(self.near.exponents)
+        if self.near.squares is not None:
+            factors = torch.where(self.near.squares > 0, factors / self.near.squares.sqrt(), 0.0)
+        self.factors = factors  # that turn products of folded rows into scores
+        norms = torch.linalg.vector_norm(self.near.folded, dim=1) * factors
+        self.slack = norms * scores.longest_item * ((2 * self.near.folded.shape[1] + 64) * 2.0**-52)
 
     def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> "_FeaturePart":
         items = self.scores.converted(columns, torch.float64) if finest else self.scores.items(columns)
@@ -229,7 +227,8 @@ class _FeatureQueries:
         return FastQueries(next(parts), all_of_them.exponent, *parts)
 
     def close(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        products = float64_products(self.unit, rows, self.scores.gallery, columns, scaled=self.scores.normalize)
+        products = float64_products(self.near.folded, rows, self.scores.gallery, columns, scaled=self.scores.normalize)
+        products = products.mul_(self.factors.index_select(0, rows))
         if self.scores.normalize:
             return products.div_(self.scores.item_norms.index_select(0, columns))
         return finite_scores(products[None])[0]
@@ -237,12 +236,19 @@ class _FeatureQueries:
     def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         return self.scores.canonical(rows + self.start, columns)
 
-    def _unit_queries(self) -> Float[Tensor, "n dim"]:
-        """f / ‖x‖, or f where the metric does not normalise, in float64."""
-        factors = power_of_two(self.near.exponents)
-        if self.near.squares is not None:
-            factors = torch.where(self.near.squares > 0, factors / self.near.squares.sqrt(), 0.0)
-        return self.near.folded * factors[:, None]
+
+def _near_queries(metric: GSSFMetric | None, queries: Float[Tensor, "n dim"], normalize: bool) -> CanonicalQueries:
+    """Near the canonical side, whose squares are correctly rounded and cost more than all else here."""
+    pieces = queries.split(max(1, PAIRS_AT_ONCE // max(1, queries.shape[1])))  # what is made of each stays in the cache
+    folded = torch.empty(queries.shape, dtype=torch.float64, device=queries.device)
+    exponents, squares = [], []
+    for piece, out in zip(pieces, folded.split(len(pieces[0])), strict=True):
+        values, exponent = scale_rows(piece)
+        squares.append(values.square().sum(1))
+        rows, own_exponent = scale_rows(values if metric is None else fold_exactly(metric, values))
+        out.copy_(rows)
+        exponents.append(own_exponent if normalize else own_exponent + exponent)
+    return CanonicalQueries(folded, torch.cat(exponents), torch.cat(squares) if normalize else None)
 
 
 class _FeaturePart:

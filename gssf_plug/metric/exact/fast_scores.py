@@ -24,6 +24,7 @@ from gssf_plug.metric.exact.sums import power_of_two
 
 __all__ = ["FastQueries", "Open", "fast_queries"]
 
+ENTRIES_AT_ONCE = 262_144  # of queries, 2 MB in float64: what is made of them stays in the cache
 ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11, torch.int8: 2.0**-21}
 SUMS = {torch.bfloat16: 2.0**-22, torch.float16: 2.0**-22, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
@@ -151,16 +152,26 @@ def fast_queries(queries: CanonicalQueries, dtype: torch.dtype) -> FastQueries:
         factors = torch.where(queries.squares > 0, factors / queries.squares.sqrt(), 0.0)
     peak = float(factors.max()) if len(factors) else 0.0
     exponent = math.frexp(peak)[1] if not 2.0**-30 < peak < 2.0**30 and 0 < peak < math.inf else 0
-    exact = queries.folded * (factors * 2.0 ** -max(-1000, min(1000, exponent)))[:, None]
+    factors = factors * 2.0 ** -max(-1000, min(1000, exponent))
+    size = max(1, ENTRIES_AT_ONCE // max(1, queries.folded.shape[1]))
+    pieces = zip(queries.folded.split(size), factors.split(size), strict=True)
+    parts = zip(*(_short_queries(folded * factor[:, None], dtype) for folded, factor in pieces), strict=True)
+    rows, norms, rests, *steps = (torch.cat(part) for part in parts)
+    return FastQueries(rows, exponent, norms, rests, *steps)
+
+
+def _short_queries(exact: Float[Tensor, "n dim"], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Rows in a short dtype, their norms, how far they are from what they stand for, and in int8 their steps."""
+    steps: tuple[Tensor, ...] = ()
     if dtype == torch.int8:
-        rows, steps, rests = whole_numbers(exact)
-        norms = torch.linalg.vector_norm(exact, dim=1) + rests
+        rows, step, rests = whole_numbers(exact)
+        norms, steps = torch.linalg.vector_norm(exact, dim=1) + rests, (step.float(),)
     else:
-        rows, steps = exact.to(dtype), None
+        rows = exact.to(dtype)
         norms = torch.linalg.vector_norm(rows.double(), dim=1)
         rests = torch.linalg.vector_norm(rows.double() - exact, dim=1)
     slack = norms * 2.0**-48 + exact.shape[1] * TINY[dtype]
-    return FastQueries(rows, exponent, norms, rests * (1 + 2.0**-40) + slack, None if steps is None else steps.float())
+    return rows, norms, rests * (1 + 2.0**-40) + slack, *steps
 
 
 def _product(rows: Shaped[Tensor, "n dim"], items: Shaped[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
