@@ -90,7 +90,7 @@ def usearch(metric: str, dtype: str) -> Callable[[np.ndarray, Path], Search]:
         from usearch.index import Index
 
         index = Index(ndim=DIM, metric=metric, dtype=dtype, expansion_search=400)
-        index.add(np.arange(ITEMS), items)
+        index.add(np.arange(ITEMS), items, threads=1)  # several lose items
 
         def ask(query: np.ndarray, k: int) -> list[tuple[float, int]]:
             found = index.search(query, k)
