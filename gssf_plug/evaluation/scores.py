@@ -27,7 +27,7 @@ from gssf_plug.metric.exact.fast_scores import FastQueries, Open, fast_queries
 from gssf_plug.metric.exact.pair_products import float64_products
 from gssf_plug.metric.exact.sums import power_of_two, scale_rows
 
-__all__ = ["ALL", "FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores", "slices"]
+__all__ = ["FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores", "slices"]
 
 PART_ENTRIES = 33_554_432  # of a gallery that is converted at once: 128 MB in float32
 ROW_ENTRIES = 2_097_152  # of queries that are made ready together: 16 MB in float64
