@@ -11,7 +11,7 @@ from gssf_plug.metric.arrays import Array, check_has_values, float_features
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, given_rows
 from gssf_plug.metric.options import check_flag
 
-__all__ = ["PreparedGallery", "check_finite", "prepare_gallery"]
+__all__ = ["FEW_QUERIES", "PreparedGallery", "check_finite", "prepare_gallery"]
 
 ROWS_AT_ONCE = 8192
 FEW_QUERIES = 2  # up to here, reading the gallery costs more than the product, and converting it more than both

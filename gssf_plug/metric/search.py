@@ -27,7 +27,7 @@ from gssf_plug.metric.exact.decisions import best_of_all, best_of_candidates
 from gssf_plug.metric.exact.fast_rows import FastRows
 from gssf_plug.metric.exact.fast_scores import fast_queries
 from gssf_plug.metric.exact.first_look import first_look
-from gssf_plug.metric.gallery import PreparedGallery, check_finite, read_parts
+from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import check_metric, checked_chunk, checked_count
 
@@ -37,6 +37,7 @@ ExcludedPairs = Callable[[Int[Tensor, " n"], Int[Tensor, " m"]], Bool[Tensor, "n
 Ranked = tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]
 
 MANY = 64  # k at which a 64th of the gallery or more is wanted: a float64 product is then cheaper than candidates
+FEW_AT_ONCE = 4  # chunks of the gallery, for a few queries
 MOST_UNDECIDED = 16  # candidates, times k
 
 
@@ -79,8 +80,8 @@ def topk(
         exclude: pairs that must not be returned: a boolean N×M matrix, or a function of query indices (n,) and gallery
             indices (m,) that gives n×m of it (nothing of size N×M is then formed).
         query_chunk: queries scored at once, default 1,024. The gallery is read once for each such chunk.
-        gallery_chunk: gallery items scored at once, default 8,192. A chunk of scores takes
-            query_chunk · gallery_chunk · 4 bytes, 32 MB by default.
+        gallery_chunk: gallery items scored at once, default 8,192; four times as many for one or two queries. A chunk
+            of scores takes query_chunk · gallery_chunk · 4 bytes, 32 MB by default.
         distributed: share the gallery among the processes, all of which call with the same arguments (a memory-mapped
             gallery is read in parts), and all of which receive the same result.
         forbidden: the older name of `exclude`.
@@ -99,6 +100,8 @@ def topk(
     gallery_chunk = checked_chunk("gallery_chunk", gallery_chunk, size)
     # a chunk of scores in float64 takes twice the memory
     query_chunk = max(1, query_chunk // 2) if search.many_wanted else query_chunk
+    if len(whole) <= FEW_QUERIES:  # whose chunks cost more to begin than to hold
+        gallery_chunk *= FEW_AT_ONCE
     own = share(range(0, size, gallery_chunk), distributed)
     search.parts = [slice(start, min(start + gallery_chunk, size)) for start in own]
     chunks = torch.arange(len(whole), device=whole.device).split(query_chunk) if len(whole) else ()

@@ -1,6 +1,6 @@
 """Claim: k-reciprocal re-ranking at Market-1501 size in at most 0.15 of the dense algorithm's time, under 1.3 GB.
 
-python tests/benchmarks/ranking_reranking.py            # 3,368 × 15,913 × 512; three minutes, 10 GB
+python tests/benchmarks/ranking_reranking.py            # 3,368 × 15,913 × 512; four minutes, 10 GB
 python tests/benchmarks/ranking_reranking.py --small    # a tenth of it
 """
 
