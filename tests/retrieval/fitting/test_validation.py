@@ -1,7 +1,10 @@
 """One piece, chunks and a plain float64 loop agree; a large corpus is read, never held."""
 
+import ctypes
+import gc
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +106,21 @@ def anonymous() -> int:
     return 1024 * int(line.split()[1])
 
 
+@pytest.fixture
+def blocks_given_back() -> Iterator[None]:
+    """The allocator gives every larger block back: what earlier tests left free, or in pieces, does not show."""
+    mmap_threshold, trim_threshold = -3, -1  # of malloc.h
+    libc = ctypes.CDLL("libc.so.6")
+    gc.collect()
+    libc.mallopt(mmap_threshold, 2**20)
+    libc.malloc_trim(0)
+    yield
+    libc.mallopt(mmap_threshold, 2**25)  # what glibc grows to by itself
+    libc.mallopt(trim_threshold, 2**26)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's accounts of memory")
+@pytest.mark.usefixtures("blocks_given_back")
 def test_a_large_corpus_is_read_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """400,000 × 64 in float16, 51 MB: in float32 they would take 102 MB, and normalising makes another copy."""
     documents, dim = 400_000, 64
