@@ -136,7 +136,8 @@ class ImageTextRanks:
         """Around the best score of each image, and around each caption's own, on the scale of fast scores."""
         best, slack = torch.where(self.captions[images] > 0, self.best[images], float("inf")), self.slack[images]
         own, own_slack = self.own[columns], self.slack.index_select(0, self.owners[columns])
-        return part.around_rows(best - slack, best + slack), part.around_items(own - own_slack, own + own_slack)
+        of_rows = part.around((best - slack)[:, None], (best + slack)[:, None])
+        return of_rows, part.around_items(own - own_slack, own + own_slack)
 
     def _certain(
         self, images: slice, columns: slice, part: ScoredPart, piece: slice, bounds: tuple[Open, Open]
@@ -152,7 +153,7 @@ class ImageTextRanks:
             piece: the rows of the part that are the images'.
             bounds: bounds of the part's rows and of its columns.
         """
-        fast, of_rows = part.fast[piece], Open(*(bound[piece] for bound in bounds[0]))
+        fast, of_rows = part.fast[piece], Open(*(bound[piece, 0] for bound in bounds[0]))
         mine = self._get_captions(images)
         mine = mine[(mine >= columns.start) & (mine < columns.stop)]
         fast[self.owners[mine] - images.start, mine - columns.start] = float("-inf")  # no positive meets itself

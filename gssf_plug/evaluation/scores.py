@@ -25,7 +25,7 @@ from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, pair_rows
 from gssf_plug.metric.exact.fast_scores import FastQueries, Open, fast_queries
 from gssf_plug.metric.exact.pair_products import float64_products
-from gssf_plug.metric.exact.sums import power_of_two, scale_rows
+from gssf_plug.metric.exact.sums import scale_rows
 
 __all__ = ["FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores", "slices"]
 
@@ -53,10 +53,6 @@ class ScoredPart(Protocol):
 
     def between(self, rows: Int[Tensor, " pairs"], fast: Float[Tensor, " pairs"]) -> Open | None:
         """Between what canonical scores lie; None where products of single pairs tell it more closely."""
-        ...
-
-    def around_rows(self, low: Float[Tensor, " n"], high: Float[Tensor, " n"]) -> Open:
-        """The same for one value of each row."""
         ...
 
     def around_items(self, low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Open:
@@ -200,11 +196,7 @@ class _FeatureQueries:
         self.scores, self.start, self.parts = scores, rows.start, scores.parts
         self.near = _near_queries(scores.metric, scores.queries[rows], scores.normalize)
         self._fast: dict[torch.dtype, FastQueries] = {}
-        factors = power_of_two(self.near.exponents)
-        if self.near.squares is not None:
-            factors = torch.where(self.near.squares > 0, factors / self.near.squares.sqrt(), 0.0)
-        self.factors = factors  # that turn products of folded rows into scores
-        norms = torch.linalg.vector_norm(self.near.folded, dim=1) * factors
+        norms = torch.linalg.vector_norm(self.near.folded, dim=1) * self.near.factors
         self.slack = norms * scores.longest_item * ((2 * self.near.folded.shape[1] + 64) * 2.0**-52)
 
     def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> "_FeaturePart":
@@ -222,13 +214,11 @@ class _FeatureQueries:
             # the norm that `near` divides by is not rounded correctly
             unsure = queries.norms * ((self.near.folded.shape[1] + 8) * 2.0**-52)
             self._fast[dtype] = replace(queries, rests=queries.rests + unsure)
-        all_of_them = self._fast[dtype]
-        parts = (one[rows] for one in (all_of_them.rows, all_of_them.norms, all_of_them.rests))
-        return FastQueries(next(parts), all_of_them.exponent, *parts)
+        return self._fast[dtype].part(rows)
 
     def close(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         products = float64_products(self.near.folded, rows, self.scores.gallery, columns, scaled=self.scores.normalize)
-        products = products.mul_(self.factors.index_select(0, rows))
+        products = products.mul_(self.near.factors.index_select(0, rows))
         if self.scores.normalize:
             return products.div_(self.scores.item_norms.index_select(0, columns))
         return finite_scores(products[None])[0]
@@ -266,9 +256,6 @@ class _FeaturePart:
         if fast.dtype.itemsize == 2:
             return None
         return self._fast.between(fast, self._fast.margins(self._items).index_select(0, rows), self._items)
-
-    def around_rows(self, low: Float[Tensor, " n"], high: Float[Tensor, " n"]) -> Open:
-        return Open(*(bound[:, 0] for bound in self.around(low[:, None], high[:, None])))
 
     def around_items(self, low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Open:
         widest = self._fast.margins(self._items).max()
@@ -330,9 +317,6 @@ class _GivenPart:
 
     def between(self, rows: Tensor, fast: Tensor) -> Open:
         return Open(fast.double(), fast.double())
-
-    def around_rows(self, low: Tensor, high: Tensor) -> Open:
-        return self.around(low, high)
 
     def around_items(self, low: Tensor, high: Tensor) -> Open:
         return self.around(low, high)

@@ -9,6 +9,7 @@ in whichever order their channels stand; rows of small whole numbers have equal 
 """
 
 import copy
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -43,6 +44,12 @@ class CanonicalQueries:
     folded: Float[Tensor, "n dim"]
     exponents: Int[Tensor, " n"]
     squares: Float[Tensor, " n"] | None
+
+    @functools.cached_property
+    def factors(self) -> Float[Tensor, " n"]:
+        """What products with `folded` times these are: scores, but for the length of a normalised item."""
+        factors = power_of_two(self.exponents)
+        return factors if self.squares is None else torch.where(self.squares > 0, factors / self.squares.sqrt(), 0.0)
 
 
 @torch.no_grad()

@@ -20,7 +20,6 @@ from torch import Tensor
 from gssf_plug.metric.exact.canonical import CanonicalQueries
 from gssf_plug.metric.exact.fast_rows import TINY, FastRows, whole_numbers
 from gssf_plug.metric.exact.pair_products import pair_products
-from gssf_plug.metric.exact.sums import power_of_two
 
 __all__ = ["FastQueries", "Open", "fast_queries"]
 
@@ -147,9 +146,7 @@ class FastQueries:
 
 def fast_queries(queries: CanonicalQueries, dtype: torch.dtype) -> FastQueries:
     """The query side of the fast product, from the canonical one."""
-    factors = power_of_two(queries.exponents)
-    if queries.squares is not None:
-        factors = torch.where(queries.squares > 0, factors / queries.squares.sqrt(), 0.0)
+    factors = queries.factors
     peak = float(factors.max()) if len(factors) else 0.0
     exponent = math.frexp(peak)[1] if not 2.0**-30 < peak < 2.0**30 and 0 < peak < math.inf else 0
     factors = factors * 2.0 ** -max(-1000, min(1000, exponent))
