@@ -13,11 +13,7 @@ DOCUMENTS = toy.rows(70, seed=5)
 QUERIES = DOCUMENTS[10:30]  # their ids; the same images
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def neutral(rows):

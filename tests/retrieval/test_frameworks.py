@@ -30,12 +30,7 @@ from gssf_plug.retrieval import (
 )
 from gssf_plug.retrieval.training.objective import Objective
 
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 PAIRS = {

@@ -9,19 +9,13 @@ import signal
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from retrieval import toy
 
 from gssf_plug.errors import ArgumentError, DataError
 from gssf_plug.losses import Hinge
 from gssf_plug.retrieval import RandomBatches
 
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 class Uneven(RandomBatches):

@@ -9,7 +9,6 @@ import threading
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from retrieval import toy
 from retrieval.toy import assert_same, checkpoints, weights
 from torch import nn
@@ -19,12 +18,7 @@ from gssf_plug.losses import Hinge, InfoNCE
 from gssf_plug.retrieval import NotFiniteError
 from gssf_plug.retrieval.data.images import UnreadableError
 
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def log_of(trainer, kind=None):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
 from retrieval import toy
 from torch.utils import data
@@ -10,12 +9,7 @@ from torch.utils import data
 from gssf_plug.errors import ArgumentError, DataError
 from gssf_plug.retrieval.data.feeds import StreamFeed, is_stream
 
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 class TorchStream(data.IterableDataset):

@@ -7,7 +7,6 @@ import signal
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from retrieval import toy
 from retrieval.toy import assert_same, checkpoints, weights
 from torch import nn
@@ -16,12 +15,7 @@ from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.losses import InfoNCE
 from gssf_plug.retrieval.training.checkpoints import Checkpoints, check_folder, make_folder
 
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path):

@@ -13,11 +13,7 @@ from gssf_plug.retrieval import TwoTower
 RUNS = ("whole_states", "sharded_states", "mixed_precision", "one_tower")
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture(scope="module")
