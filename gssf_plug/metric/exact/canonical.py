@@ -3,9 +3,10 @@ r"""One score for two rows: what decides where fast scores come too close to eac
     s(x, y) = Σ_d f_d y_d / (‖x‖ ‖y‖),        f = x (W ⊙ U)
 
 in float64 from the rows as they were given, not yet rounded by a normalisation: f by `exact_product`, the sum of the D
-products and the two squared norms correctly rounded (`correct_sums`), then one fixed sequence of single operations. So
-the value depends on the two rows and the metric alone. Equal rows have equal scores, in whichever dtype they are held,
-in whichever order their channels stand; rows of small whole numbers have equal scores where mathematics says so.
+products and the two squared norms correctly rounded (`correct_sums`), then one fixed sequence of single operations,
+each of them correctly rounded, the root too (`correct_roots`). So the value depends on the two rows and the metric
+alone. Equal rows have equal scores, in whichever dtype they are held, in whichever order their channels stand; rows of
+small whole numbers have equal scores where mathematics says so.
 """
 
 import copy
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.metric.exact.pair_products import pair_products
-from gssf_plug.metric.exact.sums import correct_sums, exact_product, power_of_two, scale_rows
+from gssf_plug.metric.exact.sums import correct_roots, correct_sums, exact_product, power_of_two, scale_rows
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.structures import Structure
 
@@ -49,7 +50,11 @@ class CanonicalQueries:
     def factors(self) -> Float[Tensor, " n"]:
         """What products with `folded` times these are: scores, but for the length of a normalised item."""
         factors = power_of_two(self.exponents)
-        return factors if self.squares is None else torch.where(self.squares > 0, factors / self.squares.sqrt(), 0.0)
+        return (
+            factors
+            if self.squares is None
+            else torch.where(self.squares > 0, factors / correct_roots(self.squares), 0.0)
+        )
 
 
 @torch.no_grad()
@@ -102,9 +107,9 @@ def _pair_scores(
         return _times_powers(products, queries.exponents[rows], exponents[which])
     squares = queries.squares[rows] * _squares(values)[which]
     # sqrt(c² / n²), not c / n: whole numbers with equal c² / n² meet exactly, though √n² is rounded
-    root = (products * products / squares).sqrt()
+    root = correct_roots(products * products / squares)
     tiny = products.abs() < 1e-140  # whose square underflows
-    cosine = torch.where(tiny, products / squares.sqrt(), root.copysign(products))
+    cosine = torch.where(tiny, products / correct_roots(squares), root.copysign(products))
     return _times_powers(cosine.masked_fill(squares == 0, 0.0) + 0.0, queries.exponents[rows])
 
 

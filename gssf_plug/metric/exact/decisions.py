@@ -13,7 +13,7 @@ from gssf_plug.metric.exact.candidates import pad_pairs
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_scores
 from gssf_plug.metric.exact.falling import falling_scores
 from gssf_plug.metric.exact.reaching import places
-from gssf_plug.metric.exact.sums import power_of_two, scale_rows
+from gssf_plug.metric.exact.sums import correct_roots, power_of_two, scale_rows
 
 __all__ = ["best_of_all", "best_of_candidates"]
 
@@ -105,7 +105,7 @@ def _float64_scores(
     if queries.squares is None:
         reach = reach * lengths.amax(1) if width else reach
     else:
-        roots = queries.squares.sqrt()
+        roots = correct_roots(queries.squares)
         scores = scores / (lengths.masked_fill_(lengths == 0, 1.0) * roots.masked_fill(roots == 0, 1.0)[:, None])
         reach = reach / roots.masked_fill(roots == 0, 1.0)
     return scores, reach * (dim + 32) * 2.0**-52  # of the sum, and half as much of the norm beneath it, in 2⁻⁵³

@@ -7,11 +7,12 @@ in float64; then any BLAS gives the same, at the speed of a matrix product.
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["correct_sums", "exact_product", "power_of_two", "scale_rows"]
+__all__ = ["correct_roots", "correct_sums", "exact_product", "power_of_two", "scale_rows"]
 
 SLICED_BITS = 66  # of a factor, below its row's largest entry; float64 itself has 53
 
@@ -60,6 +61,15 @@ def correct_sums(terms: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
     for row in (result != total + (error + slack)).nonzero()[:, 0].tolist():
         result[row] = math.fsum(terms[row].tolist())
     return result + 0.0  # no -0.0
+
+
+def correct_roots(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Square roots of float64 numbers, correctly rounded.
+
+    The vector library behind torch's own on a CPU gives a neighbour of one root in seventy, and other libraries give
+    others; numpy's instruction, and a GPU's, round as IEEE 754 says.
+    """
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
 def exact_product(x: Float[Tensor, "n dim"], blocks: Float[Tensor, "k s s"]) -> Float[Tensor, "n dim"]:

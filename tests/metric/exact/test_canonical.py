@@ -1,6 +1,7 @@
 """Canonical scores: one number for two rows, whatever stands beside them, against float64 and exact fractions."""
 
 import copy
+import math
 from fractions import Fraction
 
 import pytest
@@ -31,6 +32,23 @@ def test_depends_on_the_two_rows_alone(options):
     torch.set_num_threads(1 + threads % 2)
     assert torch.equal(canonical(metric, queries, gallery), whole)
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_is_what_python_computes_number_by_number(dtype):
+    queries, gallery = torch.randn(8, 5, dtype=dtype), torch.randn(600, 5, dtype=dtype)
+    found = canonical(None, queries, gallery).tolist()
+    sides = [[_scaled(row) for row in side.tolist()] for side in (queries, gallery)]
+    for row, query in zip(found, sides[0], strict=True):
+        for score, item in zip(row, sides[1], strict=True):
+            dot = math.fsum(a * b for a, b in zip(query, item, strict=True))
+            norms = math.fsum(a * a for a in query) * math.fsum(b * b for b in item)
+            assert score == math.copysign(math.sqrt(dot * dot / norms), dot)
+
+
+def _scaled(row):
+    exponent = math.frexp(max(map(abs, row)))[1]
+    return [math.ldexp(entry, -exponent) for entry in row]
 
 
 def test_no_order_of_channels_shows():

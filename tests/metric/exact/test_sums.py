@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from gssf_plug.metric.exact.sums import correct_sums, exact_product, power_of_two, scale_rows
+from gssf_plug.metric.exact.sums import correct_roots, correct_sums, exact_product, power_of_two, scale_rows
 
 
 def hard_rows():
@@ -35,6 +35,13 @@ def test_sums_are_correctly_rounded(name):
 
 def test_no_terms():
     assert correct_sums(torch.empty(3, 0, dtype=torch.float64)).tolist() == [0, 0, 0]
+
+
+def test_roots_are_correctly_rounded():
+    squares = torch.cat(
+        [torch.rand(3000, dtype=torch.float64), torch.tensor([0.0, 4.0, 1e-300, 5e-324, 1e300]).double()]
+    )
+    assert correct_roots(squares).tolist() == [math.sqrt(square) for square in squares.tolist()]
 
 
 def test_powers_of_two_and_scaled_rows():
