@@ -132,6 +132,14 @@ def test_a_memory_mapped_gallery(tmp_path: Path) -> None:
         topk(metric, queries, mapped, 5, gallery_chunk=20)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_every_item_finds_itself(k: int) -> None:
+    gallery = torch.randn(700, 33).round()  # scores of 1 are where bfloat16 rounds the farthest
+    found = topk(None, gallery[:200], gallery, k)
+    assert (found.indices[:, 0] == torch.arange(200)).all()
+    assert (found.indices >= 0).all()
+
+
 def test_no_queries() -> None:
     found = topk(None, torch.randn(0, 4), torch.randn(3, 4), 2)
     assert found.scores.shape == found.indices.shape == (0, 2)

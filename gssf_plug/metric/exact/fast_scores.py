@@ -24,7 +24,7 @@ from gssf_plug.metric.exact.pair_products import pair_products
 __all__ = ["FastQueries", "Open", "fast_queries"]
 
 ENTRIES_AT_ONCE = 262_144  # of queries, 2 MB in float64: what is made of them stays in the cache
-ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11, torch.int8: 2.0**-21}
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.int8: 2.0**-21}
 SUMS = {torch.bfloat16: 2.0**-22, torch.float16: 2.0**-22, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 

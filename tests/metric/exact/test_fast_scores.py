@@ -1,6 +1,7 @@
 """The fast product: how far it is from canonical scores, and how its sides are made."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,18 @@ def test_canonical_scores_lie_between_the_bounds_of_every_road(kind, normalize):
     rows, columns = all_pairs(5, 30)
     low, high = fast.between(fast.pairs(rows, items, columns), fast.margins(items)[rows], items)
     assert ((low <= right[rows, columns]) & (right[rows, columns] <= high)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_product_that_is_rounded_as_far_as_can_be(dtype):
+    half = torch.finfo(dtype).eps / 2  # just beyond the middle between two neighbours
+    items = FastRows(torch.tensor([[1.0, half * (1 + 4 * half)]], dtype=dtype), 0, 1.01, 0.0)
+    fast = replace(fast_queries(canonical_queries(None, torch.ones(1, 2)), dtype), rows=torch.ones(1, 2, dtype=dtype))
+    product, right = fast.product(items), items.rows.double().sum()
+    assert float(product) == 1 + 2 * half
+    low, high = fast.between(product, fast.margins(items), items)
+    assert low <= right <= high
+    assert fast.around(right[None, None], items).high >= product
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
