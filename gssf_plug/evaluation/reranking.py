@@ -12,6 +12,7 @@ list by its index, as a learned metric does not promise it.
 """
 
 import copy
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,14 +28,19 @@ from gssf_plug.evaluation.options import (
     checked_metric,
     promoted,
 )
-from gssf_plug.evaluation.ranking import query_chunks
+from gssf_plug.evaluation.scores import slices
 from gssf_plug.metric import GSSFMetric, topk
-from gssf_plug.metric.exact.pair_products import pair_products
+from gssf_plug.metric.exact.pair_products import ascending, pair_products
+from gssf_plug.metric.exact.reaching import places
 from gssf_plug.metric.options import checked_count, checked_number
 
 __all__ = ["KReciprocal"]
 
-PAIRS_AT_ONCE = 4_194_304  # index triples or scores held at once, 16–32 MB
+AT_ONCE = 4_194_304  # scores, pairs or entries of a table held at once, 16–32 MB
+CACHED = 262_144  # of those that stay in the cache
+RUN = 8  # entries of one column that are read together
+# one, and the whole numbers in which what adds up to one is added, by the dtype of the result
+WHOLE = {torch.float32: (2.0**30, torch.int32), torch.float64: (2.0**60, torch.int64)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,24 +87,31 @@ class KReciprocal:
             raise ArgumentError("k1", f"be below the number of items, {items}", self.k1, "Lower it.")
         metric = checked_metric(metric, query)
         features = promoted(torch.cat([query, gallery]))
-        precise = copy.deepcopy(metric).double()  # what rounding could turn round lies below the result's own
-        folded, indexed = precise.fold(features.double()), precise.gallery(features.double())
+        folded, indexed = _both_sides(metric, features)
         near = _neighbourhoods(metric, features, folded, indexed, self.k1)
         encoding = _encode(folded, indexed, near, self.k1)
         if self.k2 > 1:
-            encoding = _expand(encoding, near.indices[:, : self.k2], items)
-        return self._blend(encoding, folded[: len(query)], indexed[len(query) :], near).to(features.dtype)
+            encoding = _expand(encoding, near.indices[:, : self.k2])
+        return self._blend(encoding, folded[: len(query)], indexed[len(query) :], near, features.dtype)
 
-    def _blend(self, encoding: "_Sparse", folded: Tensor, gallery: Tensor, near: "_Near") -> Float[Tensor, "n m"]:
-        """-((1 - λ) Jaccard + λ d), some queries at a time."""
-        queries, items = len(folded), len(folded) + len(gallery)
-        inverse = encoding.transposed(items)
-        result = folded.new_empty(queries, len(gallery))
-        for rows in query_chunks(queries, items, max(1, PAIRS_AT_ONCE // items)):
-            shared = _shared_mass(encoding.rows(rows), inverse, rows.stop - rows.start, items)[:, queries:]
-            distance = near.distance(folded[rows] @ gallery.T, torch.arange(rows.start, rows.stop)[:, None])
-            jaccard = 1 - shared / (2 - shared)
-            torch.add(jaccard * (self.weight - 1), distance, alpha=-self.weight, out=result[rows])
+    def _blend(
+        self, encoding: "_Sparse", folded: Tensor, gallery: Tensor, near: "_Near", dtype: torch.dtype
+    ) -> Float[Tensor, "n m"]:
+        """-((1 - λ) Jaccard + λ d): products of many queries, of which a few at a time are worked on in the cache."""
+        queries, items = len(folded), len(gallery)
+        jaccard = _Jaccard(encoding, queries, dtype)
+        best, slopes = near.best[:queries, None], self.weight * near.slopes[:queries, None]
+        result = folded.new_empty(queries, items, dtype=dtype)
+        chunks = slices(queries, AT_ONCE // items)
+        products = folded.new_empty(chunks[0].stop, items)  # written again and again: fresh memory costs time
+        few = (CACHED if folded.device.type == "cpu" else AT_ONCE) // items
+        for chunk in chunks:
+            scores = torch.mm(folded[chunk], gallery.T, out=products[: chunk.stop - chunk.start])
+            for part in slices(len(scores), few):
+                rows = slice(chunk.start + part.start, chunk.start + part.stop)
+                similarity = jaccard.of(rows).sub_(1)  # the negative of each term
+                distance = scores[part].sub_(best[rows]).mul_(slopes[rows]).clamp_(-self.weight, 0)
+                torch.add(distance, similarity, alpha=1 - self.weight, out=result[rows])
         return result
 
 
@@ -109,11 +122,16 @@ class _Near(NamedTuple):
     best: Float[Tensor, " items"]
     worst: Float[Tensor, " items"]
 
-    def distance(self, scores: Tensor, of: Tensor) -> Tensor:
+    @property
+    def slopes(self) -> Float[Tensor, " items"]:
+        """1 / (best - worst); 0 where all that is left of the spread is rounding."""
+        spread = self.best - self.worst
+        equal = spread <= 1e-12 * self.best.abs()
+        return spread.masked_fill(equal, 1.0).reciprocal_().masked_fill_(equal, 0.0)
+
+    def distances(self, scores: Float[Tensor, " pairs"], of: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         """Scores of the items `of` as distances in 0 … 1."""
-        best, spread = self.best[of], self.best[of] - self.worst[of]
-        equal = spread <= 1e-12 * best.abs()  # all that is left of the spread is rounding
-        return ((best - scores) / spread.masked_fill(equal, 1.0)).clamp_(0, 1).masked_fill_(equal, 0.0)
+        return (self.best.index_select(0, of) - scores).mul_(self.slopes.index_select(0, of)).clamp_(0, 1)
 
 
 class _Sparse(NamedTuple):
@@ -132,10 +150,6 @@ class _Sparse(NamedTuple):
     def row_of_entries(self) -> Int[Tensor, " entries"]:
         counts = self.start.diff()
         return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-
-    def transposed(self, width: int) -> "_Sparse":
-        order = self.columns.argsort(stable=True)
-        return _Sparse(_starts(self.columns, width), self.row_of_entries()[order], self.values[order])
 
 
 def _starts(rows: Int[Tensor, " entries"], count: int) -> Int[Tensor, " rows_and_end"]:
@@ -156,85 +170,141 @@ def _neighbourhoods(metric: GSSFMetric, features: Tensor, folded: Tensor, indexe
     return _Near(torch.cat([own[:, None], others], dim=1), torch.maximum(*ends[:2]), torch.minimum(*ends[::2]))
 
 
+def _both_sides(metric: GSSFMetric, features: Float[Tensor, "items dim"]) -> tuple[Tensor, Tensor]:
+    """Features folded, and as gallery, in float64: what rounding could turn round lies below the result's own."""
+    precise = copy.deepcopy(metric).double()
+    plain = copy.deepcopy(precise)
+    plain.normalize = False  # of rows that are normalised already
+    folded, indexed = features.new_empty(2, *features.shape, dtype=torch.float64)
+    for part in slices(len(features), CACHED // features.shape[1]):
+        indexed[part] = precise.gallery(features[part].double())
+        folded[part] = plain.fold(indexed[part])
+    return folded, indexed
+
+
 def _encode(folded: Tensor, indexed: Tensor, near: _Near, k1: int) -> _Sparse:
     """V before its expansion: weights exp(-d) over R*(i), summing to one."""
     items = len(folded)
     half = near.indices[:, : round(k1 / 2) + 1]
-    reciprocal, half_reciprocal = _reciprocal(near.indices), _reciprocal(half)
-    rows, columns = [], []
-    for part in _parts(items, near.indices.shape[1] ** 2 * half.shape[1]):
-        own, kept = near.indices[part], reciprocal[part]
-        candidates, mutual = half[own], half_reciprocal[own] & kept[:, :, None]  # (items, k1 + 1, k1/2 + 1)
-        present = (candidates[..., None] == own.masked_fill(~kept, -1)[:, None, None, :]).any(-1) & mutual
-        accepted = present.sum(-1) > 2 / 3 * mutual.sum(-1)
-        members = torch.cat([own, candidates.flatten(1)], dim=1)
-        chosen = torch.cat([kept, (mutual & accepted[..., None]).flatten(1)], dim=1)
-        row, place = chosen.nonzero(as_tuple=True)
-        pair = torch.unique((row + part.start) * items + members[row, place])
-        rows.append(pair // items)
-        columns.append(pair % items)
-    row, column = torch.cat(rows), torch.cat(columns)
-    weights = torch.exp(-near.distance(_pair_scores(folded, indexed, row, column), row))
+    reciprocal, half_reciprocal = _reciprocal(near.indices, half.shape[1])
+    pairs = []
+    parts = slices(items, AT_ONCE // max(items, near.indices.shape[1] * half.shape[1]))
+    members = torch.zeros(parts[0].stop * items, dtype=torch.bool, device=folded.device)  # of R, rows by items
+    for part in parts:
+        row, place = reciprocal[part].nonzero(as_tuple=True)
+        neighbour = near.indices[part][row, place]
+        own = row * items + neighbour
+        candidates = (row * items)[:, None] + half.index_select(0, neighbour)
+        mutual = half_reciprocal.index_select(0, neighbour)
+        members[own] = True
+        present = members[candidates] & mutual
+        accepted = 3 * present.sum(1) > 2 * mutual.sum(1)
+        members[own] = False
+        added = candidates[mutual & ~present & accepted[:, None]]
+        pairs.append(torch.unique(torch.cat([own, added])) + part.start * items)
+    pair = torch.cat(pairs)
+    row = pair.div(items, rounding_mode="floor")
+    column = pair - row * items
+    weights = near.distances(_pair_scores(folded, indexed, row, column), row).neg_().exp_()
     sums = weights.new_zeros(items).index_add_(0, row, weights)
-    return _Sparse(_starts(row, items), column, weights / sums[row])
+    return _Sparse(_starts(row, items), column, weights.div_(sums.index_select(0, row)))
 
 
-def _reciprocal(indices: Int[Tensor, "items near"]) -> Bool[Tensor, "items near"]:
-    """Which neighbours of an item have it among theirs."""
+def _reciprocal(
+    indices: Int[Tensor, "items near"], half: int
+) -> tuple[Bool[Tensor, "items near"], Bool[Tensor, "items half"]]:
+    """Which neighbours of an item have it among theirs; and which of the first `half` among their first `half`."""
     items, near = indices.shape
+    lists = indices.int()
     mutual = torch.empty_like(indices, dtype=torch.bool)
-    for part in _parts(items, near**2):
-        own = torch.arange(part.start, part.stop, device=indices.device)[:, None, None]
-        mutual[part] = (indices[indices[part]] == own).any(-1)
-    return mutual
+    half_mutual = mutual.new_empty(items, half)
+    for part in slices(items, CACHED // near**2):
+        theirs = lists.index_select(0, lists[part].flatten()).view(-1, near, near)
+        found = theirs == torch.arange(part.start, part.stop, dtype=lists.dtype, device=lists.device)[:, None, None]
+        mutual[part], half_mutual[part] = found.any(-1), found[:, :half, :half].any(-1)
+    return mutual, half_mutual
 
 
 def _pair_scores(folded: Tensor, indexed: Tensor, rows: Tensor, columns: Tensor) -> Float[Tensor, " pairs"]:
-    parts = [pair_products(folded, rows[part], indexed, columns[part]) for part in _parts(len(rows), 4)]
-    return torch.cat(parts)
+    return pair_products(folded, rows, indexed, columns)
 
 
-def _expand(encoding: _Sparse, near: Int[Tensor, "items k2"], items: int) -> _Sparse:
+def _expand(encoding: _Sparse, near: Int[Tensor, "items k2"]) -> _Sparse:
     """Each row becomes the mean of the rows of its k2 nearest."""
-    k2 = near.shape[1]
-    widest = int(encoding.start.diff().max())
+    items, k2 = near.shape
+    counts = encoding.start.diff()
+    parts = slices(items, AT_ONCE // max(items, k2 * int(counts.max())))
+    table = torch.empty(parts[0].stop * items, dtype=torch.int32, device=near.device)
     rows, columns, values = [], [], []
-    for part in _parts(items, k2 * widest):
+    for part in parts:
         source = near[part].flatten()
-        target = torch.arange(part.start, part.stop, device=near.device).repeat_interleave(k2)
-        entry, owner = _entries(encoding, source)
-        pair, inverse = torch.unique(target[owner] * items + encoding.columns[entry], return_inverse=True)
-        total = encoding.values.new_zeros(len(pair)).index_add_(0, inverse, encoding.values[entry] / k2)
-        rows.append(pair // items)
-        columns.append(pair % items)
-        values.append(total)
+        count = counts.index_select(0, source)
+        owner = torch.repeat_interleave(count)
+        number = torch.arange(len(owner), device=near.device)
+        entry = number + (encoding.start.index_select(0, source) - count.cumsum(0) + count).index_select(0, owner)
+        column = encoding.columns.index_select(0, entry)
+        row = owner.div_(k2, rounding_mode="floor")
+        pair = (row * items).add_(column)
+        # of all entries of a pair one is left in the table, and its number stands for them; nothing has to be sorted
+        table.scatter_(0, pair, number.int())
+        first = table.index_select(0, pair)
+        total = encoding.values.new_zeros(len(pair)).index_add_(0, first, encoding.values.index_select(0, entry))
+        chosen = places(first == number)
+        rows.append(row.index_select(0, chosen).add_(part.start))
+        columns.append(column.index_select(0, chosen))
+        values.append(total.index_select(0, chosen).div_(k2))
     return _Sparse(_starts(torch.cat(rows), items), torch.cat(columns), torch.cat(values))
 
 
-def _shared_mass(some: _Sparse, inverse: _Sparse, count: int, items: int) -> Float[Tensor, "rows items"]:
-    """Σ_j min(V(q, j), V(g, j)) of some rows q with all items g, through the columns that both have."""
-    shared = some.values.new_zeros(count * items)
-    row = some.row_of_entries()
-    work = inverse.start.diff()[some.columns].cumsum(0)
-    _, sizes = torch.unique_consecutive(work // PAIRS_AT_ONCE, return_counts=True)
-    for some_row, column, value in zip(
-        *(x.split(sizes.tolist()) for x in (row, some.columns, some.values)), strict=True
-    ):
-        entry, owner = _entries(inverse, column)
-        mass = torch.minimum(value[owner], inverse.values[entry])
-        shared.index_add_(0, some_row[owner] * items + inverse.columns[entry], mass)
-    return shared.reshape(count, items)
+class _Jaccard:
+    """Jaccard similarity Σ min / (2 - Σ min), Σ_j min(V(q, j), V(g, j)), through the columns that both have.
 
+    V is rounded to whole numbers of a small unit, whose sums are the same in any order. The gallery's entries stand by
+    column, in runs of `RUN`, first their items, then their values: a run is copied at once, and one number says which.
+    """
 
-def _entries(matrix: _Sparse, rows: Int[Tensor, " some"]) -> tuple[Int[Tensor, " entries"], Int[Tensor, " entries"]]:
-    """Positions of all entries of `rows`, one row after the other, and for each which of `rows` it belongs to."""
-    counts = matrix.start.diff()[rows]
-    owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
-    before = counts.cumsum(0) - counts
-    return matrix.start[rows][owner] + torch.arange(len(owner), device=rows.device) - before[owner], owner
+    def __init__(self, encoding: _Sparse, queries: int, dtype: torch.dtype) -> None:
+        count = len(encoding.start) - 1
+        self.items = count - queries
+        self.one, self.dtype = WHOLE[dtype]
+        self.query, gallery = encoding.rows(slice(0, queries)), encoding.rows(slice(queries, count))
+        self.values, self.row = self._whole(self.query.values), self.query.row_of_entries()
+        counts = torch.bincount(gallery.columns, minlength=count)
+        runs = (counts + RUN - 1).div_(RUN, rounding_mode="floor")
+        first = runs.cumsum(0) - runs
+        order = ascending(gallery.columns)
+        shift = (first * RUN - counts.cumsum(0) + counts).index_select(0, gallery.columns.index_select(0, order))
+        place = shift.add_(torch.arange(len(order), device=order.device))
+        place += place.div(RUN, rounding_mode="floor").mul_(RUN)
+        # what fills the last run of a column adds 0 to the first item
+        self.gallery = self.values.new_zeros(int(runs.sum()), 2 * RUN)
+        flat = self.gallery.view(-1)
+        flat.index_copy_(0, place, gallery.row_of_entries().to(self.dtype).index_select(0, order))
+        flat.index_copy_(0, place.add_(RUN), self._whole(gallery.values).index_select(0, order))
+        # of each entry of a query: how many runs its column has, the first of them, how many there are of all before
+        self.runs, self.first = (x.index_select(0, self.query.columns) for x in (runs, first))
+        self.before = self.runs.cumsum(0) - self.runs
 
+    def _whole(self, values: Tensor) -> Tensor:
+        return (values * self.one).round_().to(self.dtype)
 
-def _parts(count: int, cost: int) -> list[slice]:
-    """Slices of `count` rows, of as many as `PAIRS_AT_ONCE` allows at `cost` each."""
-    size = max(1, PAIRS_AT_ONCE // cost)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    def of(self, queries: slice) -> Float[Tensor, "queries items"]:
+        """The similarities of some queries with all items."""
+        shared = self.values.new_zeros((queries.stop - queries.start) * self.items)
+        for entries in self._pieces(slice(*self.query.start[[queries.start, queries.stop]].tolist())):
+            owner = torch.repeat_interleave(self.runs[entries])
+            first = self.first[entries] - self.before[entries] + self.before[entries.start]
+            run = first.index_select(0, owner).add_(torch.arange(len(owner), device=owner.device))
+            both = self.gallery.index_select(0, run)
+            mass = torch.minimum(both[:, RUN:], self.values[entries].index_select(0, owner)[:, None])
+            row = ((self.row[entries] - queries.start) * self.items).to(self.dtype)
+            place = both[:, :RUN] + row.index_select(0, owner)[:, None]
+            shared.index_add_(0, place.view(-1), mass.view(-1))
+        mass = shared.view(-1, self.items).double()
+        return mass.div_(2 * self.one - mass)
+
+    def _pieces(self, entries: slice) -> list[slice]:
+        """Entries together of so many runs that what is made of them can be held."""
+        before = (self.before[entries] - self.before[entries.start]).div_(AT_ONCE // RUN, rounding_mode="floor")
+        sizes = torch.unique_consecutive(before, return_counts=True)[1].tolist()
+        return [slice(*ends) for ends in itertools.pairwise(itertools.accumulate(sizes, initial=entries.start))]

@@ -30,6 +30,12 @@ def dense_reference(distance, queries, k1, k2, weight):
     return (1 - weight) * (1 - shared / (2 - shared)) + weight * distance[:queries, queries:]
 
 
+def small_pieces(monkeypatch):
+    """Every loop of the module takes several turns."""
+    monkeypatch.setattr("gssf_plug.evaluation.reranking.AT_ONCE", 400)
+    monkeypatch.setattr("gssf_plug.evaluation.reranking.CACHED", 300)
+
+
 def clustered(count, dim=8, classes=12, noise=0.6):
     labels = torch.randint(classes, (count,))
     generator = torch.Generator().manual_seed(7)
@@ -58,8 +64,7 @@ def test_equals_the_dense_algorithm_under_cosine(k1, k2, weight):
 
 def test_equals_the_dense_algorithm_under_a_learned_metric(monkeypatch):
     """Asymmetric scores, an item not its own nearest, and chunks of every loop."""
-    monkeypatch.setattr("gssf_plug.evaluation.reranking.PAIRS_AT_ONCE", 3000)
-    monkeypatch.setattr("gssf_plug.evaluation.ranking.SCORES_AT_ONCE", 800)
+    small_pieces(monkeypatch)
     (query, _), (gallery, _) = clustered(25), clustered(90)
     query, gallery = query.double(), gallery.double()
     metric = perturbed(8, terms=("diagonal", "block_diagonal"))
@@ -90,18 +95,30 @@ def test_identical_items_do_not_divide_by_zero():
     assert scores.isfinite().all()
 
 
-def test_no_chunk_or_thread_changes_a_score(monkeypatch):
-    """Vectors of ±1, most of whose scores tie."""
-    query, gallery = torch.randn(40, 16).sign(), torch.randn(150, 16).sign()
-    right = KReciprocal(k1=8, k2=3)(query, gallery)
-    assert right.dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("signs", [True, False])
+def test_no_chunk_or_thread_changes_a_score(monkeypatch, dtype, signs):
+    """Vectors of ±1, most of whose scores tie, and others."""
+    query, gallery = torch.randn(40, 16, dtype=dtype), torch.randn(150, 16, dtype=dtype)
+    if signs:
+        query, gallery = query.sign(), gallery.sign()
+    rerank, same = KReciprocal(k1=8, k2=3), {"rtol": 0, "atol": 0 if dtype == torch.float32 else 1e-15}
+    right = rerank(query, gallery)
+    assert right.dtype == dtype
     threads = torch.get_num_threads()
     torch.set_num_threads(1 + threads % 2)
-    monkeypatch.setattr("gssf_plug.evaluation.reranking.PAIRS_AT_ONCE", 3000)
+    small_pieces(monkeypatch)
     try:
-        assert torch.equal(KReciprocal(k1=8, k2=3)(query, gallery), right)
+        torch.testing.assert_close(rerank(query, gallery), right, **same)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_what_two_items_share_is_the_same_whichever_of_them_asks():
+    """It is added in whole numbers, so the order in which their neighbours come leaves no trace."""
+    query, gallery = clustered(30)[0], clustered(200)[0]
+    rerank = KReciprocal(k1=8, k2=3, weight=0)
+    assert torch.equal(rerank(gallery, query).T, rerank(query, gallery))
 
 
 @pytest.mark.bad_input

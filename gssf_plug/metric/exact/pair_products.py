@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gssf_plug.metric.exact.sums import scale_rows
 
-__all__ = ["float64_products", "pair_products"]
+__all__ = ["ascending", "float64_products", "pair_products"]
 
 FEW_PAIRS = 1024  # below, setting up the sparse matrix costs more than it saves
 ENTRIES_AT_ONCE = 131_072  # of gathered rows: 1 MB in float64, which stays in the cache
@@ -46,7 +46,7 @@ def pair_products(
         return _gathered(queries, rows, items, columns)
     if items.numel() <= CACHED and bool((rows[1:] >= rows[:-1]).all()):
         return _sampled(queries, rows, items, columns)
-    order = _order(columns)
+    order = ascending(columns)
     sampled = _sampled(items, columns[order], queries, rows[order])
     return torch.empty_like(sampled).index_copy_(0, order, sampled)
 
@@ -84,7 +84,7 @@ def float64_products(
     scaled = scaled and gallery.dtype == torch.float64
     if len(rows) * FEW_OF_ITEMS <= len(gallery) or not _samples(queries.device.type):
         return _gathered_in_float64(queries, rows, gallery, columns, scaled)
-    order = _order(columns)
+    order = ascending(columns)
     rows, columns = rows.index_select(0, order), columns.index_select(0, order)
     size = max(1, CONVERTED_AT_ONCE // max(1, gallery.shape[1]))
     starts = torch.arange(0, len(gallery) + size, size)
@@ -124,9 +124,13 @@ def _gathered(queries: Tensor, rows: Tensor, items: Tensor, columns: Tensor) -> 
     return torch.cat(parts) if parts else queries.new_empty(0)
 
 
-def _order(columns: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
-    """What sorts them."""
-    if int(columns.max()) < SHORT:  # numpy then counts instead of comparing
+def ascending(columns: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
+    """What sorts whole numbers from 0 on.
+
+    Args:
+        columns: the numbers, at least one.
+    """
+    if columns.device.type == "cpu" and int(columns.max()) < SHORT:  # numpy then counts instead of comparing
         return torch.from_numpy(columns.numpy().astype(np.uint16).argsort(kind="stable"))
     return columns.argsort()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gssf_plug.metric.exact import pair_products as module
-from gssf_plug.metric.exact.pair_products import float64_products, pair_products
+from gssf_plug.metric.exact.pair_products import ascending, float64_products, pair_products
 from gssf_plug.metric.exact.sums import scale_rows
 
 
@@ -20,6 +20,12 @@ def test_equals_the_product_of_all_pairs(dtype, pairs, sampled, monkeypatch):
     got = pair_products(queries, rows, items, columns)
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), right, rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-13)
+
+
+@pytest.mark.parametrize("most", [9, 1 << 16, 1 << 40])
+def test_ascending_sorts_whole_numbers_of_every_size(most):
+    numbers = torch.randint(most, (500,))
+    assert torch.equal(numbers[ascending(numbers)], numbers.sort().values)
 
 
 def test_many_items_are_sorted_by_comparison(monkeypatch):
