@@ -9,6 +9,7 @@ For approximate search put `metric.gallery(items)` into any inner-product index,
 `metric.fold(queries)`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,9 +25,9 @@ from gssf_plug.metric.arrays import Array, check_has_values, float_features, lik
 from gssf_plug.metric.exact.candidates import Candidates
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores
 from gssf_plug.metric.exact.decisions import best_of_all, best_of_candidates
-from gssf_plug.metric.exact.fast_rows import FastRows
+from gssf_plug.metric.exact.fast_rows import FastRows, given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
-from gssf_plug.metric.exact.first_look import first_look
+from gssf_plug.metric.exact.first_look import MANY_QUERIES, first_look
 from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import check_metric, checked_chunk, checked_count
@@ -39,6 +40,9 @@ Ranked = tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]
 MANY = 64  # k at which a 64th of the gallery or more is wanted: a float64 product is then cheaper than candidates
 FEW_AT_ONCE = 4  # chunks of the gallery, for a few queries
 MOST_UNDECIDED = 16  # candidates, times k
+SAMPLE = 4096  # items of a gallery that is many times as large
+TIMES = 16
+IN_A_ROW = 8  # of the sample: single rows of a file would cost as much to read
 
 
 class Neighbours(NamedTuple):
@@ -133,33 +137,56 @@ class _Search:
         return torch.promote_types(torch.promote_types(self.queries.dtype, self.features.dtype), torch.float32)
 
     @property
+    def normalize(self) -> bool:
+        return self.metric is None or self.metric.normalize
+
+    @property
+    def own_size(self) -> int:
+        """Items of the own parts."""
+        return sum(part.stop - part.start for part in self.parts)
+
+    @property
     def many_wanted(self) -> bool:
         return self.k * MANY > len(self.features)
 
     def read(self, queries: int, exact: bool) -> Iterator[tuple[slice, FastRows]]:
         """The own parts of the gallery."""
-        normalize = self.metric is None or self.metric.normalize
-        return read_parts(self.gallery, self.parts, normalize, queries, self.queries.device, exact)
+        return read_parts(self.gallery, self.parts, self.normalize, queries, self.queries.device, exact)
+
+    def sample(self) -> tuple[Int[Tensor, " items"], int]:
+        """Items from all over the own parts, and the rank that nearly always stands below the k-th best of these."""
+        size = self.own_size
+        step = IN_A_ROW * max(1, size // SAMPLE)
+        first = torch.cat([torch.arange(part.start, part.stop - IN_A_ROW + 1, step) for part in self.parts])
+        items = (first[:, None] + torch.arange(IN_A_ROW)).flatten()
+        expected = self.k * len(items) / size  # of the k best, and by chance some more
+        return items, math.ceil(expected + 4 * math.sqrt(expected) + 4)
 
     def hidden(self, rows: Int[Tensor, " n"], part: slice) -> Bool[Tensor, "n m"] | None:
         """The excluded pairs of some queries with a part of the gallery."""
+        if isinstance(self.exclude, Tensor):
+            return self.exclude[rows.to(self.exclude.device)][:, part].to(rows.device)
+        return self.hidden_items(rows, torch.arange(part.start, part.stop, device=rows.device))
+
+    def hidden_items(self, rows: Int[Tensor, " n"], items: Int[Tensor, " m"]) -> Bool[Tensor, "n m"] | None:
+        """The excluded pairs of some queries with some items."""
         if self.exclude is None:
             return None
         if isinstance(self.exclude, Tensor):
-            return self.exclude[rows.to(self.exclude.device)][:, part].to(rows.device)
-        hidden = self.exclude(rows, torch.arange(part.start, part.stop, device=rows.device))
+            return self.exclude[rows.to(self.exclude.device)][:, items.to(self.exclude.device)].to(rows.device)
+        hidden = self.exclude(rows, items.to(rows.device))
         hidden = torch.from_numpy(hidden) if isinstance(hidden, np.ndarray) else hidden
-        _check_mask("exclude", hidden, (len(rows), part.stop - part.start), "a function that gives ")
+        _check_mask("exclude", hidden, (len(rows), len(items)), "a function that gives ")
         return hidden.to(rows.device)
 
 
-def _search_chunk(search: "_Search", rows: Int[Tensor, " n"]) -> Neighbours:
-    """The k best of one chunk of queries: the gallery is read in order, and what may be among them is kept."""
+def _search_chunk(search: "_Search", rows: Int[Tensor, " n"], guess: bool = True) -> Neighbours:
+    """The k best of some queries: the gallery is read in order, and what may be among them is kept."""
     queries = canonical_queries(search.metric, search.queries[rows])
     if not bool(queries.folded.isfinite().all()):
         remedy = "Training diverged: go back to an earlier checkpoint and lower the metric's learning rate."
         raise ArgumentError("metric", "give finite scores", "NaN or infinity in folded queries", remedy)
-    found = None if search.many_wanted else _screened(search, queries, rows)
+    found = None if search.many_wanted else _screened(search, queries, rows, guess)
     scores, indices = found if found is not None else _in_float64(search, queries, rows)
     if bool(scores[:, :1].isinf().logical_and_(indices[:, :1] >= 0).any()):  # the largest stands first
         remedy = "Normalise the features, or build the metric with normalize=True."
@@ -167,13 +194,15 @@ def _search_chunk(search: "_Search", rows: Int[Tensor, " n"]) -> Neighbours:
     return Neighbours(scores, indices)
 
 
-def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"]) -> Ranked | None:
+def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"], guess: bool) -> Ranked | None:
     """By the fast product; None where it decides too little."""
     candidates = None
     for part, items in search.read(len(rows), exact=False):
         if candidates is None:
             close = fast_queries(queries, items.rows.dtype)
             candidates = Candidates(close, search.k, first_look(queries, close))
+            if guess and len(rows) >= MANY_QUERIES and search.own_size >= TIMES * SAMPLE:
+                _guess(search, candidates, rows)
         candidates.add(items, part.start, search.hidden(rows, part))
         if len(candidates) > MOST_UNDECIDED * search.k * len(rows) + part.stop - part.start:
             candidates.prune()
@@ -182,7 +211,21 @@ def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " 
     if candidates is None:
         return None
     candidates.prune()
-    return best_of_candidates(queries, search.features, candidates.rows, candidates.columns, search.k, search.dtype)
+    found = best_of_candidates(queries, search.features, candidates.rows, candidates.columns, search.k, search.dtype)
+    missed = candidates.missed()
+    if len(missed):
+        for all_rows, again in zip(found, _search_chunk(search, rows[missed], guess=False), strict=True):
+            all_rows[missed] = again
+    return found
+
+
+def _guess(search: "_Search", candidates: Candidates, rows: Int[Tensor, " n"]) -> None:
+    """Start from what a sample of the gallery says, which spares looking at what the first parts would leave open."""
+    sample, rank = search.sample()
+    features = search.features[sample.to(search.features.device)].to(search.queries.device)
+    items = given_rows(features, search.normalize)
+    if math.isfinite(items.rest):  # else the part that is not finite says so
+        candidates.guess(items, search.hidden_items(rows, sample), rank)
 
 
 def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"]) -> Ranked:

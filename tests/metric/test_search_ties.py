@@ -168,3 +168,52 @@ def test_a_memory_mapped_prepared_gallery(tmp_path):
     assert isinstance(found.scores, np.ndarray)
     assert found.indices.tolist() == right.indices.tolist()
     assert (found.scores == right.scores.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "kind", ["random", "duplicates", "signs", "subnormal", "all equal", "some zero rows", "rising"]
+)
+@pytest.mark.parametrize("excluded", [False, True])
+def test_a_sample_that_says_where_to_begin_changes_nothing(path, kind, excluded, monkeypatch):
+    """Also where it says too much: then the queries are searched for once more."""
+    monkeypatch.setattr(search, "SAMPLE", 64)
+    monkeypatch.setattr(search, "TIMES", 4)
+    monkeypatch.setattr(search, "MANY_QUERIES", 0)
+    queries, gallery = KINDS[kind](QUERIES), KINDS[kind](300)
+    hidden = torch.rand(QUERIES, 300) < 0.5
+    given = {"gallery_chunk": 64, "exclude": (lambda rows, items: hidden[rows][:, items]) if excluded else None}
+    scores, indices = reference(None, queries, gallery, 5, hidden if excluded else None)
+    found = topk(None, queries, gallery, 5, **given)
+    assert torch.equal(found.indices, indices)
+    assert torch.equal(found.scores, scores.float())
+
+
+def test_a_sample_of_all_the_best_is_found_out(path, monkeypatch):
+    monkeypatch.setattr(search, "SAMPLE", 64)
+    monkeypatch.setattr(search, "TIMES", 4)
+    monkeypatch.setattr(search, "MANY_QUERIES", 0)
+    queries, gallery, sampled, missed = KINDS["random"](QUERIES), KINDS["random"](320), [], []
+    sample, count_missed = search._Search.sample, candidates.Candidates.missed
+
+    def near(self):
+        sampled.append(sample(self))
+        return sampled[-1]
+
+    def seen(self):
+        missed.append(count_missed(self))
+        return missed[-1]
+
+    monkeypatch.setattr(search._Search, "sample", near)
+    monkeypatch.setattr(candidates.Candidates, "missed", seen)
+    topk(None, queries, gallery, 60, gallery_chunk=64)
+    if path == "float64":
+        assert not sampled
+        return
+    assert not len(missed[0])
+    items, rank = sampled[0]
+    gallery[items] = queries[0] + 0.01 * torch.randn(len(items), NARROW)  # the first query's 80 best
+    found = topk(None, queries, gallery, 60 + len(items), gallery_chunk=64)
+    scores, indices = reference(None, queries, gallery, 60 + len(items))
+    assert 0 in missed[1].tolist()
+    assert torch.equal(found.indices, indices)
+    assert torch.equal(found.scores, scores.float())

@@ -13,7 +13,7 @@ from torch import Tensor
 from gssf_plug.metric.exact.falling import largest
 from gssf_plug.metric.exact.fast_rows import FastRows
 from gssf_plug.metric.exact.fast_scores import FastQueries
-from gssf_plug.metric.exact.first_look import FirstLook, Look
+from gssf_plug.metric.exact.first_look import FirstLook, Look, WholeLook
 from gssf_plug.metric.exact.reaching import group_peaks, places
 
 __all__ = ["Candidates", "pad_pairs"]
@@ -39,6 +39,7 @@ class Candidates:
         self.columns = self.rows.clone()
         self.low = torch.empty(0, dtype=torch.float64, device=device)
         self.high = self.low.clone()
+        self.guessed: Tensor | None = None
         self._best = self.low.new_empty(len(close.rows), 0)  # the k best `low` of each query so far, in any order
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._seen = 0  # of the parts, in `_best`
@@ -49,32 +50,43 @@ class Candidates:
 
     def add(self, items: FastRows, start: int, hidden: Bool[Tensor, "n m"] | None) -> None:
         """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates."""
-        if not len(self):  # nothing to compare with yet
+        look: Look | WholeLook
+        if not len(self) and self.guessed is None:  # nothing to compare with yet
             look = self.first.at(items, hidden)
-            self._begin(look)
+            self.least = self._kth(look, self.k, look.fast.margins(look.items))
             at = look.reaching(self.least)
         else:
             look, at = self.first.at_most(items, hidden, self.least)
-        self._keep(look, at, items, start, hidden is not None)
+        self._keep(look, at, items, start)
 
-    def _begin(self, look: Look) -> None:
-        """A threshold from a first part."""
+    def guess(self, items: FastRows, hidden: Bool[Tensor, "n m"] | None, rank: int) -> None:
+        """Start from the score of so high a rank among items from all over the gallery; `missed` says where in vain."""
+        look = self.first.at(items, hidden)
+        self.guessed = self.least = self._kth(look, rank, torch.zeros_like(self.least))  # no bound is asked of it
+
+    def missed(self) -> Int[Tensor, " missed"]:
+        """Queries whose guess was too high: what is kept for them is not enough."""
+        if self.guessed is None:
+            return self.rows[:0]
+        if self._best.shape[1] < self.k:
+            return (self.guessed > float("-inf")).nonzero()[:, 0]
+        return (self._best.amin(1) < self.guessed).nonzero()[:, 0]
+
+    def _kth(self, look: Look, rank: int, margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """What so many items of a part score at least, if a score is at most its margin off."""
         scores = look.scores
-        if self.k > scores.shape[1]:
-            return
-        looked_at = group_peaks(scores, LOOKED_AT)  # where k is far below their number, nearly as good as all
-        looked_at = looked_at if self.k * 4 <= looked_at.shape[1] else scores
-        best = looked_at.topk(self.k, dim=1, sorted=False).values.amin(1)
-        self.least = torch.maximum(self.least, look.fast.between(best, look.fast.margins(look.items), look.items).low)
+        if rank > scores.shape[1]:
+            return torch.full_like(self.least, float("-inf"))
+        looked_at = group_peaks(scores, LOOKED_AT)  # where the rank is far below their number, nearly as good as all
+        looked_at = looked_at if rank * 4 <= looked_at.shape[1] else scores
+        best = looked_at.topk(rank, dim=1, sorted=False).values.amin(1)
+        return look.fast.between(best, margins, look.items).low
 
-    def _keep(self, look: Look, at: Int[Tensor, " places"], items: FastRows, start: int, some_hidden: bool) -> None:
+    def _keep(self, look: Look | WholeLook, at: Int[Tensor, " places"], items: FastRows, start: int) -> None:
         """Take the pairs of a look that may be among the best; where they are few, after a closer look."""
-        if some_hidden:  # which reach a threshold that is not known yet
-            at = at[look.scores.flatten().index_select(0, at) > float("-inf")]
         rows = at.div(look.scores.shape[1], rounding_mode="floor")
         columns = at - rows * look.scores.shape[1]
-        worth_it = look.fast.steps is not None or look.leaves_little(at)  # whole numbers bound from above alone
-        if look.fast is self.close or not worth_it:
+        if isinstance(look, Look) and (look.fast is self.close or not look.leaves_little(at)):
             values = look.scores.flatten().index_select(0, at)
             low, high = look.fast.between(values, look.fast.margins(look.items).index_select(0, rows), look.items)
         else:

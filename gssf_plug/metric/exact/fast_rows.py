@@ -1,16 +1,14 @@
 r"""Gallery rows in a short dtype, with what is known about how far they are from the rows that they stand for.
 
 Rounding hardly ever does its worst to every entry, so its effect is measured, row by row: what is left undecided is a
-third of what the worst case leaves. Rows of whole numbers (int8) have a factor each, the largest entry by 127; their
-products are summed exactly, so the rounding of the rows is all that a score in int8 can be off.
+third of what the worst case leaves.
 """
 
-import functools
 import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int8, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from gssf_plug.metric.exact.sums import scale_rows
@@ -21,18 +19,12 @@ __all__ = [
     "fast_dtype",
     "fast_rows",
     "given_rows",
-    "multiplies_int8",
     "pair_rows",
-    "short_dtypes",
-    "whole_numbers",
 ]
 
 TINY = {torch.bfloat16: 2.0**-120, torch.float16: 2.0**-24, torch.float32: 2.0**-120, torch.float64: 2.0**-1000}
-TINY[torch.int8] = TINY[torch.float32]  # the factors are in float32
 ROWS_AT_ONCE = 1_048_576  # entries of a gallery that are converted at once: 4 MB, so that they are read once
 SAFE = (1e-15, 1e15)  # norms whose squares neither over- nor underflow in float32
-MOST = 127  # the largest of int8 on both sides of zero
-LEAST_STEP = 1e-30  # rows of less come out as zeros, which is measured, too
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -42,26 +34,6 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     may_use_them = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     multiplies = device.type == "cpu" and has_instructions() and may_use_them()
     return torch.bfloat16 if multiplies else torch.float32
-
-
-def short_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
-    """Dtypes whose products are faster than float32 on a device, from the longest to the shortest."""
-    if device.type != "cpu":
-        return ()
-    floats = (fast_dtype(device),)
-    return (*(floats if floats != (torch.float32,) else ()), *((torch.int8,) if multiplies_int8() else ()))
-
-
-@functools.cache
-def multiplies_int8() -> bool:
-    """Whether the CPU multiplies int8 by instructions that were tried: exactly, and twice as fast as bfloat16."""
-    has_instructions = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # whose bfloat16 is as fast; never tried
-    if not has_instructions() or has_tiles() or not hasattr(torch, "_int_mm"):
-        return False
-    # told to leave them alone (ONEDNN_MAX_CPU_ISA), oneDNN adds pairs of products in 16 bits, which largest ones exceed
-    largest = torch.full((64, 64), MOST, dtype=torch.int8)
-    return bool((torch._int_mm(largest, largest.T) == 64 * MOST**2).all())
 
 
 @dataclass(frozen=True)
@@ -74,7 +46,6 @@ class FastRows:
         norm: no row, times its factor, is longer.
         rest: no row, times its factor, is farther than this from the row that it stands for.
         factors: factor of the products with each row; None for none. Saves copying rows as given.
-        rests: how far each row is, where the rows differ in that; `rest` is the largest.
     """
 
     rows: Shaped[Tensor, "m dim"]
@@ -82,19 +53,15 @@ class FastRows:
     norm: float
     rest: float
     factors: Float[Tensor, " m"] | None = None
-    rests: Float[Tensor, " m"] | None = None
 
     def part(self, columns: slice) -> "FastRows":
         """Some of the rows, on the same terms."""
-        factors, rests = (None if each is None else each[columns] for each in (self.factors, self.rests))
-        return replace(self, rows=self.rows[columns], factors=factors, rests=rests)
+        return replace(self, rows=self.rows[columns], factors=None if self.factors is None else self.factors[columns])
 
     def to(self, dtype: torch.dtype) -> "FastRows":
         """The same rows in another dtype, one step of rounding farther from what they stand for."""
         if dtype == self.rows.dtype:
             return self
-        if dtype == torch.int8:
-            return self._whole_numbers()
         rows, exact, computed = self.rows.to(dtype), self.rows, 0.0
         if self.factors is not None:
             exact = self.rows.float() * self.factors[:, None]
@@ -104,35 +71,6 @@ class FastRows:
             away = float(torch.linalg.vector_norm(rows.float() - exact.float(), dim=1).max()) * (1 + 2.0**-10)
         rest = self.rest + away + computed + rows.shape[1] * TINY[dtype]
         return FastRows(rows, self.exponent, self.norm + away, rest)
-
-    def _whole_numbers(self) -> "FastRows":
-        values = self.rows.float()
-        rows, steps, rests = whole_numbers(values)
-        if self.factors is not None:
-            steps, rests = steps * self.factors, rests * self.factors
-        # the steps, and what was taken off, are rounded
-        computed = self.rest + self.norm * 2.0**-21 + values.shape[1] * TINY[torch.int8]
-        rests = rests.mul_(1 + 2.0**-10).add_(computed)
-        rest = float(rests.max()) if len(rests) else 0.0
-        return FastRows(rows, self.exponent, self.norm + rest, rest, factors=steps, rests=rests)
-
-
-def whole_numbers(
-    values: Float[Tensor, "n dim"],
-) -> tuple[Int8[Tensor, "n dim"], Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Rows as whole numbers up to 127 times a step of each row, in the dtype of the values: what is left, and its norm.
-
-    Returns:
-        rows: whole numbers.
-        steps: factor of each row.
-        rests: ‖values − rows · steps‖ of each.
-    """
-    scratch = values.abs()  # written again and again, so that it stays in the cache
-    steps = scratch.amax(1).clamp_min_(LEAST_STEP * MOST).div_(MOST).float().to(values.dtype)
-    scaled = torch.mul(values, steps.reciprocal()[:, None], out=scratch).round_()  # below 127.5 before, so 127 at most
-    rows = scaled.to(torch.int8)
-    away = torch.addcmul(values, scaled, steps[:, None], value=-1, out=scratch)
-    return rows, steps, torch.linalg.vector_norm(away, dim=1)
 
 
 def fast_rows(features: Float[Tensor, "m dim"], normalize: bool, dtype: torch.dtype) -> FastRows:

@@ -5,12 +5,13 @@ With rows a, b and what a short dtype makes of them, ã and b̃,
     |fl(ã·b̃) − a·b|  ≤  ‖ã−a‖ ‖b‖ + ‖ã‖ ‖b̃−b‖ + γ ‖ã‖ ‖b̃‖ + ρ |fl(ã·b̃)|
 
 The first two are measured, row by row. γ bounds sums in any order: (D + 8) 2⁻²⁴ in float32, (D + 8) 2⁻²² where a
-processor adds products of short floats in float32 in its own way, (D + 8) 2⁻⁵³ in float64, nothing in int8, whose sums
-are exact; ρ is the rounding of the result to bfloat16, or of whole numbers times their two factors.
+processor adds products of short floats in float32 in its own way, (D + 8) 2⁻⁵³ in float64; ρ is the rounding of the
+result to bfloat16.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,13 +19,13 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from gssf_plug.metric.exact.canonical import CanonicalQueries
-from gssf_plug.metric.exact.fast_rows import TINY, FastRows, whole_numbers
+from gssf_plug.metric.exact.fast_rows import TINY, FastRows
 from gssf_plug.metric.exact.pair_products import pair_products
 
-__all__ = ["FastQueries", "Open", "fast_queries"]
+__all__ = ["FastQueries", "Open", "exact_pieces", "fast_queries"]
 
 ENTRIES_AT_ONCE = 262_144  # of queries, 2 MB in float64: what is made of them stays in the cache
-ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.int8: 2.0**-21}
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 SUMS = {torch.bfloat16: 2.0**-22, torch.float16: 2.0**-22, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
@@ -45,38 +46,22 @@ class FastQueries:
             extreme.
         norms: ‖ã‖ of each row.
         rests: ‖ã − a‖ of each.
-        steps: factor of each row, where the rows are whole numbers; else None.
     """
 
     rows: Shaped[Tensor, "n dim"]
     exponent: int
     norms: Float[Tensor, " n"]
     rests: Float[Tensor, " n"]
-    steps: Float[Tensor, " n"] | None = None
 
     def part(self, rows: slice) -> "FastQueries":
         """Some of the queries."""
-        steps = None if self.steps is None else self.steps[rows]
-        return FastQueries(self.rows[rows], self.exponent, self.norms[rows], self.rests[rows], steps)
+        return FastQueries(self.rows[rows], self.exponent, self.norms[rows], self.rests[rows])
 
     def product(self, items: FastRows) -> Float[Tensor, "n m"]:
-        """The fast scores, times 2^-(exponents of both sides); in float32 of whole numbers."""
+        """The fast scores, times 2^-(exponents of both sides)."""
         with torch.autocast(self.rows.device.type, enabled=False):
             scores = _product(self.rows, items.rows)
-        scores = scores if items.factors is None else scores.mul_(items.factors)
-        return scores if self.steps is None else scores.mul_(self.steps[:, None])
-
-    def raised(self, items: FastRows) -> tuple[Float[Tensor, "n m"], FastRows]:
-        """Fast scores, each raised by what its item is farther off than the nearest; and the items as if all were that.
-
-        So one margin of each query serves all items, and is as narrow as each of them allows. Only for `least`.
-        """
-        scores = self.product(items)
-        if items.rests is None or not len(items.rests):
-            return scores, items
-        rest = float(items.rests.min())
-        scores.addr_((self.norms * (1 + 2.0**-20)).float(), (items.rests - rest) * (1 + 2.0**-20))
-        return scores, replace(items, norm=items.norm + items.rest, rest=rest, rests=None)
+        return scores if items.factors is None else scores.mul_(items.factors)
 
     def pairs(
         self, rows: Int[Tensor, " pairs"], items: FastRows, columns: Int[Tensor, " pairs"]
@@ -141,41 +126,35 @@ class FastQueries:
         if self.share:
             inner, outer = (1 + self.share, 1 - self.share) if towards < 0 else (1 - self.share, 1 + self.share)
             values = torch.where(values > 0, values / inner, values / outer)
-        return _rounded(values, torch.float32 if self.steps is not None else self.rows.dtype, towards)
+        return _rounded(values, self.rows.dtype, towards)
 
 
 def fast_queries(queries: CanonicalQueries, dtype: torch.dtype) -> FastQueries:
     """The query side of the fast product, from the canonical one."""
+    exponent, pieces = exact_pieces(queries)
+    parts = []
+    for exact in pieces:
+        rows = exact.to(dtype)
+        norms = torch.linalg.vector_norm(rows.double(), dim=1)
+        rests = torch.linalg.vector_norm(rows.double() - exact, dim=1)
+        parts.append((rows, norms, rests * (1 + 2.0**-40) + norms * 2.0**-48 + exact.shape[1] * TINY[dtype]))
+    rows, norms, rests = (torch.cat(part) for part in zip(*parts, strict=True))
+    return FastQueries(rows, exponent, norms, rests)
+
+
+def exact_pieces(queries: CanonicalQueries) -> tuple[int, Iterator[Float[Tensor, "some dim"]]]:
+    """Folded queries times their factors, some at a time, times 2^-exponent; and that exponent, mostly 0."""
     factors = queries.factors
     peak = float(factors.max()) if len(factors) else 0.0
     exponent = math.frexp(peak)[1] if not 2.0**-30 < peak < 2.0**30 and 0 < peak < math.inf else 0
     factors = factors * 2.0 ** -max(-1000, min(1000, exponent))
     size = max(1, ENTRIES_AT_ONCE // max(1, queries.folded.shape[1]))
     pieces = zip(queries.folded.split(size), factors.split(size), strict=True)
-    parts = zip(*(_short_queries(folded * factor[:, None], dtype) for folded, factor in pieces), strict=True)
-    rows, norms, rests, *steps = (torch.cat(part) for part in parts)
-    return FastQueries(rows, exponent, norms, rests, *steps)
-
-
-def _short_queries(exact: Float[Tensor, "n dim"], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Rows in a short dtype, their norms, how far they are from what they stand for, and in int8 their steps."""
-    steps: tuple[Tensor, ...] = ()
-    if dtype == torch.int8:
-        rows, step, rests = whole_numbers(exact)
-        norms, steps = torch.linalg.vector_norm(exact, dim=1) + rests, (step.float(),)
-    else:
-        rows = exact.to(dtype)
-        norms = torch.linalg.vector_norm(rows.double(), dim=1)
-        rests = torch.linalg.vector_norm(rows.double() - exact, dim=1)
-    slack = norms * 2.0**-48 + exact.shape[1] * TINY[dtype]
-    return rows, norms, rests * (1 + 2.0**-40) + slack, *steps
+    return exponent, (folded * factor[:, None] for folded, factor in pieces)
 
 
 def _product(rows: Shaped[Tensor, "n dim"], items: Shaped[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
     """rows @ items.T, in float32 on a CPU by oneDNN, as in compiled models: up to twice as fast as torch's BLAS."""
-    if rows.dtype == torch.int8:
-        sums = torch._int_mm(rows, items.T)
-        return sums.view(torch.float32).copy_(sums)  # entry by entry in place: fresh memory would cost as much again
     op = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if rows.dtype == torch.float32 else None
     if op is None or rows.device.type != "cpu" or not rows.numel() or not items.numel():
         return rows @ items.T

@@ -9,21 +9,23 @@ import functools
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["GROUP", "at_least", "group_peaks", "places", "places_at_least", "reaching"]
+__all__ = ["GROUP", "at_least", "group_peaks", "places", "places_at_least", "reaching", "reaching_groups"]
 
 COMPARED_AT_ONCE = 1_048_576  # scores: they and what is made of them stay in the cache
-GROUP = 64  # scores whose largest is looked at first
+INSIDE_AT_ONCE = 262_144  # scores of chosen groups, the same
+GROUP_BITS = 6
+GROUP = 1 << GROUP_BITS  # scores whose largest is looked at first
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def group_peaks(scores: Float[Tensor, "n m"], size: int = GROUP) -> Float[Tensor, "n groups"]:
+def group_peaks(scores: Shaped[Tensor, "n m"], size: int = GROUP) -> Shaped[Tensor, "n groups"]:
     """One score of every `size` in a row, the largest where that is above zero; those beyond whole groups are left out.
 
     Args:
-        scores: scores of any float dtype.
+        scores: scores of any float dtype; or whole numbers, of which it is always the largest.
         size: scores in a group.
     """
     whole = scores.shape[1] - scores.shape[1] % size
@@ -46,20 +48,39 @@ def reaching(
     width, whole = scores.shape[1], peaks.shape[1] * GROUP
     high = places(at_least(peaks, least[:, None]))
     rows = high.div(peaks.shape[1], rounding_mode="floor")
+    bounds = least.index_select(0, rows)
     if whole == width and scores.is_contiguous():
-        groups = scores.view(-1, GROUP).index_select(0, high)
-        first = high * GROUP
-    else:
-        group = high - rows * peaks.shape[1]
-        groups = scores[:, :whole].unflatten(1, (-1, GROUP))[rows, group]
-        first = rows * width + group * GROUP
-    hits = places(at_least(groups, least.index_select(0, rows)[:, None]))
-    which = hits.div(GROUP, rounding_mode="floor")
-    found = first.index_select(0, which).add_(hits.sub_(which * GROUP))
-    if whole == width:
-        return found
+        return _inside(scores, high, bounds)
+    found = _inside(scores[:, :whole].contiguous(), high, bounds)
+    rows = found.div(whole, rounding_mode="floor")
     rest, column = (scores[:, whole:] >= least[:, None]).nonzero(as_tuple=True)
-    return torch.cat([found, rest * width + (whole + column)]).sort().values
+    return torch.cat([found.add_(rows * (width - whole)), rest * width + (whole + column)]).sort().values
+
+
+def reaching_groups(sums: Int[Tensor, "n m"], least: Int[Tensor, "n groups"]) -> Int[Tensor, " places"]:
+    """Where whole numbers, in whole groups, are at least what their row asks of their group; counted as above.
+
+    Args:
+        sums: contiguous.
+        least: one bound for each row and group.
+    """
+    high = places(at_least(group_peaks(sums), least))
+    return _inside(sums, high, least.flatten().index_select(0, high))
+
+
+def _inside(
+    scores: Shaped[Tensor, "n m"], high: Int[Tensor, " groups"], least: Shaped[Tensor, " groups"]
+) -> Int[Tensor, " places"]:
+    """Where scores in some groups, counted through all rows, are at least the bound of their group."""
+    table, size = scores.view(-1, GROUP), INSIDE_AT_ONCE // GROUP
+    scratch = table.new_empty(min(size, len(high)), GROUP)  # written again and again: it stays in the cache
+    found = [high[:0]]
+    for some, bounds in zip(high.split(size), least.split(size), strict=True):
+        groups = torch.index_select(table, 0, some, out=scratch[: len(some)])
+        hits = places(at_least(groups, bounds[:, None]))
+        which = hits >> GROUP_BITS
+        found.append(some.index_select(0, which).sub_(which).mul_(GROUP).add_(hits))
+    return torch.cat(found)
 
 
 def places_at_least(scores: Float[Tensor, "n m"], *least: Float[Tensor, "..."]) -> Int[Tensor, " places"]:
@@ -81,14 +102,14 @@ def places_at_least(scores: Float[Tensor, "n m"], *least: Float[Tensor, "..."]) 
     return torch.from_numpy(np.concatenate(found))
 
 
-def at_least(scores: Float[Tensor, "n m"], least: Float[Tensor, "..."]) -> Bool[Tensor, "n m"]:
-    """`scores >= least`, for one bound per row (N×1) or per column (1×M)."""
+def at_least(scores: Shaped[Tensor, "n m"], least: Shaped[Tensor, "..."]) -> Bool[Tensor, "n m"]:
+    """`scores >= least`, for one bound per score, per row (N×1) or per column (1×M)."""
     if scores.device.type != "cpu":
         return scores >= least
     return torch.from_numpy(_at_least(_comparable(scores), _comparable(least)))
 
 
-def _comparable(values: Float[Tensor, "..."]) -> np.ndarray:
+def _comparable(values: Shaped[Tensor, "..."]) -> np.ndarray:
     """As an array without a copy: short floats, which numpy compares slowly or not at all, as their bits."""
     return (values.view(torch.int16) if values.dtype.itemsize == 2 else values).numpy()
 

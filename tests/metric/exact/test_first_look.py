@@ -9,7 +9,7 @@ from gssf_plug.metric.exact import first_look
 from gssf_plug.metric.exact.canonical import canonical_queries
 from gssf_plug.metric.exact.fast_rows import given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
-from gssf_plug.metric.exact.first_look import FirstLook
+from gssf_plug.metric.exact.first_look import FirstLook, Look, WholeLook, short_dtypes
 
 
 @pytest.fixture(autouse=True)
@@ -29,40 +29,35 @@ def test_canonical_scores_lie_within_the_bounds_of_every_look(kind, options):
     queries = canonical_queries(metric, features)
     right = canonical(metric, features, gallery)
     items = given_rows(gallery, metric is None or metric.normalize)
-    for dtype in (torch.int8, torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32):
         fast, short = fast_queries(queries, dtype), items.to(dtype)
         scores = fast.product(short)
         low, high = fast.between(scores, fast.margins(short)[:, None], short)
         assert bool(((low <= right) & (right <= high)).all()), dtype
-        least = right.sort(dim=1).values[:, 150]
-        raised, alike = fast.raised(short)
-        for bounds, of in ((scores, short), (raised, alike)):
-            reached = fast.least(least, of)[:, None] <= bounds
-            assert bool(reached[right >= least[:, None]].all()), dtype
     close = fast_queries(queries, torch.float32)
+    for hidden in (None, torch.rand(80, 200) < 0.1):
+        least = (right if hidden is None else right.masked_fill(hidden, -torch.inf)).sort(dim=1).values[:, 150]
+        wanted = right >= least[:, None]
+        wanted = wanted if hidden is None else wanted & ~hidden
+        for dtypes in ((torch.int8, torch.bfloat16), (torch.bfloat16,), ()):
+            look, at = FirstLook(queries, close, dtypes).at_most(items, hidden, least)
+            width = look.scores.shape[1]
+            reached = torch.zeros(80, width, dtype=torch.bool)
+            reached.view(-1)[at] = True
+            assert bool(reached[:, :200][wanted].all()), dtypes
+            assert not bool(reached[:, 200:].any())
+            assert hidden is None or not bool(reached[:, :200][hidden].any())
     rows, columns = all_pairs(80, 200)
     pairs = close.pairs(rows, items, columns).view(80, 200)
     low, high = close.between(pairs, close.margins(items, of_pairs=True)[:, None], items)
     assert bool(((low <= right) & (right <= high)).all())
 
 
-def test_an_item_is_raised_by_what_it_alone_is_off():
-    """One channel that stands out makes a coarse row; the others are looked at as closely as before."""
-    features, gallery = torch.randn(100, 64), torch.randn(2000, 64)
-    gallery[::50, 0] = 30.0
-    fast = fast_queries(canonical_queries(None, features), torch.int8)
-    items = given_rows(gallery, True).to(torch.int8)
-    least = torch.full((100,), 0.3, dtype=torch.float64)
-    by_the_largest = fast.least(least, items)[:, None] <= fast.product(items)
-    raised, alike = fast.raised(items)
-    by_its_own = fast.least(least, alike)[:, None] <= raised
-    assert int(by_its_own.sum()) < 0.8 * int(by_the_largest.sum())
-
-
 def used(monkeypatch, gallery, queries=100, k=3):
     """In which dtype each part was looked at, and with how many queries."""
-    seen, look = [], first_look._look
-    monkeypatch.setattr(first_look, "_look", lambda *given: seen.append(given[0]) or look(*given))
+    seen, at, whole = [], FirstLook.at, FirstLook._whole_look
+    monkeypatch.setattr(FirstLook, "at", lambda self, *given: seen.append(self.usual) or at(self, *given))
+    monkeypatch.setattr(FirstLook, "_whole_look", lambda self, *given: seen.append(given[0]) or whole(self, *given))
     features = torch.randn(queries, gallery.shape[1])
     found, looks = topk(None, features, gallery, k, gallery_chunk=64), list(seen)
     monkeypatch.setattr(first_look, "short_dtypes", lambda device: ())
@@ -100,11 +95,25 @@ def test_what_turns_out_to_leave_much_open_is_looked_at_again_in_the_usual_dtype
     items = given_rows(gallery, True)
     least = torch.full((128,), 0.9, dtype=torch.float64)
     look, places = first.at_most(items, None, least)
-    assert (look.fast.rows.dtype, len(places)) == (torch.int8, 0)
+    assert isinstance(look, WholeLook)
+    assert len(places) == 0
     least[first_look.TRIED :] = -0.9
     look, places = first.at_most(items, None, least)
     assert (look.fast.rows.dtype, len(places)) == (torch.bfloat16, 64 * 500)
     least[:] = 0.9
-    assert [first.at_most(items, None, least)[0].fast.rows.dtype for _ in range(3)] == [torch.bfloat16] + [
-        torch.int8
-    ] * 2
+    assert [type(first.at_most(items, None, least)[0]) for _ in range(3)] == [Look, WholeLook, WholeLook]
+
+
+def test_short_dtypes_come_from_the_longest_to_the_shortest(monkeypatch):
+    monkeypatch.undo()
+    cpu = torch.device("cpu")
+    for floats, ints, right in (
+        (torch.bfloat16, True, (torch.bfloat16, torch.int8)),
+        (torch.float32, True, (torch.int8,)),
+        (torch.bfloat16, False, (torch.bfloat16,)),
+        (torch.float32, False, ()),
+    ):
+        monkeypatch.setattr(first_look, "fast_dtype", lambda device, floats=floats: floats)
+        monkeypatch.setattr(first_look, "multiplies_int8", lambda ints=ints: ints)
+        assert short_dtypes(cpu) == right
+        assert short_dtypes(torch.device("cuda")) == ()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gssf_plug.metric.exact import reaching as module
-from gssf_plug.metric.exact.reaching import at_least, group_peaks, places_at_least, reaching
+from gssf_plug.metric.exact.reaching import GROUP, at_least, group_peaks, places_at_least, reaching, reaching_groups
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -39,3 +39,13 @@ def test_one_of_two_bounds_is_enough(dtype, rows, items, monkeypatch):
         right = ((scores >= of_rows) | (scores >= of_items)).flatten().nonzero()[:, 0]
         assert torch.equal(places_at_least(scores, of_rows, of_items), right)
         assert torch.equal(at_least(scores, of_items), scores >= of_items)
+
+
+@pytest.mark.parametrize("at_once", [GROUP, 3 * GROUP, 1 << 20])
+def test_whole_numbers_reach_the_bound_of_their_group(at_once, monkeypatch):
+    monkeypatch.setattr(module, "INSIDE_AT_ONCE", at_once)
+    sums = torch.randint(-100, 101, (11, 4 * GROUP), dtype=torch.int32)
+    for most in (-100, 0, 99, 101):
+        least = torch.randint(-101, most + 1, (11, 4), dtype=torch.int32)
+        right = (sums >= least.repeat_interleave(GROUP, dim=1)).flatten().nonzero()[:, 0]
+        assert torch.equal(reaching_groups(sums, least), right)
