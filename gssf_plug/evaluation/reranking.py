@@ -29,9 +29,10 @@ from gssf_plug.evaluation.options import (
     promoted,
 )
 from gssf_plug.evaluation.scores import slices
-from gssf_plug.metric import GSSFMetric, topk
+from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.pair_products import ascending, pair_products
 from gssf_plug.metric.exact.reaching import places
+from gssf_plug.metric.farthest import nearest_and_farthest
 from gssf_plug.metric.options import checked_count, checked_number
 
 __all__ = ["KReciprocal"]
@@ -160,12 +161,10 @@ def _starts(rows: Int[Tensor, " entries"], count: int) -> Int[Tensor, " rows_and
 def _neighbourhoods(metric: GSSFMetric, features: Tensor, folded: Tensor, indexed: Tensor, k1: int) -> _Near:
     """The lists by exact search, so that ties stand in the order of index, each item first in its own."""
     own = torch.arange(len(features), device=features.device)
-    found = topk(metric, features, features, k1 + 1).indices
+    found, farthest = nearest_and_farthest(metric, features, k1 + 1)
     others = found != own[:, None]
     others[others.all(1), -1] = False  # the item itself is not among its nearest: the last makes room
     others = found[others].view(len(found), k1)
-    # the fold is linear: the best of -x is the worst of x
-    farthest = topk(metric, -features, features, 1).indices[:, 0]
     ends = [_pair_scores(folded, indexed, own, other) for other in (own, others[:, 0], farthest)]
     return _Near(torch.cat([own[:, None], others], dim=1), torch.maximum(*ends[:2]), torch.minimum(*ends[::2]))
 

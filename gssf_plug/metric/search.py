@@ -32,15 +32,14 @@ from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite,
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import check_metric, checked_chunk, checked_count
 
-__all__ = ["Neighbours", "topk"]
+__all__ = ["MANY", "Neighbours", "topk"]
 
 ExcludedPairs = Callable[[Int[Tensor, " n"], Int[Tensor, " m"]], Bool[Tensor, "n m"]]
 Ranked = tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]
 
 MANY = 64  # k at which a 64th of the gallery or more is wanted: a float64 product is then cheaper than candidates
 FEW_AT_ONCE = 4  # chunks of the gallery, for a few queries
-MOST_UNDECIDED = 16  # candidates, times k
-SAMPLE = 4096  # items of a gallery that is many times as large
+SAMPLE = 4096  # items of a gallery that is at least so many times as large
 TIMES = 16
 IN_A_ROW = 8  # of the sample: single rows of a file would cost as much to read
 
@@ -141,26 +140,12 @@ class _Search:
         return self.metric is None or self.metric.normalize
 
     @property
-    def own_size(self) -> int:
-        """Items of the own parts."""
-        return sum(part.stop - part.start for part in self.parts)
-
-    @property
     def many_wanted(self) -> bool:
         return self.k * MANY > len(self.features)
 
     def read(self, queries: int, exact: bool) -> Iterator[tuple[slice, FastRows]]:
         """The own parts of the gallery."""
         return read_parts(self.gallery, self.parts, self.normalize, queries, self.queries.device, exact)
-
-    def sample(self) -> tuple[Int[Tensor, " items"], int]:
-        """Items from all over the own parts, and the rank that nearly always stands below the k-th best of these."""
-        size = self.own_size
-        step = IN_A_ROW * max(1, size // SAMPLE)
-        first = torch.cat([torch.arange(part.start, part.stop - IN_A_ROW + 1, step) for part in self.parts])
-        items = (first[:, None] + torch.arange(IN_A_ROW)).flatten()
-        expected = self.k * len(items) / size  # of the k best, and by chance some more
-        return items, math.ceil(expected + 4 * math.sqrt(expected) + 4)
 
     def hidden(self, rows: Int[Tensor, " n"], part: slice) -> Bool[Tensor, "n m"] | None:
         """The excluded pairs of some queries with a part of the gallery."""
@@ -201,13 +186,12 @@ def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " 
         if candidates is None:
             close = fast_queries(queries, items.rows.dtype)
             candidates = Candidates(close, search.k, first_look(queries, close))
-            if guess and len(rows) >= MANY_QUERIES and search.own_size >= TIMES * SAMPLE:
-                _guess(search, candidates, rows)
+            sampled = _sample(search.parts, search.k) if guess and len(rows) >= MANY_QUERIES else None
+            if sampled is not None:
+                _guess(search, candidates, rows, *sampled)
         candidates.add(items, part.start, search.hidden(rows, part))
-        if len(candidates) > MOST_UNDECIDED * search.k * len(rows) + part.stop - part.start:
-            candidates.prune()
-            if len(candidates) > MOST_UNDECIDED * search.k * len(rows) + part.stop - part.start:
-                return None
+        if candidates.too_many(part.stop - part.start):
+            return None
     if candidates is None:
         return None
     candidates.prune()
@@ -219,13 +203,30 @@ def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " 
     return found
 
 
-def _guess(search: "_Search", candidates: Candidates, rows: Int[Tensor, " n"]) -> None:
+def _guess(
+    search: "_Search", candidates: Candidates, rows: Int[Tensor, " n"], items: Int[Tensor, " m"], rank: int
+) -> None:
     """Start from what a sample of the gallery says, which spares looking at what the first parts would leave open."""
-    sample, rank = search.sample()
-    features = search.features[sample.to(search.features.device)].to(search.queries.device)
-    items = given_rows(features, search.normalize)
-    if math.isfinite(items.rest):  # else the part that is not finite says so
-        candidates.guess(items, search.hidden_items(rows, sample), rank)
+    features = search.features[items.to(search.features.device)].to(search.queries.device)
+    sampled = given_rows(features, search.normalize)
+    if math.isfinite(sampled.rest):  # else the part that is not finite says so
+        candidates.guess(candidates.first.at(sampled, search.hidden_items(rows, items)), rank)
+
+
+def _sample(parts: list[slice], k: int) -> tuple[Int[Tensor, " items"], int] | None:
+    """Items from all over the parts of a gallery, and the rank that nearly always stands below the k-th best of these.
+
+    Returns:
+        items and rank, or None where the gallery is small.
+    """
+    size = sum(part.stop - part.start for part in parts)
+    if size < TIMES * SAMPLE:
+        return None
+    step = IN_A_ROW * (size // SAMPLE)
+    first = torch.cat([torch.arange(part.start, part.stop - IN_A_ROW + 1, step) for part in parts])
+    items = (first[:, None] + torch.arange(IN_A_ROW)).flatten()
+    expected = k * len(items) / size  # of the k best, and by chance some more
+    return items, math.ceil(expected + 4 * math.sqrt(expected) + 4)
 
 
 def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"]) -> Ranked:
@@ -241,9 +242,7 @@ def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, 
             slack = fast.margins(items) * scale
             return best_of_all(queries, search.features, scores, slack, search.k, search.dtype)
         candidates.add(items, part.start, hidden)
-        if len(candidates) > MOST_UNDECIDED * search.k * len(rows):
-            candidates.prune()
-        if len(candidates) > MOST_UNDECIDED * search.k * len(rows):  # masses of ties
+        if candidates.too_many():  # masses of ties
             candidates.settle(canonical_scores(queries, candidates.rows, search.features, candidates.columns))
     candidates.prune()
     return best_of_candidates(queries, search.features, candidates.rows, candidates.columns, search.k, search.dtype)

@@ -193,17 +193,17 @@ def test_a_sample_of_all_the_best_is_found_out(path, monkeypatch):
     monkeypatch.setattr(search, "TIMES", 4)
     monkeypatch.setattr(search, "MANY_QUERIES", 0)
     queries, gallery, sampled, missed = KINDS["random"](QUERIES), KINDS["random"](320), [], []
-    sample, count_missed = search._Search.sample, candidates.Candidates.missed
+    sample, count_missed = search._sample, candidates.Candidates.missed
 
-    def near(self):
-        sampled.append(sample(self))
+    def near(*given):
+        sampled.append(sample(*given))
         return sampled[-1]
 
     def seen(self):
         missed.append(count_missed(self))
         return missed[-1]
 
-    monkeypatch.setattr(search._Search, "sample", near)
+    monkeypatch.setattr(search, "_sample", near)
     monkeypatch.setattr(candidates.Candidates, "missed", seen)
     topk(None, queries, gallery, 60, gallery_chunk=64)
     if path == "float64":

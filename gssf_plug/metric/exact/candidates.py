@@ -18,6 +18,7 @@ from gssf_plug.metric.exact.reaching import group_peaks, places
 
 __all__ = ["Candidates", "pad_pairs"]
 
+MOST_UNDECIDED = 16  # candidates, times k
 FEW_PAIRS = 1024  # cost less to keep than to drop
 LOOKED_AT = 8  # scores in a group whose largest bounds the k-th best of a first part from below
 
@@ -48,20 +49,28 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.rows) + sum(len(part[0]) for part in self._parts)
 
-    def add(self, items: FastRows, start: int, hidden: Bool[Tensor, "n m"] | None) -> None:
-        """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates."""
-        look: Look | WholeLook
-        if not len(self) and self.guessed is None:  # nothing to compare with yet
-            look = self.first.at(items, hidden)
-            self.least = self._kth(look, self.k, look.fast.margins(look.items))
-            at = look.reaching(self.least)
-        else:
-            look, at = self.first.at_most(items, hidden, self.least)
-        self._keep(look, at, items, start)
+    def add(self, items: FastRows, start: int, hidden: Bool[Tensor, "n m"] | None) -> Look | WholeLook:
+        """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates.
 
-    def guess(self, items: FastRows, hidden: Bool[Tensor, "n m"] | None, rank: int) -> None:
+        Returns:
+            the look at all pairs that was taken, which others may `see` before the next part is added.
+        """
+        if not len(self) and self.guessed is None:  # nothing to compare with yet
+            look: Look | WholeLook = self.first.at(items, hidden)
+            self.see(look, items, start)
+            return look
+        look, at = self.first.at_most(items, hidden, self.least)
+        self._keep(look, at, items, start)
+        return look
+
+    def see(self, look: Look | WholeLook, items: FastRows, start: int) -> None:
+        """The same part by a look that is there already."""
+        if isinstance(look, Look) and not len(self) and self.guessed is None:
+            self.least = torch.maximum(self.least, self._kth(look, self.k, look.fast.margins(look.items)))
+        self._keep(look, look.reaching(self.least), items, start)
+
+    def guess(self, look: Look, rank: int) -> None:
         """Start from the score of so high a rank among items from all over the gallery; `missed` says where in vain."""
-        look = self.first.at(items, hidden)
         self.guessed = self.least = self._kth(look, rank, torch.zeros_like(self.least))  # no bound is asked of it
 
     def missed(self) -> Int[Tensor, " missed"]:
@@ -121,6 +130,13 @@ class Candidates:
         rows, order = rows.sort(stable=True)  # the parts came in order of column, and so it stays within a row
         self.rows, self.columns, self.low, self.high = rows, columns[order], low[order], high[order]
         self._parts, self._seen = [], 0
+
+    def too_many(self, besides: int = 0) -> bool:
+        """Whether more stay than are worth a closer look one by one; `besides` so many of one part."""
+        most = MOST_UNDECIDED * self.k * len(self.least) + besides
+        if len(self) > most:
+            self.prune()
+        return len(self) > most
 
     def settle(self, scores: Float[Tensor, " pairs"]) -> None:
         """Take canonical scores for the present candidates; keep the k best of each query, ties by lower column."""

@@ -12,7 +12,7 @@ small whole numbers have equal scores where mathematics says so.
 import copy
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -55,6 +55,10 @@ class CanonicalQueries:
             if self.squares is None
             else torch.where(self.squares > 0, factors / correct_roots(self.squares), 0.0)
         )
+
+    def opposite(self) -> "CanonicalQueries":
+        """The same of -x."""
+        return replace(self, folded=-self.folded)
 
 
 @torch.no_grad()

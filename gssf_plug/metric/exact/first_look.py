@@ -41,6 +41,10 @@ class _AllPairs:
         """Where a canonical score may be at least its row's `least`, counted through all rows, ascending."""
         raise NotImplementedError
 
+    def negate(self) -> None:
+        """Make it the look of the opposite queries, -x, whose bounds are the same; nothing may be hidden."""
+        self.scores.neg_()
+
     def leaves_little(self, places: Int[Tensor, " places"]) -> bool:
         """Whether so few of the pairs are open that they are worth a closer look one by one."""
         return len(places) <= MOST_OPEN * self.scores.numel()
