@@ -100,9 +100,10 @@ class KReciprocal:
     ) -> Float[Tensor, "n m"]:
         """-((1 - λ) Jaccard + λ d): products of many queries, of which a few at a time are worked on in the cache."""
         queries, items = len(folded), len(gallery)
-        jaccard = _Jaccard(encoding, queries, dtype)
+        one, whole = WHOLE[dtype]
+        shared = _shared_mass(encoding, queries, one, whole)
+        result = shared.view(dtype)  # takes its place, row by row
         best, slopes = near.best[:queries, None], self.weight * near.slopes[:queries, None]
-        result = folded.new_empty(queries, items, dtype=dtype)
         chunks = slices(queries, AT_ONCE // items)
         products = folded.new_empty(chunks[0].stop, items)  # written again and again: fresh memory costs time
         few = (CACHED if folded.device.type == "cpu" else AT_ONCE) // items
@@ -110,9 +111,10 @@ class KReciprocal:
             scores = torch.mm(folded[chunk], gallery.T, out=products[: chunk.stop - chunk.start])
             for part in slices(len(scores), few):
                 rows = slice(chunk.start + part.start, chunk.start + part.stop)
-                similarity = jaccard.of(rows).sub_(1)  # the negative of each term
-                distance = scores[part].sub_(best[rows]).mul_(slopes[rows]).clamp_(-self.weight, 0)
-                torch.add(distance, similarity, alpha=1 - self.weight, out=result[rows])
+                distance = scores[part].sub_(best[rows]).mul_(slopes[rows]).clamp_(-self.weight, 0)  # its negative
+                mass = shared[rows].double()
+                jaccard = mass.div_(2 * one - mass).sub_(1)  # its negative
+                torch.add(distance, jaccard, alpha=1 - self.weight, out=result[rows])
         return result
 
 
@@ -174,10 +176,12 @@ def _both_sides(metric: GSSFMetric, features: Float[Tensor, "items dim"]) -> tup
     precise = copy.deepcopy(metric).double()
     plain = copy.deepcopy(precise)
     plain.normalize = False  # of rows that are normalised already
-    folded, indexed = features.new_empty(2, *features.shape, dtype=torch.float64)
+    indexed = torch.empty_like(features, dtype=torch.float64)
+    folded = torch.empty_like(indexed) if bool(plain.deviation().any()) else indexed  # cosine folds nothing
     for part in slices(len(features), CACHED // features.shape[1]):
         indexed[part] = precise.gallery(features[part].double())
-        folded[part] = plain.fold(indexed[part])
+        if folded is not indexed:
+            folded[part] = plain.fold(indexed[part])
     return folded, indexed
 
 
@@ -255,55 +259,57 @@ def _expand(encoding: _Sparse, near: Int[Tensor, "items k2"]) -> _Sparse:
     return _Sparse(_starts(torch.cat(rows), items), torch.cat(columns), torch.cat(values))
 
 
-class _Jaccard:
-    """Jaccard similarity Σ min / (2 - Σ min), Σ_j min(V(q, j), V(g, j)), through the columns that both have.
+def _shared_mass(encoding: _Sparse, queries: int, one: float, whole: torch.dtype) -> Int[Tensor, "queries items"]:
+    """Σ_j min(V(q, j), V(g, j)) of queries q with gallery items g, through the columns that both have.
 
-    V is rounded to whole numbers of a small unit, whose sums are the same in any order. The gallery's entries stand by
-    column, in runs of `RUN`, first their items, then their values: a run is copied at once, and one number says which.
+    V is rounded to whole numbers, `one` for 1, whose sums are the same in any order.
     """
+    count = len(encoding.start) - 1
+    items = count - queries
+    query = encoding.rows(slice(0, queries))
+    first, runs, gallery = _columns_in_runs(encoding.rows(slice(queries, count)), count, one, whole)
+    first, runs = (x.index_select(0, query.columns) for x in (first, runs))  # of each entry of the queries
+    before = runs.cumsum(0) - runs
+    value, row = _whole(query.values, one, whole), query.row_of_entries()
+    shared = value.new_empty(queries, items)
+    at_once = CACHED if shared.device.type == "cpu" else AT_ONCE
+    for rows in slices(queries, at_once // items):
+        table = shared[rows].zero_().view(-1)
+        start, stop = query.start[[rows.start, rows.stop]].tolist()
+        _, sizes = torch.unique_consecutive(before[start:stop].div(AT_ONCE, rounding_mode="floor"), return_counts=True)
+        for own in itertools.pairwise(itertools.accumulate(sizes.tolist(), initial=start)):
+            entries = slice(*own)
+            owner = torch.repeat_interleave(runs[entries])
+            from_here = first[entries] - before[entries] + before[entries.start]
+            run = from_here.index_select(0, owner).add_(torch.arange(len(owner), device=owner.device))
+            both = gallery.index_select(0, run)
+            mass = torch.minimum(both[:, RUN:], value[entries].index_select(0, owner)[:, None])
+            base = ((row[entries] - rows.start) * items).to(whole)
+            place = both[:, :RUN] + base.index_select(0, owner)[:, None]
+            table.index_add_(0, place.view(-1), mass.view(-1))
+    return shared
 
-    def __init__(self, encoding: _Sparse, queries: int, dtype: torch.dtype) -> None:
-        count = len(encoding.start) - 1
-        self.items = count - queries
-        self.one, self.dtype = WHOLE[dtype]
-        self.query, gallery = encoding.rows(slice(0, queries)), encoding.rows(slice(queries, count))
-        self.values, self.row = self._whole(self.query.values), self.query.row_of_entries()
-        counts = torch.bincount(gallery.columns, minlength=count)
-        runs = (counts + RUN - 1).div_(RUN, rounding_mode="floor")
-        first = runs.cumsum(0) - runs
-        order = ascending(gallery.columns)
-        shift = (first * RUN - counts.cumsum(0) + counts).index_select(0, gallery.columns.index_select(0, order))
-        place = shift.add_(torch.arange(len(order), device=order.device))
-        place += place.div(RUN, rounding_mode="floor").mul_(RUN)
-        # what fills the last run of a column adds 0 to the first item
-        self.gallery = self.values.new_zeros(int(runs.sum()), 2 * RUN)
-        flat = self.gallery.view(-1)
-        flat.index_copy_(0, place, gallery.row_of_entries().to(self.dtype).index_select(0, order))
-        flat.index_copy_(0, place.add_(RUN), self._whole(gallery.values).index_select(0, order))
-        # of each entry of a query: how many runs its column has, the first of them, how many there are of all before
-        self.runs, self.first = (x.index_select(0, self.query.columns) for x in (runs, first))
-        self.before = self.runs.cumsum(0) - self.runs
 
-    def _whole(self, values: Tensor) -> Tensor:
-        return (values * self.one).round_().to(self.dtype)
+def _columns_in_runs(
+    matrix: _Sparse, width: int, one: float, whole: torch.dtype
+) -> tuple[Tensor, Tensor, Int[Tensor, "runs two"]]:
+    """Entries by column, in runs of `RUN`, first their rows, then their values: a run is copied at once.
 
-    def of(self, queries: slice) -> Float[Tensor, "queries items"]:
-        """The similarities of some queries with all items."""
-        shared = self.values.new_zeros((queries.stop - queries.start) * self.items)
-        for entries in self._pieces(slice(*self.query.start[[queries.start, queries.stop]].tolist())):
-            owner = torch.repeat_interleave(self.runs[entries])
-            first = self.first[entries] - self.before[entries] + self.before[entries.start]
-            run = first.index_select(0, owner).add_(torch.arange(len(owner), device=owner.device))
-            both = self.gallery.index_select(0, run)
-            mass = torch.minimum(both[:, RUN:], self.values[entries].index_select(0, owner)[:, None])
-            row = ((self.row[entries] - queries.start) * self.items).to(self.dtype)
-            place = both[:, :RUN] + row.index_select(0, owner)[:, None]
-            shared.index_add_(0, place.view(-1), mass.view(-1))
-        mass = shared.view(-1, self.items).double()
-        return mass.div_(2 * self.one - mass)
+    Returns the first run of each column, how many it has, and the runs. What fills the last of them adds 0 to row 0.
+    """
+    counts = torch.bincount(matrix.columns, minlength=width)
+    runs = (counts + RUN - 1).div_(RUN, rounding_mode="floor")
+    first = runs.cumsum(0) - runs
+    order = ascending(matrix.columns)
+    shift = (first * RUN - counts.cumsum(0) + counts).index_select(0, matrix.columns.index_select(0, order))
+    place = shift.add_(torch.arange(len(order), device=order.device))
+    place += place.div(RUN, rounding_mode="floor").mul_(RUN)
+    entries = torch.zeros(int(runs.sum()), 2 * RUN, dtype=whole, device=order.device)
+    flat = entries.view(-1)
+    flat.index_copy_(0, place, matrix.row_of_entries().to(whole).index_select(0, order))
+    flat.index_copy_(0, place.add_(RUN), _whole(matrix.values, one, whole).index_select(0, order))
+    return first, runs, entries
 
-    def _pieces(self, entries: slice) -> list[slice]:
-        """Entries together of so many runs that what is made of them can be held."""
-        before = (self.before[entries] - self.before[entries.start]).div_(AT_ONCE // RUN, rounding_mode="floor")
-        sizes = torch.unique_consecutive(before, return_counts=True)[1].tolist()
-        return [slice(*ends) for ends in itertools.pairwise(itertools.accumulate(sizes, initial=entries.start))]
+
+def _whole(values: Float[Tensor, " entries"], one: float, whole: torch.dtype) -> Int[Tensor, " entries"]:
+    return (values * one).round_().to(whole)
