@@ -30,13 +30,14 @@ from gssf_plug.evaluation.ranking import Ranked, Tally, checked_ranks, query_blo
 from gssf_plug.evaluation.relevance import read_relevance
 from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric import GSSFMetric
+from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 
 __all__ = ["document_ranking", "ranked_measures"]
 
 NDCG_AT, MRR_AT, MAP_AT = 10, 10, 100
 
 
-@torch.no_grad()
+@on_plain_tensors
 def document_ranking(
     queries: Float[Tensor | np.ndarray, "n dim"] | Rows,
     documents: Float[Tensor | np.ndarray, "m dim"] | Rows,

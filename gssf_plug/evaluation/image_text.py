@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from gssf_plug.evaluation.options import Rows, checked_features, checked_labels,
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores, Scores
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.fast_rows import fast_dtype
+from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 from gssf_plug.metric.options import checked_count
 
 __all__ = ["image_text_recall", "image_text_recall_of_scores", "tied_too_often"]
@@ -37,7 +37,7 @@ TIED = ("i2t_tied", "t2i_tied")
 TIED_AT_MOST = 1.0  # % of the queries; copies among real captions stay below
 
 
-@torch.no_grad()
+@on_plain_tensors
 def image_text_recall(
     image_features: Float[Tensor | np.ndarray, "n dim"] | Rows,
     text_features: Float[Tensor | np.ndarray, "m dim"] | Rows,
@@ -91,7 +91,7 @@ def image_text_recall(
     return _recall(_Sides(scores, len(images), image_chunk), owners, folds, distributed)
 
 
-@torch.no_grad()
+@on_plain_tensors
 def image_text_recall_of_scores(
     scores: Float[Tensor, "n m"], image_of_text: Int[Tensor, " m"], *, folds: int | None = None
 ) -> dict[str, float]:
@@ -139,7 +139,7 @@ def _recall(sides: "_Sides", owners: Int[Tensor, " m"], folds: int | None, distr
         warnings.warn(
             f"The positive is tied with another item for {shares} of the queries, and wins every tie: these measures "
             "say little. Features that hardly differ (a collapsed encoder) or copies among the items make ties.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return found
 

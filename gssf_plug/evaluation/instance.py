@@ -33,11 +33,12 @@ from gssf_plug.evaluation.ranking import Ranked, Tally, checked_ranks, query_blo
 from gssf_plug.evaluation.scores import FeatureScores
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.fast_rows import fast_dtype
+from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 
 __all__ = ["instance_recall"]
 
 
-@torch.no_grad()
+@on_plain_tensors
 def instance_recall(
     features: Float[Tensor | np.ndarray, "n dim"] | Rows,
     labels: Labels,

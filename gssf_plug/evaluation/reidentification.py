@@ -13,7 +13,6 @@ re-identification", TPAMI 2022 (mINP). A tie is lost by the positive; public cod
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from gssf_plug.evaluation.positives import LabelGroups
 from gssf_plug.evaluation.ranking import Ranked, Tally, checked_ranks, query_blocks, query_chunks, rank_positives
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores
 from gssf_plug.metric import GSSFMetric
+from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 
 __all__ = ["Rescorer", "reid_ranking"]
 
@@ -37,7 +37,7 @@ JUNK = -1
 Rescorer = Callable[[Tensor, Tensor, GSSFMetric | None], Tensor]
 
 
-@torch.no_grad()
+@on_plain_tensors
 def reid_ranking(
     query: Float[Tensor | np.ndarray, "n dim"] | Rows,
     gallery: Float[Tensor | np.ndarray, "m dim"] | Rows,

@@ -31,6 +31,7 @@ from gssf_plug.evaluation.options import (
 from gssf_plug.evaluation.scores import slices
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.pair_products import ascending, pair_products
+from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 from gssf_plug.metric.exact.reaching import places
 from gssf_plug.metric.farthest import nearest_and_farthest
 from gssf_plug.metric.options import checked_count, checked_number
@@ -73,7 +74,7 @@ class KReciprocal:
         rule, remedy = "lie between 0 and 1", "The source uses 0.3."
         checked_number("weight", self.weight, rule, remedy, lambda number: 0 <= number <= 1)
 
-    @torch.no_grad()
+    @on_plain_tensors
     def __call__(
         self,
         query: Float[Tensor | np.ndarray, "n dim"] | Rows,

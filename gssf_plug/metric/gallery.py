@@ -9,6 +9,7 @@ from torch import Tensor
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, given_rows
+from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 from gssf_plug.metric.options import check_flag
 
 __all__ = ["FEW_QUERIES", "PreparedGallery", "check_finite", "prepare_gallery"]
@@ -37,7 +38,7 @@ class PreparedGallery:
         return f"PreparedGallery({rows} × {dim}, {self.features.dtype}, rounded to {self.fast.rows.dtype})"
 
 
-@torch.no_grad()
+@on_plain_tensors
 def prepare_gallery(
     features: Float[Array, "m dim"], *, normalize: bool = True, rounded: Float[Tensor, "m dim"] | None = None
 ) -> PreparedGallery:

@@ -28,6 +28,7 @@ from gssf_plug.metric.exact.decisions import best_of_all, best_of_candidates
 from gssf_plug.metric.exact.fast_rows import FastRows, given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
 from gssf_plug.metric.exact.first_look import MANY_QUERIES, first_look
+from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import check_metric, checked_chunk, checked_count
@@ -54,7 +55,7 @@ class Neighbours(NamedTuple):
     indices: Int[Tensor, "n k"]
 
 
-@torch.no_grad()
+@on_plain_tensors
 def topk(
     metric: GSSFMetric | None,
     queries: Float[Array, "n dim"],

@@ -16,6 +16,7 @@ from torch import Tensor
 __all__ = ["falling_scores", "largest"]
 
 LARGEST = 1.7e308  # so that no number becomes infinite, whose last bits mean something else
+TINIEST = 5e-324
 MOST_BITS = 20
 FEW = 8  # where an 8th of the scores or less is asked for, choosing comes before sorting
 SORTED_AT_ONCE = 262_144  # scores that are worth a thread of their own
@@ -40,7 +41,8 @@ def falling_scores(
     """
     count, size = scores.shape
     bits = max(1, (size - 1).bit_length())
-    if scores.device.type != "cpu" or width * FEW < size or bits > MOST_BITS or not scores.numel():
+    choose = scores.device.type != "cpu" or width * FEW < size or bits > MOST_BITS or not scores.numel()
+    if choose or TINIEST * float(width) == 0.0:  # `torch.set_flush_denormal`: a zero could not carry its column
         best, columns = scores.topk(width, dim=1)
         return best, columns, 0.0
     given, numbers, mask = scores.numpy(), np.arange(size), (1 << bits) - 1

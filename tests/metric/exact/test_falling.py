@@ -55,3 +55,15 @@ def test_what_is_wider_than_its_bits_is_sorted_whole(monkeypatch):
     assert grain == 0
     assert torch.equal(best, right.values)
     assert torch.equal(columns, right.indices)
+
+
+@pytest.mark.parametrize("kind", ["signed zeros", "random"])
+def test_where_denormals_are_flushed(kind):
+    scores = kinds()[kind].round()
+    assert torch.set_flush_denormal(True)
+    try:
+        best, columns, _ = falling_scores(scores, 300)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(scores.gather(1, columns), best)
+    assert (columns.sort(dim=1).values == torch.arange(300)).all()

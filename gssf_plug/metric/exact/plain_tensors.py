@@ -1,0 +1,32 @@
+"""What stands around an exact computation: no gradients, no autocast, no tensor classes of somebody's own."""
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import ParamSpec, TypeVar
+
+import torch
+
+__all__ = ["on_plain_tensors"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+DEVICES = ("cpu", "cuda", "xpu", "mps")
+
+
+def on_plain_tensors(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs a function as it runs outside autocast and `torch.enable_grad`, and on the tensors beneath their subclasses.
+
+    Autocast would join half-precision parts in another dtype than they are in, and a subclass would have its say in
+    every operation, sparse ones too, which most know nothing of.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass(), ExitStack() as stack:
+            for device in DEVICES:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **kwargs)
+
+    return run
