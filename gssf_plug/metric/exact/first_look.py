@@ -17,6 +17,7 @@ from gssf_plug.metric.exact.fast_scores import FastQueries, fast_queries
 from gssf_plug.metric.exact.reaching import group_peaks, reaching, reaching_groups
 from gssf_plug.metric.exact.whole_numbers import (
     HIDDEN,
+    MOST_CHANNELS,
     WholeQueries,
     WholeRows,
     multiplies_int8,
@@ -107,7 +108,8 @@ class FirstLook:
 
     def __init__(self, queries: CanonicalQueries, close: FastQueries, dtypes: tuple[torch.dtype, ...] = ()) -> None:
         self.usual = fast_queries(queries, torch.bfloat16) if torch.bfloat16 in dtypes else close
-        self.shortest = whole_queries(queries) if torch.int8 in dtypes else None
+        whole = torch.int8 in dtypes and queries.folded.shape[1] <= MOST_CHANNELS
+        self.shortest = whole_queries(queries) if whole else None
         self._pays = False  # as far as is known
         self._waits, self._pause = 0, 1  # parts until it is tried again, and how many after that
         self._sums = torch.empty(0, dtype=torch.int32)  # of one part after the other: fresh memory costs as much again

@@ -19,9 +19,10 @@ from gssf_plug.metric.exact.fast_rows import TINY, FastRows
 from gssf_plug.metric.exact.fast_scores import exact_pieces
 from gssf_plug.metric.exact.reaching import GROUP
 
-__all__ = ["HIDDEN", "WholeQueries", "WholeRows", "multiplies_int8", "whole_queries", "whole_rows"]
+__all__ = ["HIDDEN", "MOST_CHANNELS", "WholeQueries", "WholeRows", "multiplies_int8", "whole_queries", "whole_rows"]
 
 MOST = 127  # the largest of int8 on both sides of zero
+MOST_CHANNELS = (2**31 - 1) // MOST**2  # whose products add up in 32 bits
 LEAST_STEP = 1e-30  # rows of less come out as zeros, which is measured, too
 ENTRIES_AT_ONCE = 524_288  # 2 MB in float32: read once, what is made of them stays in the cache
 HIDDEN = -(2**31)  # a sum that reaches nothing

@@ -104,6 +104,15 @@ def test_what_turns_out_to_leave_much_open_is_looked_at_again_in_the_usual_dtype
     assert [type(first.at_most(items, None, least)[0]) for _ in range(3)] == [Look, WholeLook, WholeLook]
 
 
+def test_channels_whose_sums_leave_32_bits_are_not_multiplied_as_whole_numbers(monkeypatch):
+    assert first_look.MOST_CHANNELS * 127**2 < 2**31 <= (first_look.MOST_CHANNELS + 1) * 127**2
+    monkeypatch.setattr(first_look, "MOST_CHANNELS", 63)
+    assert {dtype for dtype, _ in used(monkeypatch, torch.randn(600, 64))} == {torch.bfloat16}
+    monkeypatch.setattr(first_look, "short_dtypes", lambda device: (torch.bfloat16, torch.int8))
+    monkeypatch.setattr(first_look, "MOST_CHANNELS", 64)
+    assert torch.int8 in {dtype for dtype, _ in used(monkeypatch, torch.randn(600, 64))}
+
+
 def test_short_dtypes_come_from_the_longest_to_the_shortest(monkeypatch):
     monkeypatch.undo()
     cpu = torch.device("cpu")
