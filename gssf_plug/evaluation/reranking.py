@@ -12,7 +12,9 @@ list by its index, as a learned metric does not promise it.
 """
 
 import copy
+import functools
 import itertools
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,12 +34,12 @@ from gssf_plug.evaluation.scores import slices
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.pair_products import ascending, pair_products
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
-from gssf_plug.metric.exact.reaching import places
 from gssf_plug.metric.farthest import nearest_and_farthest
 from gssf_plug.metric.options import checked_count, checked_number
 
 __all__ = ["KReciprocal"]
 
+TILE = 512, 4096  # queries and items whose product is made at once: 16 MB
 AT_ONCE = 4_194_304  # scores, pairs or entries of a table held at once, 16–32 MB
 CACHED = 262_144  # of those that stay in the cache
 RUN = 8  # entries of one column that are read together
@@ -105,17 +107,18 @@ class KReciprocal:
         shared = _shared_mass(encoding, queries, one, whole)
         result = shared.view(dtype)  # takes its place, row by row
         best, slopes = near.best[:queries, None], self.weight * near.slopes[:queries, None]
-        chunks = slices(queries, AT_ONCE // items)
-        products = folded.new_empty(chunks[0].stop, items)  # written again and again: fresh memory costs time
-        few = (CACHED if folded.device.type == "cpu" else AT_ONCE) // items
-        for chunk in chunks:
-            scores = torch.mm(folded[chunk], gallery.T, out=products[: chunk.stop - chunk.start])
-            for part in slices(len(scores), few):
+        height, width = TILE
+        products = folded.new_empty(height * width)  # written again and again: fresh memory costs time
+        for chunk, columns in itertools.product(slices(queries, height), slices(items, width)):
+            some = gallery[columns]
+            count = chunk.stop - chunk.start
+            scores = torch.mm(folded[chunk], some.T, out=products[: count * len(some)].view(count, -1))
+            for part in slices(count, CACHED // width):
                 rows = slice(chunk.start + part.start, chunk.start + part.stop)
                 distance = scores[part].sub_(best[rows]).mul_(slopes[rows]).clamp_(-self.weight, 0)  # its negative
-                mass = shared[rows].double()
+                mass = shared[rows, columns].double()
                 jaccard = mass.div_(2 * one - mass).sub_(1)  # its negative
-                torch.add(distance, jaccard, alpha=1 - self.weight, out=result[rows])
+                torch.add(distance, jaccard, alpha=1 - self.weight, out=result[rows, columns])
         return result
 
 
@@ -236,28 +239,28 @@ def _pair_scores(folded: Tensor, indexed: Tensor, rows: Tensor, columns: Tensor)
 def _expand(encoding: _Sparse, near: Int[Tensor, "items k2"]) -> _Sparse:
     """Each row becomes the mean of the rows of its k2 nearest."""
     items, k2 = near.shape
-    counts = encoding.start.diff()
-    parts = slices(items, AT_ONCE // max(items, k2 * int(counts.max())))
-    table = torch.empty(parts[0].stop * items, dtype=torch.int32, device=near.device)
-    rows, columns, values = [], [], []
-    for part in parts:
-        source = near[part].flatten()
-        count = counts.index_select(0, source)
-        owner = torch.repeat_interleave(count)
-        number = torch.arange(len(owner), device=near.device)
-        entry = number + (encoding.start.index_select(0, source) - count.cumsum(0) + count).index_select(0, owner)
-        column = encoding.columns.index_select(0, entry)
-        row = owner.div_(k2, rounding_mode="floor")
-        pair = (row * items).add_(column)
-        # of all entries of a pair one is left in the table, and its number stands for them; nothing has to be sorted
-        table.scatter_(0, pair, number.int())
-        first = table.index_select(0, pair)
-        total = encoding.values.new_zeros(len(pair)).index_add_(0, first, encoding.values.index_select(0, entry))
-        chosen = places(first == number)
-        rows.append(row.index_select(0, chosen).add_(part.start))
-        columns.append(column.index_select(0, chosen))
-        values.append(total.index_select(0, chosen).div_(k2))
-    return _Sparse(_starts(torch.cat(rows), items), torch.cat(columns), torch.cat(values))
+    by_rows = _multiplies_by_rows(near.device.type)
+    start = torch.arange(0, near.numel() + 1, k2, device=near.device)
+    means = start, near.flatten(), encoding.values.new_full((near.numel(),), 1 / k2)
+    first, second = (torch.sparse_csr_tensor(*x, (items, items), check_invariants=False) for x in (means, encoding))
+    if by_rows:
+        product = torch.sparse.mm(first, second)
+    else:
+        product = torch.sparse.mm(first.to_sparse_coo(), second.to_sparse_coo()).to_sparse_csr()
+    return _Sparse(product.crow_indices(), product.col_indices(), product.values())
+
+
+@functools.cache
+def _multiplies_by_rows(device: str) -> bool:
+    """Whether torch multiplies sparse matrices by rows there (on a CPU by MKL); asked once, as torch warns once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one = torch.ones(1, 1, device=device).to_sparse_csr()
+        try:
+            torch.sparse.mm(one, one)
+        except (NotImplementedError, RuntimeError):
+            return False
+    return True
 
 
 def _shared_mass(encoding: _Sparse, queries: int, one: float, whole: torch.dtype) -> Int[Tensor, "queries items"]:

@@ -34,6 +34,7 @@ def small_pieces(monkeypatch):
     """Every loop of the module takes several turns."""
     monkeypatch.setattr("gssf_plug.evaluation.reranking.AT_ONCE", 400)
     monkeypatch.setattr("gssf_plug.evaluation.reranking.CACHED", 300)
+    monkeypatch.setattr("gssf_plug.evaluation.reranking.TILE", (10, 40))
 
 
 def clustered(count, dim=8, classes=12, noise=0.6):
@@ -80,6 +81,14 @@ def test_equals_the_dense_algorithm_under_a_learned_metric(monkeypatch):
     right = dense_reference(distance, 25, 8, 4, 0.3)
     got = -KReciprocal(k1=8, k2=4)(query, gallery, metric)
     np.testing.assert_allclose(got.numpy(), right, atol=1e-12)
+
+
+def test_torch_without_products_of_sparse_rows(monkeypatch):
+    """As built without MKL, for Arm."""
+    query, gallery = clustered(25)[0].double(), clustered(90)[0].double()
+    right = KReciprocal(k1=8, k2=4)(query, gallery)
+    monkeypatch.setattr("gssf_plug.evaluation.reranking._multiplies_by_rows", lambda device: False)
+    torch.testing.assert_close(KReciprocal(k1=8, k2=4)(query, gallery), right, rtol=0, atol=1e-14)
 
 
 def test_helps_on_clustered_data():
