@@ -27,7 +27,7 @@ from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries
 from gssf_plug.metric.exact.decisions import best_of_all, best_of_candidates
 from gssf_plug.metric.exact.fast_rows import FastRows, given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
-from gssf_plug.metric.exact.first_look import MANY_QUERIES, first_look
+from gssf_plug.metric.exact.first_look import first_look
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
@@ -187,9 +187,8 @@ def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " 
         if candidates is None:
             close = fast_queries(queries, items.rows.dtype)
             candidates = Candidates(close, search.k, first_look(queries, close))
-            sampled = _sample(search.parts, search.k) if guess and len(rows) >= MANY_QUERIES else None
-            if sampled is not None:
-                _guess(search, candidates, rows, *sampled)
+            if guess and candidates.first.shortest is not None:
+                _guess(search, candidates, rows)
         candidates.add(items, part.start, search.hidden(rows, part))
         if candidates.too_many(part.stop - part.start):
             return None
@@ -204,14 +203,16 @@ def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " 
     return found
 
 
-def _guess(
-    search: "_Search", candidates: Candidates, rows: Int[Tensor, " n"], items: Int[Tensor, " m"], rank: int
-) -> None:
-    """Start from what a sample of the gallery says, which spares looking at what the first parts would leave open."""
+def _guess(search: "_Search", candidates: Candidates, rows: Int[Tensor, " n"]) -> None:
+    """Start from what a sample of a large gallery says: whole numbers would leave much of its beginning open."""
+    sampled = _sample(search.parts, search.k)
+    if sampled is None:
+        return
+    items, rank = sampled
     features = search.features[items.to(search.features.device)].to(search.queries.device)
-    sampled = given_rows(features, search.normalize)
-    if math.isfinite(sampled.rest):  # else the part that is not finite says so
-        candidates.guess(candidates.first.at(sampled, search.hidden_items(rows, items)), rank)
+    given = given_rows(features, search.normalize)
+    if math.isfinite(given.rest):  # else the part that is not finite says so
+        candidates.guess(candidates.first.at(given, search.hidden_items(rows, items)), rank)
 
 
 def _sample(parts: list[slice], k: int) -> tuple[Int[Tensor, " items"], int] | None:
