@@ -166,5 +166,6 @@ def _beyond(
     if largest > peaks.shape[1]:
         return None
     # so many items score at least as high as the limit-th peak, each in a group of its own
-    reached = peaks.float().topk(largest).values.gather(1, limit[:, None] - 1)
+    wide = peaks.to(torch.promote_types(peaks.dtype, torch.float32))  # chosen sooner than from short floats
+    reached = wide.topk(largest).values.gather(1, limit[:, None] - 1)
     return high < reached

@@ -59,8 +59,9 @@ def test_given_scores_are_compared_as_they_are():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_beyond_the_limit_a_count_stays_beyond_it(dtype):
-    queries, gallery = torch.randn(30, 24), torch.randn(900, 24)
+@pytest.mark.parametrize("apart", [1.0, 1e-4])  # so near that a float64 product tells what float32 does not
+def test_beyond_the_limit_a_count_stays_beyond_it(dtype, apart):
+    queries, gallery = (1 / apart - 1 + torch.randn(count, 24, dtype=torch.float64) for count in (30, 900))
     matches = LabelGroups(torch.randint(60, (900,))).matches(torch.randint(60, (30,)))
     scores, limit = FeatureScores(None, queries, gallery, dtype).of(slice(0, 30)), torch.randint(1, 9, (30,))
     positives, whole = counted(scores, matches, 30)
