@@ -66,9 +66,9 @@ def _find(metric: GSSFMetric, features: Float[Tensor, "m dim"], rows: Int[Tensor
         (queries.opposite(), far, ends.farthest[:, None]),
     ):
         candidates.prune()
-        scores, all_rows[rows] = best_of_candidates(
-            side, features, candidates.rows, candidates.columns, candidates.k, torch.float32
-        )
+        indices = all_rows[int(rows[0]) : int(rows[-1]) + 1]
+        scores = torch.empty(indices.shape, device=features.device)
+        best_of_candidates(side, features, candidates.rows, candidates.columns, (scores, indices))
         if not bool(scores.isfinite().all()):
             return False
     return True

@@ -24,7 +24,8 @@ from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs, to_tensor
 from gssf_plug.metric.exact.candidates import Candidates
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores
-from gssf_plug.metric.exact.decisions import best_of_all, best_of_candidates
+from gssf_plug.metric.exact.choosing import Ranked, RowsOfScores, choose_best
+from gssf_plug.metric.exact.decisions import best_of_candidates
 from gssf_plug.metric.exact.fast_rows import FastRows, given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
 from gssf_plug.metric.exact.first_look import first_look
@@ -36,7 +37,6 @@ from gssf_plug.metric.options import check_metric, checked_chunk, checked_count
 __all__ = ["MANY", "Neighbours", "topk"]
 
 ExcludedPairs = Callable[[Int[Tensor, " n"], Int[Tensor, " m"]], Bool[Tensor, "n m"]]
-Ranked = tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]
 
 MANY = 64  # k at which a 64th of the gallery or more is wanted: a float64 product is then cheaper than candidates
 FEW_AT_ONCE = 4  # chunks of the gallery, for a few queries
@@ -109,11 +109,10 @@ def topk(
     own = share(range(0, size, gallery_chunk), distributed)
     search.parts = [slice(start, min(start + gallery_chunk, size)) for start in own]
     chunks = torch.arange(len(whole), device=whole.device).split(query_chunk) if len(whole) else ()
-    shape = len(whole), search.k
-    result = Neighbours(whole.new_empty(shape, dtype=search.dtype), whole.new_empty(shape, dtype=torch.long))
+    result = search.unranked(len(whole))
     for rows in chunks:
-        for all_rows, found in zip(result, _search_chunk(search, rows), strict=True):
-            all_rows[int(rows[0]) : int(rows[-1]) + 1] = found
+        first, last = int(rows[0]), int(rows[-1])
+        _search_chunk(search, rows, (result.scores[first : last + 1], result.indices[first : last + 1]))
     if distributed and len(whole):
         result = _best_of_processes(search, result.indices, chunks)
     return Neighbours(*(like_inputs(part, queries) for part in result))  # type: ignore[arg-type]
@@ -144,6 +143,11 @@ class _Search:
     def many_wanted(self) -> bool:
         return self.k * MANY > len(self.features)
 
+    def unranked(self, count: int) -> Neighbours:
+        """Room for the results of so many queries."""
+        scores = self.queries.new_empty((count, self.k), dtype=self.dtype)
+        return Neighbours(scores, self.queries.new_empty((count, self.k), dtype=torch.long))
+
     def read(self, queries: int, exact: bool) -> Iterator[tuple[slice, FastRows]]:
         """The own parts of the gallery."""
         return read_parts(self.gallery, self.parts, self.normalize, queries, self.queries.device, exact)
@@ -166,22 +170,24 @@ class _Search:
         return hidden.to(rows.device)
 
 
-def _search_chunk(search: "_Search", rows: Int[Tensor, " n"], guess: bool = True) -> Neighbours:
-    """The k best of some queries: the gallery is read in order, and what may be among them is kept."""
+def _search_chunk(search: "_Search", rows: Int[Tensor, " n"], result: Ranked, guess: bool = True) -> None:
+    """Write the k best of some queries: the gallery is read in order, and what may be among them is kept."""
     queries = canonical_queries(search.metric, search.queries[rows])
     if not bool(queries.folded.isfinite().all()):
         remedy = "Training diverged: go back to an earlier checkpoint and lower the metric's learning rate."
         raise ArgumentError("metric", "give finite scores", "NaN or infinity in folded queries", remedy)
-    found = None if search.many_wanted else _screened(search, queries, rows, guess)
-    scores, indices = found if found is not None else _in_float64(search, queries, rows)
+    if search.many_wanted or not _screened(search, queries, rows, result, guess):
+        _in_float64(search, queries, rows, result)
+    scores, indices = result
     if bool(scores[:, :1].isinf().logical_and_(indices[:, :1] >= 0).any()):  # the largest stands first
         remedy = "Normalise the features, or build the metric with normalize=True."
         raise ArgumentError("metric", "give finite scores", "a product that overflows", remedy)
-    return Neighbours(scores, indices)
 
 
-def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"], guess: bool) -> Ranked | None:
-    """By the fast product; None where it decides too little."""
+def _screened(
+    search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"], result: Ranked, guess: bool
+) -> bool:
+    """By the fast product; False where it decides too little."""
     candidates = None
     for part, items in search.read(len(rows), exact=False):
         if candidates is None:
@@ -191,16 +197,18 @@ def _screened(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " 
                 _guess(search, candidates, rows)
         candidates.add(items, part.start, search.hidden(rows, part))
         if candidates.too_many(part.stop - part.start):
-            return None
+            return False
     if candidates is None:
-        return None
+        return False
     candidates.prune()
-    found = best_of_candidates(queries, search.features, candidates.rows, candidates.columns, search.k, search.dtype)
+    best_of_candidates(queries, search.features, candidates.rows, candidates.columns, result)
     missed = candidates.missed()
     if len(missed):
-        for all_rows, again in zip(found, _search_chunk(search, rows[missed], guess=False), strict=True):
-            all_rows[missed] = again
-    return found
+        again = search.unranked(len(missed))
+        _search_chunk(search, rows[missed], again, guess=False)
+        for all_rows, found in zip(result, again, strict=True):
+            all_rows[missed] = found
+    return True
 
 
 def _guess(search: "_Search", candidates: Candidates, rows: Int[Tensor, " n"]) -> None:
@@ -231,7 +239,7 @@ def _sample(parts: list[slice], k: int) -> tuple[Int[Tensor, " items"], int] | N
     return items, math.ceil(expected + 4 * math.sqrt(expected) + 4)
 
 
-def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"]) -> Ranked:
+def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"], result: Ranked) -> None:
     """By a float64 product, and canonical scores for what even that leaves open."""
     fast = fast_queries(queries, torch.float64)
     candidates = Candidates(fast, search.k, first_look(queries, fast))
@@ -242,24 +250,26 @@ def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, 
             scores = scores if scale == 1.0 else scores.mul_(scale)
             scores = scores if hidden is None else scores.masked_fill_(hidden, float("-inf"))
             slack = fast.margins(items) * scale
-            return best_of_all(queries, search.features, scores, slack, search.k, search.dtype)
+            choose_best(RowsOfScores(queries, search.features, scores, None, slack), result)
+            return
         candidates.add(items, part.start, hidden)
         if candidates.too_many():  # masses of ties
             candidates.settle(canonical_scores(queries, candidates.rows, search.features, candidates.columns))
     candidates.prune()
-    return best_of_candidates(queries, search.features, candidates.rows, candidates.columns, search.k, search.dtype)
+    best_of_candidates(queries, search.features, candidates.rows, candidates.columns, result)
 
 
 def _best_of_processes(search: "_Search", own: Int[Tensor, "n k"], chunks: tuple[Int[Tensor, " n"], ...]) -> Neighbours:
     """The k best of what each process found in its part: rounded scores could not tell, so they are decided again."""
     indices = gather_detached(own).unflatten(0, (process_count(), -1)).transpose(0, 1).flatten(1).sort(dim=1).values
-    found = []
+    result = search.unranked(len(own))
     for chunk in chunks:
         rows, places = (indices[chunk] >= 0).nonzero(as_tuple=True)
         queries = canonical_queries(search.metric, search.queries[chunk])
-        columns = indices[chunk][rows, places]
-        found.append(best_of_candidates(queries, search.features, rows, columns, search.k, search.dtype))
-    return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        found, part = search.unranked(len(chunk)), indices[chunk][rows, places]
+        best_of_candidates(queries, search.features, rows, part, found)
+        result.scores[chunk], result.indices[chunk] = found
+    return result
 
 
 def _checked_search(

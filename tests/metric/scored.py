@@ -52,6 +52,14 @@ def canonical(metric, queries, gallery):
     return canonical_scores(canonical_queries(metric, queries), pairs[0], gallery, pairs[1]).view(len(queries), -1)
 
 
+def ranked(scores, k, dtype):
+    """Each row by falling score, then rising index; padded."""
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    missing = (0, max(0, k - scores.shape[1]))
+    order = torch.nn.functional.pad(order.masked_fill(values == float("-inf"), -1), missing, value=-1)
+    return torch.nn.functional.pad(values, missing, value=float("-inf"))[:, :k].to(dtype), order[:, :k]
+
+
 def sum_exactly(monkeypatch):
     """Sums of int8 as processors with instructions for them make them, on this one too."""
     if not multiplies_int8():

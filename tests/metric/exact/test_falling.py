@@ -1,69 +1,122 @@
 """Falling scores, sorted as numbers that carry their column, beside a stable sort."""
 
+import numpy as np
 import pytest
 import torch
 
 from gssf_plug.metric.exact import falling as module
-from gssf_plug.metric.exact.falling import falling_scores
+from gssf_plug.metric.exact.falling import largest, sort_in_blocks
+
+ROWS, SIZE, APART = 40, 300, 1e-9
 
 
 def kinds():
-    random = torch.randn(40, 300, dtype=torch.float64)
+    random = torch.randn(ROWS, SIZE, dtype=torch.float64)
+    copies = random[:, torch.randint(60, (SIZE,))]
     return {
         "random": random,
-        "some taken out": random.masked_fill(torch.rand(40, 300) < 0.3, float("-inf")),
-        "a row taken out": random.masked_fill((torch.arange(40) == 7)[:, None], float("-inf")),
-        "wide": random * 10.0 ** torch.randint(-300, 300, (40, 300)),
-        "infinite": random.masked_fill(torch.rand(40, 300) < 0.1, float("inf")),
-        "equal": torch.full((40, 300), 0.3, dtype=torch.float64),
-        "signed zeros": torch.tensor([0.0, -0.0], dtype=torch.float64)[torch.randint(2, (40, 300))],
+        "few": random[:, :2],
+        "some taken out": random.masked_fill(torch.rand(ROWS, SIZE) < 0.3, float("-inf")),
+        "rows taken out": random.masked_fill((torch.arange(ROWS) % 7 == 0)[:, None], float("-inf")),
+        "all but one taken out": random.masked_fill(torch.arange(SIZE) != 5, float("-inf")),
+        "rows of different range": random * 10.0 ** torch.arange(-250.0, 270, 13, dtype=torch.float64)[:, None],
+        "one far above": torch.cat([random[:, 1:], torch.full((ROWS, 1), 3e2, dtype=torch.float64)], dim=1),
+        "all but one alike": torch.cat([0.3 + 1e-9 * random[:, 1:], random[:, :1]], dim=1),
+        "wide": random * 10.0 ** torch.randint(-300, 300, (ROWS, SIZE)).double(),
+        "subnormal": random * 1e-310,
+        "infinite": random.masked_fill(torch.rand(ROWS, SIZE) < 0.1, float("inf")),
+        "equal": torch.full((ROWS, SIZE), 0.3, dtype=torch.float64),
+        "copies": copies,
+        "copies that are rounded": copies * (1 + 2.0**-52 * torch.randint(3, copies.shape)),
+        "rising": random.sort(dim=1).values,
+        "signed zeros": torch.tensor([0.0, -0.0], dtype=torch.float64)[torch.randint(2, (ROWS, SIZE))],
     }
 
 
+def falling(scores, width, threads=1):
+    """What the sorter gives, put together again."""
+    count, width = len(scores), min(width, scores.shape[1])
+    best, columns = np.empty((count, width)), np.empty((count, width), dtype=np.int64)
+    near, beyond, grains = np.zeros((count, width), dtype=bool), np.empty((count, 1)), np.zeros((count, 1))
+
+    def take(sorter, rows, some):
+        found = sorter(some, width, lambda grain: np.full((len(some), 1), APART * (1 + grain)))
+        best[rows], columns[rows], beyond[rows], grains[rows] = found.best, found.columns, found.beyond, found.grain
+        near[rows].flat[found.near] = True
+
+    sort_in_blocks(scores, take, threads)
+    return best, columns, near[:, :-1], beyond, grains
+
+
+@pytest.mark.parametrize("keys", ["short", "long"])
 @pytest.mark.parametrize("kind", kinds())
-@pytest.mark.parametrize("width", [1, 30, 60, 299, 300])
-@pytest.mark.parametrize("threads", [1, 2])
-def test_falls_as_a_sort_but_for_near_ties(kind, width, threads, monkeypatch):
+@pytest.mark.parametrize("width", [1, 30, 200, 300])
+def test_falls_as_a_sort_but_for_near_ties(kind, width, keys, monkeypatch):
     monkeypatch.setattr(module, "SORTED_AT_ONCE", 1000)
-    scores, before = kinds()[kind], torch.get_num_threads()
+    monkeypatch.setattr(module, "CACHED", 7 * SIZE)
+    monkeypatch.setattr(module, "MOST_SHORT_BITS", 13 if keys == "short" else 0)
+    scores = kinds()[kind]
     given = scores.clone()
-    torch.set_num_threads(threads)
-    try:
-        best, columns, grain = falling_scores(scores, width)
-    finally:
-        torch.set_num_threads(before)
+    best, columns, near, beyond, grains = falling(scores, width, threads=2)
     assert torch.equal(scores, given)
-    given = scores.gather(1, columns)
-    lost = (given - best).nan_to_num(nan=0.0, posinf=float("inf"))  # nothing is ∞ − ∞ apart
-    assert (best.abs() <= given.abs()).all()
-    assert (lost.abs() <= given.abs().nan_to_num(posinf=0.0) * grain * 2.0**-52).all()
-    assert torch.equal(best.sort(dim=1, descending=True).values, best)
-    assert all(len(set(row)) == width for row in columns.tolist())
-    right = scores.sort(dim=1, descending=True).values[:, :width]
-    off = (best - right).abs().nan_to_num(nan=0.0, posinf=float("inf"))  # nothing is ∞ − ∞ apart
-    near = right.abs().nan_to_num(posinf=0.0, neginf=0.0) * grain * 2.0**-51
-    assert (off <= near).all()
-    if kind == "random" and width > 60:
-        assert grain == 512
+    assert (scores.numpy()[np.arange(ROWS)[:, None], columns] == best).all()
+    assert all(len(set(row)) == best.shape[1] for row in columns.tolist())
+    with np.errstate(invalid="ignore", over="ignore"):  # ∞ − ∞
+        assert (near == (best[:, :-1] - best[:, 1:] <= APART * (1 + grains))).all()
+    right = scores.sort(dim=1, descending=True, stable=True)
+    exact = grains[:, 0] == 0
+    wanted, order = (each[:, :width].numpy() for each in right)
+    if width >= scores.shape[1]:
+        assert (columns[exact] == order[exact]).all()
+        assert (beyond == 0).all()
+    with np.errstate(invalid="ignore"):
+        off = np.where(best == wanted, 0.0, np.abs(best - wanted))
+    assert (off <= beyond + np.where(np.isinf(wanted), 0.0, np.abs(wanted)) * grains * 2.0**-52).all()
+    if keys == "long":
+        assert not exact.any()
+    elif kind in ("random", "few", "some taken out", "rows taken out", "rows of different range", "one far above"):
+        assert exact.all()
+    elif kind in ("wide", "all but one alike") and width == 300:
+        assert not exact.all()
 
 
-def test_what_is_wider_than_its_bits_is_sorted_whole(monkeypatch):
-    monkeypatch.setattr(module, "MOST_BITS", 4)
-    scores = torch.randn(3, 40, dtype=torch.float64)
-    best, columns, grain = falling_scores(scores, 40)
-    right = scores.sort(dim=1, descending=True)
-    assert grain == 0
-    assert torch.equal(best, right.values)
-    assert torch.equal(columns, right.indices)
+def test_one_thread_sorts_as_two_do(monkeypatch):
+    scores = kinds()["random"]
+    right = falling(scores, 100)
+    monkeypatch.setattr(module, "SORTED_AT_ONCE", 1000)
+    monkeypatch.setattr(module, "CACHED", SIZE)
+    assert all((a == b).all() for a, b in zip(right, falling(scores, 100, threads=2), strict=True))
 
 
+def test_an_error_in_a_thread_is_raised(monkeypatch):
+    monkeypatch.setattr(module, "SORTED_AT_ONCE", 1000)
+    monkeypatch.setattr(module, "CACHED", SIZE)
+
+    def take(sorter, rows, some):
+        if rows.start == 30:
+            raise KeyError(rows.start)
+
+    with pytest.raises(KeyError, match="30"):
+        sort_in_blocks(kinds()["random"], take, 2)
+
+
+@pytest.mark.parametrize("width", [40, 1000])
+def test_largest_are_those_of_a_sort(width):
+    scores = torch.randn(5, width, dtype=torch.float64)
+    right = scores.sort(dim=1, descending=True).values[:, :10]
+    assert torch.equal(largest(scores, 10).sort(dim=1, descending=True).values, right)
+
+
+@pytest.mark.parametrize("keys", ["short", "long"])
 @pytest.mark.parametrize("kind", ["signed zeros", "random"])
-def test_where_denormals_are_flushed(kind):
+def test_where_denormals_are_flushed(kind, keys, monkeypatch):
+    monkeypatch.setattr(module, "MOST_SHORT_BITS", 13 if keys == "short" else 0)
     scores = kinds()[kind].round()
     assert torch.set_flush_denormal(True)
     try:
-        best, columns, _ = falling_scores(scores, 300)
+        best, columns, *_ = falling(scores, 300)
     finally:
         torch.set_flush_denormal(False)
-    assert torch.equal(scores.gather(1, columns), best)
-    assert (columns.sort(dim=1).values == torch.arange(300)).all()
+    assert (scores.numpy()[np.arange(ROWS)[:, None], columns] == best).all()
+    assert (best == scores.sort(dim=1, descending=True).values.numpy()).all()
+    assert (np.sort(columns, axis=1) == np.arange(300)).all()
