@@ -1,12 +1,13 @@
 r"""Inner products of chosen pairs of rows: what a fast product of all pairs has left open.
 
 On a CPU torch's sampled product (`torch.sparse.sampled_addmm`) makes them without copying a row. Its sparse matrix has
-the gallery's items as rows, so that each item is read once while the queries, which are few, stay in the cache (a small
-part of a gallery does, too, and is read in any order): some 30 ns for two rows of 512 in float32 on two cores, where
-gathering both rows takes 1,500.
+the gallery's items as rows, so that each item is read once while the queries, which are few, stay in the cache: some
+30 ns for two rows of 512 in float32 on two cores, where gathering both rows takes 1,500. A small part of a gallery
+stays in the cache, too, and is read in any order: so where queries are many, one such part is read after the other.
 """
 
 import functools
+import itertools
 import warnings
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = ["ascending", "float64_products", "pair_products"]
 FEW_PAIRS = 1024  # below, setting up the sparse matrix costs more than it saves
 ENTRIES_AT_ONCE = 131_072  # of gathered rows: 1 MB in float64, which stays in the cache
 CACHED = 2_097_152  # entries of a gallery that stays in the cache: its items may then be read in any order
+PAIRS_OF_BLOCK = 4096  # of items that stay in the cache: with fewer, to divide them costs more than it saves
 SHORT = 1 << 16  # numbers below are sorted by numpy's radix sort
 CONVERTED_AT_ONCE = 524_288  # entries of a gallery: 4 MB in float64
 FEW_OF_ITEMS = 3  # pairs for so many items: below, converting all items costs more than gathering some
@@ -44,11 +46,27 @@ def pair_products(
     dense = len(rows) * 16 >= len(items) and len(rows) <= len(queries) * len(items)  # torch takes no more
     if len(rows) < FEW_PAIRS or not dense or not queries.numel() or not _samples(queries.device.type):
         return _gathered(queries, rows, items, columns)
-    if items.numel() <= CACHED and bool((rows[1:] >= rows[:-1]).all()):
-        return _sampled(queries, rows, items, columns)
+    cached, dim = items.numel() <= CACHED, items.shape[1]
+    blocks = queries.numel() > CACHED >= dim and len(rows) * CACHED > PAIRS_OF_BLOCK * items.numel()
+    if (cached or blocks) and bool((rows[1:] >= rows[:-1]).all()):
+        return _sampled(queries, rows, items, columns) if cached else _by_blocks(queries, rows, items, columns)
     order = ascending(columns)
     sampled = _sampled(items, columns[order], queries, rows[order])
     return torch.empty_like(sampled).index_copy_(0, order, sampled)
+
+
+def _by_blocks(queries: Tensor, rows: Tensor, items: Tensor, columns: Tensor) -> Float[Tensor, " pairs"]:
+    """Of many queries: each is read once for every block of items, which stays in the cache, not for every pair."""
+    size = CACHED // items.shape[1]
+    block = columns.div(size, rounding_mode="floor")
+    order = ascending(block)  # within a block, the rows still ascend
+    sizes = block.bincount().tolist()
+    pairs = zip(rows.index_select(0, order).split(sizes), columns.index_select(0, order).split(sizes), strict=True)
+    parts = [
+        pair_products(queries, own, items[start : start + size], other - start)
+        for start, (own, other) in zip(itertools.count(0, size), pairs, strict=False)
+    ]
+    return torch.empty(len(rows), dtype=items.dtype).index_copy_(0, order, torch.cat(parts))
 
 
 def _sampled(first: Tensor, rows: Tensor, second: Tensor, columns: Tensor) -> Float[Tensor, " pairs"]:
@@ -125,14 +143,14 @@ def _gathered(queries: Tensor, rows: Tensor, items: Tensor, columns: Tensor) -> 
 
 
 def ascending(columns: Int[Tensor, " pairs"]) -> Int[Tensor, " pairs"]:
-    """What sorts whole numbers from 0 on.
+    """What sorts whole numbers from 0 on; equal ones stay in their order.
 
     Args:
         columns: the numbers, at least one.
     """
     if columns.device.type == "cpu" and int(columns.max()) < SHORT:  # numpy then counts instead of comparing
         return torch.from_numpy(columns.numpy().astype(np.uint16).argsort(kind="stable"))
-    return columns.argsort()
+    return columns.argsort(stable=True)
 
 
 @functools.cache

@@ -36,6 +36,21 @@ def test_many_items_are_sorted_by_comparison(monkeypatch):
     torch.testing.assert_close(got, (queries @ items.T)[rows, columns])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_queries_are_read_by_blocks_of_items(monkeypatch, dtype):
+    monkeypatch.setattr(module, "CACHED", 100)  # 12 items
+    monkeypatch.setattr(module, "PAIRS_OF_BLOCK", 20)
+    monkeypatch.setattr(module, "FEW_PAIRS", 20)
+    blocks, sampled = [], module._sampled
+    monkeypatch.setattr(module, "_sampled", lambda *given: blocks.append(len(given[2])) or sampled(*given))
+    queries, items = torch.randn(60, 8, dtype=dtype), torch.randn(90, 8, dtype=dtype)
+    rows, columns = torch.randint(60, (5000,)).sort().values, torch.randint(90, (5000,))
+    columns[columns.div(12, rounding_mode="floor") == 3] = 0  # one block without a pair, one with more than torch takes
+    got = pair_products(queries, rows, items, columns)
+    assert set(blocks) == {12, 6}
+    torch.testing.assert_close(got, (queries @ items.T)[rows, columns])
+
+
 def test_what_memory_held_before_does_not_show():
     queries, items = torch.randn(20, 8), torch.randn(90, 8)
     rows, columns = torch.randint(20, (1500,)), torch.randint(90, (1500,))
