@@ -105,7 +105,7 @@ def _pair_scores(
     queries: CanonicalQueries, rows: Int[Tensor, " pairs"], gallery: Tensor, columns: Int[Tensor, " pairs"]
 ) -> Float[Tensor, " pairs"]:
     items, which = columns.unique_consecutive(return_inverse=True)
-    values, exponents = scale_rows(gallery[items.to(gallery.device)].to(queries.folded.device))
+    values, exponents = scale_rows(gallery.index_select(0, items.to(gallery.device)).to(queries.folded.device))
     products = _products(queries.folded, rows, values, which)
     if queries.squares is None:
         return _times_powers(products, queries.exponents[rows], exponents[which])
@@ -125,7 +125,8 @@ def _products(
         return pair_products(folded, rows, items, which) + 0.0  # no sum is rounded, in whichever order
     size = max(1, PRODUCTS_AT_ONCE // max(1, items.shape[1]))
     pairs = zip(rows.split(size), which.split(size), strict=True)
-    return torch.cat([correct_sums(folded[own] * items[other]) for own, other in pairs])
+    parts = (folded.index_select(0, own).mul_(items.index_select(0, other)) for own, other in pairs)
+    return torch.cat([correct_sums(part) for part in parts])
 
 
 def _is_short(rows: Float[Tensor, "n dim"]) -> bool:

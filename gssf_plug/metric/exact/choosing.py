@@ -112,9 +112,9 @@ def _choose_in_blocks(given: RowsOfScores, best: Tensor, indices: Tensor) -> _Op
             undecided[tied] = False
             parts = tied + rows.start, found.best[tied], found.columns[tied], 2 * _unsure(slack[tied], found.grain, dim)
             left.tied.append(_TiedRows(*map(torch.from_numpy, parts)))
-        if undecided.any():
-            at, places = map(torch.from_numpy, undecided.nonzero())
-            left.places.append((at.add_(rows.start), places))
+        at = np.flatnonzero(undecided)  # ten times as fast as by rows and columns
+        if len(at):
+            left.places.append((torch.from_numpy(at // k + rows.start), torch.from_numpy(at % k)))
 
     sort_in_blocks(given.scores, take, torch.get_num_threads())
     return left

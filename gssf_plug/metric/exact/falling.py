@@ -7,9 +7,11 @@ so close together that these would be many, 64 bits are sorted, which leave an o
 close that is, is returned, and near ties are decided elsewhere anyway.
 """
 
+import functools
 import math
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
@@ -154,8 +156,9 @@ class RowSorter:
         moved = _let_fall(scores, columns.reshape(-1), wrong, width)
         if moved is None:
             return None
-        near = np.unique(np.concatenate([near, moved]))
-        return near[scores[near] - scores[near + 1] <= apart[near // width, 0]]
+        near = np.concatenate([near, moved])
+        near = near[scores[near] - scores[near + 1] <= apart[near // width, 0]]
+        return np.unique(near) if len(near) else near
 
 
 def _let_fall(scores: np.ndarray, columns: np.ndarray, wrong: np.ndarray, width: int) -> np.ndarray | None:
@@ -184,8 +187,7 @@ def sort_in_blocks(
     count, size = scores.shape
     given, rows = scores.contiguous().numpy(), max(1, CACHED // max(1, size))
     blocks = [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
-    threads = min(threads, len(blocks), 1 + scores.numel() // SORTED_AT_ONCE)
-    # here, since what a thread allocates is returned to the system with the thread
+    threads = max(1, min(threads, len(blocks), 1 + scores.numel() // SORTED_AT_ONCE))
     sorters = [RowSorter(min(rows, count), size) for _ in range(threads)]
 
     waiting = iter(blocks)  # so that a thread that others hold up does fewer of them
@@ -195,13 +197,24 @@ def sort_in_blocks(
             for block in waiting:
                 work(sorter, block, given[block])
 
-    if threads <= 1:
+    others = [_helpers().submit(run, sorter) for sorter in sorters[1:]]  # numpy works without Python's lock
+    try:
         run(sorters[0])
-        return
-    with ThreadPoolExecutor(threads - 1) as pool:  # numpy works without Python's lock
-        others = pool.map(run, sorters[1:])
-        run(sorters[0])
-        list(others)
+    finally:
+        begun = [other for other in others if not other.cancel()]
+        wait(begun)
+    for other in begun:
+        other.result()
+
+
+@functools.cache
+def _helpers() -> ThreadPoolExecutor:
+    """Threads that stay: a new one starts on the core of its maker, while torch's own keep the others busy for 8 ms."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gssf-plug-sort")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of them
 
 
 def _lowest(keys: np.ndarray, width: int) -> np.ndarray:

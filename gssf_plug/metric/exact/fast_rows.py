@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 TINY = {torch.bfloat16: 2.0**-120, torch.float16: 2.0**-24, torch.float32: 2.0**-120, torch.float64: 2.0**-1000}
-ROWS_AT_ONCE = 1_048_576  # entries of a gallery that are converted at once: 4 MB, so that they are read once
+ROWS_AT_ONCE = 131_072  # entries of a gallery that are converted at once: 1 MB in float64, so that they are read once
 SAFE = (1e-15, 1e15)  # norms whose squares neither over- nor underflow in float32
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = ["correct_roots", "correct_sums", "exact_product", "power_of_two", "scale_rows"]
 
+ENTRIES_AT_ONCE = 131_072  # of rows that are multiplied: 1 MB, so that what is made of them stays in the cache
 SLICED_BITS = 66  # of a factor, below its row's largest entry; float64 itself has 53
 
 
@@ -81,25 +82,34 @@ def exact_product(x: Float[Tensor, "n dim"], blocks: Float[Tensor, "k s s"]) -> 
     blocks = blocks.double()
     if size == 1:
         return x * blocks.reshape(count)
-    rows, exponent = scale_rows(x)
     weights, weight_exponent = scale_rows(blocks.reshape(1, -1))
     bits = (53 - math.ceil(math.log2(4 * size))) // 2
     number = math.ceil(SLICED_BITS / bits)
-    left = torch.cat(_slices(rows.reshape(-1, count, size).transpose(0, 1), bits, number), dim=2)
-    right = _slices(weights.reshape(blocks.shape), bits, number)
+    slices = _slices(weights.reshape(blocks.shape), bits, number).split(size, dim=2)
     # slices i and j make whole multiples of 2^(-bits·(i+j+2)), so that one product adds all of one i+j exactly
-    total = left @ torch.cat(right[::-1], dim=1)
-    for order in range(number - 1, 0, -1):  # from the smallest up
-        total += left[:, :, : order * size] @ torch.cat(right[order - 1 :: -1], dim=1)
-    product = total.transpose(0, 1).reshape(x.shape)
-    return product * power_of_two(exponent)[:, None] * power_of_two(weight_exponent)
+    stacked = [torch.cat(slices[order::-1], dim=1) for order in range(number)]
+    factor = power_of_two(weight_exponent)
+    result = torch.empty_like(x)
+    at_once = max(1, ENTRIES_AT_ONCE // x.shape[1])
+    for some, out in zip(x.split(at_once), result.split(at_once), strict=True):
+        rows, exponent = scale_rows(some)
+        left = _slices(rows.view(-1, count, size).transpose(0, 1), bits, number)
+        total = torch.bmm(left, stacked[-1])
+        for order in range(number - 1, 0, -1):  # from the smallest up
+            total += torch.bmm(left[:, :, : order * size], stacked[order - 1])
+        torch.mul(total.transpose(0, 1).reshape(some.shape), power_of_two(exponent)[:, None], out=out).mul_(factor)
+    return result
 
 
-def _slices(x: Float[Tensor, "k n s"], bits: int, number: int) -> list[Float[Tensor, "k n s"]]:
-    """Parts that add up to x, |x| ≤ 1: the first in whole multiples of 2^-bits, the next of 2^-2·bits, and so on."""
-    parts = []
-    for place in range(1, number + 1):
-        grid = 2.0 ** (bits * place)
-        parts.append((x * grid).round_().mul_(1 / grid))
-        x = x - parts[-1]
+def _slices(x: Float[Tensor, "k n s"], bits: int, number: int) -> Float[Tensor, "k n parts"]:
+    """Parts, side by side, that add up to x, |x| ≤ 1: whole multiples of 2^-bits, then of 2^-2·bits, and so on."""
+    size = x.shape[2]
+    parts = x.new_empty(*x.shape[:2], number * size)
+    for place in range(number):
+        part = parts[:, :, place * size : (place + 1) * size]
+        lift = 1.5 * 2.0 ** (
+            52 - bits * (place + 1)
+        )  # beside a number this large, whole multiples are all that remains
+        torch.add(x, lift, out=part).sub_(lift)
+        x = x - part
     return parts

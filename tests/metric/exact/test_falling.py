@@ -1,5 +1,7 @@
 """Falling scores, sorted as numbers that carry their column, beside a stable sort."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,20 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
 
     with pytest.raises(KeyError, match="30"):
         sort_in_blocks(kinds()["random"], take, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # torch has threads, too
+def test_a_forked_process_starts_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(module, "SORTED_AT_ONCE", 1000)
+    monkeypatch.setattr(module, "CACHED", SIZE)
+    scores = kinds()["random"]
+    right = falling(scores, 100, threads=2)
+    child = os.fork()
+    if not child:
+        found = falling(scores, 100, threads=2)
+        os._exit(0 if all((a == b).all() for a, b in zip(right, found, strict=True)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.parametrize("width", [40, 1000])
