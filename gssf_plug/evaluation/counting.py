@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gssf_plug.evaluation.scores import slices
 from gssf_plug.metric.exact.fast_scores import Open
-from gssf_plug.metric.exact.reaching import places, reaching
+from gssf_plug.metric.exact.reaching import at_least_of, comparable, in_threads, places, reaching, widened
 
 __all__ = ["certain_counts", "certain_pairs", "count_reaching", "from_the_right"]
 
 BINS = 1024  # bin 0 lies below all positives
-COUNTED_AT_ONCE = 2_097_152  # scores: what counting makes of more would leave the cache
+COUNTED_AT_ONCE = 1_048_576  # scores: what counting makes of more would leave the cache
 SAMPLED = 97  # one score in so many says how many reach
 MOST_REACH = 0.4
 FEW_REACH = 64  # scores of a row that are listed at less cost than its bins
@@ -41,17 +42,70 @@ def certain_counts(
     """
     if peaks is not None:
         at = reaching(fast, low.amin(1), peaks)
-        few = len(at) <= FEW_REACH * len(fast)
-        return (torch.zeros_like(low, dtype=torch.long), at) if few else _binned(fast, low, high, at)
-    counts, found = [], []
-    size = max(1, COUNTED_AT_ONCE // max(1, fast.shape[1]))
-    for number, piece in enumerate(fast.split(size)):
-        own = slice(number * size, number * size + size)
-        least = low[own].amin(1)
-        sure, at = _binned(piece, low[own], high[own], None if _most_reach(piece, least) else reaching(piece, least))
-        counts.append(sure)
-        found.append(at.add_(own.start * fast.shape[1]))
-    return torch.cat(counts), torch.cat(found)
+        if len(at) <= FEW_REACH * len(fast):
+            return torch.zeros_like(low, dtype=torch.long), at
+    if fast.device.type != "cpu":
+        return _binned(fast, low, high, None if _most_reach(fast, low.amin(1)) else reaching(fast, low.amin(1)))
+    blocks = slices(len(fast), COUNTED_AT_ONCE // max(1, fast.shape[1])) or [slice(0, 0)]
+    found = in_threads(lambda: _Counter(fast, low, high, blocks[0].stop), blocks, fast.numel())
+    counts, open_places = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return torch.from_numpy(counts), torch.from_numpy(open_places)
+
+
+class _Counter:
+    """`_binned` of some rows after others, by one thread: numpy works without Python's lock.
+
+    Args:
+        fast: all scores.
+        low: bounds of all rows.
+        high: the upper ones.
+        rows: rows at once, whose scores fit the cache; memory for these is written again and again.
+    """
+
+    def __init__(
+        self, fast: Float[Tensor, "n m"], low: Float[Tensor, "n most"], high: Float[Tensor, "n most"], rows: int
+    ) -> None:
+        self.scores, self.least = comparable(fast), comparable(low.amin(1, keepdim=True))
+        wide = torch.promote_types(fast.dtype, torch.float32)
+        self.dtype, self.low, self.high = fast.dtype, low.to(wide).numpy(), high.to(wide).numpy()
+        self.reached = np.empty((rows, fast.shape[1]), dtype=bool)
+        self.taken = np.empty(self.reached.size, dtype=self.scores.dtype)
+        self.keys = np.empty(self.reached.size, dtype=np.int32)
+
+    def __call__(self, own: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Counts of a row's positives, and the open places, counted through all rows."""
+        scores, low, high = self.scores[own], self.low[own], self.high[own]
+        count, width = scores.shape
+        reached = at_least_of(scores, self.least[own], out=self.reached[:count])
+        at, asked = np.flatnonzero(reached), low < math.inf
+        floor, top = float(low.min(initial=math.inf)), float(high.max(initial=-math.inf, where=asked))
+        grid = (BINS - 3) / max(top - floor, 1e-300) if math.isfinite(top - floor) else 0.0
+        if not 0.0 < grid < 1e30:
+            return np.zeros(low.shape, dtype=np.int64), at + own.start * width
+
+        def bins(values: np.ndarray, out: np.ndarray) -> np.ndarray:
+            """Each step keeps the order of scores, or makes neighbours equal; the values are overwritten."""
+            with np.errstate(over="ignore", invalid="ignore"):
+                values -= floor
+                values *= grid
+                values += 1
+                out[...] = np.clip(values, 0, BINS - 1, out=values)
+            return out
+
+        taken = np.take(scores.reshape(-1), at, out=self.taken[: len(at)], mode="clip")
+        key = bins(widened(taken, self.dtype), self.keys[: len(at)])
+        starts = np.arange(0, count * BINS, BINS, dtype=np.int32)  # of each row, in one table of bins
+        key += np.repeat(starts, np.diff(np.searchsorted(at, np.arange(count + 1) * width)))
+        first, last = (bins(bound.copy(), np.empty(bound.shape, np.int32)) + starts[:, None] for bound in (low, high))
+        edges = np.bincount(first[asked], minlength=count * BINS + 1)
+        edges -= np.bincount(last[asked] + 1, minlength=count * BINS + 1)
+        touched = edges[:-1].cumsum() > 0  # between the bounds of a positive; what begins in a row ends in it
+        sure = np.bincount(key, minlength=count * BINS)
+        sure[touched] = 0
+        above = sure.reshape(count, BINS).cumsum(axis=1)
+        counts = above[:, -1:] - np.take_along_axis(above, last - starts[:, None], axis=1)
+        counts[~asked] = 0
+        return counts, at[touched[key]] + own.start * width
 
 
 def _binned(

@@ -38,7 +38,8 @@ ALL = slice(None)
 
 def slices(count: int, size: int) -> list[slice]:
     """Slices of `count` things, of `size` each, at least 1, but the last."""
-    return [slice(start, min(start + size, count)) for start in range(0, count, max(1, size))]
+    size = max(1, size)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class ScoredPart(Protocol):

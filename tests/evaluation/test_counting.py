@@ -20,10 +20,12 @@ def bounded(dtype, rows=9, items=300, most=5):
     return scores, low.masked_fill(none, torch.inf), high.masked_fill(none, torch.inf)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("shift", [0.0, 100.0, -100.0])
-def test_every_score_is_counted_or_open(dtype, shift):
-    for _ in range(20):
+@pytest.mark.parametrize("at_once", [1, 700, 1 << 20])
+def test_every_score_is_counted_or_open(dtype, shift, at_once, monkeypatch):
+    monkeypatch.setattr(counting, "COUNTED_AT_ONCE", at_once)
+    for _ in range(10):
         scores, low, high = (one + shift for one in bounded(dtype))
         scores[:, ::17] = -torch.inf
         before = low.clone(), high.clone()
@@ -36,6 +38,39 @@ def test_every_score_is_counted_or_open(dtype, shift):
         assert not (between & ~is_open[:, None]).any()
         assert torch.equal(counts, (above & ~is_open[:, None]).sum(2).masked_fill(low == torch.inf, 0))
         assert is_open.double().mean() < 0.5 or shift  # most are certain
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("listed", [False, True])
+def test_bins_on_other_devices_count_the_same(dtype, listed):
+    """By torch alone; which places stay open depends on the bins, which are those of a block here and of all there."""
+    scores, low, high = bounded(dtype)
+    listed_at = (scores >= low.amin(1, keepdim=True)).flatten().nonzero()[:, 0] if listed else None
+    counts, at = counting._binned(scores, low, high, listed_at)
+    again, same = certain_counts(scores, low, high)
+    assert torch.equal(counts, again)
+    if listed:
+        assert torch.equal(at, same)
+    assert set(at.tolist()) >= set(same.tolist())  # a score just below may share a bin with a bound
+
+
+def test_no_rows_and_no_positives():
+    counts, at = certain_counts(torch.empty(0, 7), torch.empty(0, 2), torch.empty(0, 2))
+    assert counts.shape == (0, 2)
+    assert not len(at)
+    none = torch.full((3, 2), torch.inf)
+    counts, at = certain_counts(torch.randn(3, 7), none, none)
+    assert not counts.any()
+    assert not len(at)
+
+
+def test_huge_scores_leave_no_warning_behind():
+    scores = torch.tensor([[3e38, -3e38, 0.0, 1.0], [1e-45, -1e-45, 0.0, -0.0]])
+    low = torch.tensor([[-3.1e38, 2.9e38], [-1e-45, 0.0]])
+    counts, at = certain_counts(scores, low, low)
+    is_open = torch.zeros(8, dtype=torch.bool).index_fill(0, at, True).view(2, 4)
+    reach = scores[:, None] >= low[:, :, None]
+    assert torch.equal(counts + (reach & is_open[:, None]).sum(2), reach.sum(2))
 
 
 def test_pairs_are_counted_or_open():

@@ -50,6 +50,12 @@ def places(table):
     return np.array([[sorted(set(row)).index(score) for score in row] for row in table], dtype=float)
 
 
+@pytest.mark.parametrize(("count", "size"), [(7, 3), (6, 3), (3, 7), (3, 0), (0, 4)])
+def test_slices_cover_all_of_them(count, size):
+    assert [number for part in slices(count, size) for number in range(count)[part]] == list(range(count))
+    assert all(0 < part.stop - part.start <= max(1, size) for part in slices(count, size))
+
+
 def whole_numbers(generator, rows, dim=6):
     return torch.randint(-2, 3, (rows, dim), generator=generator).float()
 

@@ -6,18 +6,35 @@ largest stays below the bound hold nothing, and only the others are looked at ag
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["GROUP", "at_least", "group_peaks", "places", "places_at_least", "reaching", "reaching_groups"]
+__all__ = [
+    "GROUP",
+    "at_least",
+    "at_least_of",
+    "comparable",
+    "group_peaks",
+    "in_threads",
+    "places",
+    "places_at_least",
+    "reaching",
+    "reaching_groups",
+    "widened",
+]
 
 COMPARED_AT_ONCE = 1_048_576  # scores: they and what is made of them stay in the cache
 INSIDE_AT_ONCE = 262_144  # scores of chosen groups, the same
 GROUP_BITS = 6
 GROUP = 1 << GROUP_BITS  # scores whose largest is looked at first
+WORTH_A_THREAD = 262_144  # scores
+R = TypeVar("R")
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -93,11 +110,11 @@ def places_at_least(scores: Float[Tensor, "n m"], *least: Float[Tensor, "..."]) 
     if scores.device.type != "cpu":
         return places(functools.reduce(torch.logical_or, [scores >= one for one in least]))
     width, size = scores.shape[1], max(1, COMPARED_AT_ONCE // max(1, scores.shape[1]))
-    table, bounds = _comparable(scores), [_comparable(one) for one in least]
+    table, bounds = comparable(scores), [comparable(one) for one in least]
     found = []
     for start in range(0, max(1, len(scores)), size):  # what is compared is in the cache when it is compared again
         rows = slice(start, start + size)
-        masks = [_at_least(table[rows], one if len(one) == 1 else one[rows]) for one in bounds]
+        masks = [at_least_of(table[rows], one if len(one) == 1 else one[rows]) for one in bounds]
         found.append(np.flatnonzero(functools.reduce(np.logical_or, masks)) + start * width)
     return torch.from_numpy(np.concatenate(found))
 
@@ -106,16 +123,45 @@ def at_least(scores: Shaped[Tensor, "n m"], least: Shaped[Tensor, "..."]) -> Boo
     """`scores >= least`, for one bound per score, per row (N×1) or per column (1×M)."""
     if scores.device.type != "cpu":
         return scores >= least
-    return torch.from_numpy(_at_least(_comparable(scores), _comparable(least)))
+    return torch.from_numpy(at_least_of(comparable(scores), comparable(least)))
 
 
-def _comparable(values: Shaped[Tensor, "..."]) -> np.ndarray:
+def widened(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """What `comparable` made of scores of a dtype, as numbers in float32 or float64."""
+    if dtype == torch.bfloat16:  # the first half of a float32
+        return (values.astype(np.int32) << 16).view(np.float32)
+    return values.view(np.float16).astype(np.float32) if dtype == torch.float16 else values
+
+
+def in_threads(worker: Callable[[], Callable[[slice], R]], blocks: Sequence[slice], scores: int) -> list[R]:
+    """What workers make of each block, in order: one for each of as many threads as so many scores are worth."""
+    found: dict[int, R] = {}
+    waiting = iter(enumerate(blocks))  # so that a thread that others hold up does fewer of them
+
+    def run(work: Callable[[slice], R]) -> None:
+        for number, block in waiting:
+            found[number] = work(block)
+
+    threads = min(torch.get_num_threads(), len(blocks), 1 + scores // WORTH_A_THREAD)
+    if threads <= 1:
+        run(worker())
+    else:
+        with ThreadPoolExecutor(threads - 1) as pool:
+            others = [pool.submit(run, worker()) for _ in range(threads - 1)]
+            run(worker())
+            for other in others:
+                other.result()
+    return [found[number] for number in range(len(blocks))]
+
+
+def comparable(values: Shaped[Tensor, "..."]) -> np.ndarray:
     """As an array without a copy: short floats, which numpy compares slowly or not at all, as their bits."""
     return (values.view(torch.int16) if values.dtype.itemsize == 2 else values).numpy()
 
 
-def _at_least(scores: np.ndarray, least: np.ndarray) -> np.ndarray:
-    mask = np.greater_equal(scores, least)
+def at_least_of(scores: np.ndarray, least: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """The same of what `comparable` made of them."""
+    mask = np.greater_equal(scores, least, out=out)
     if scores.dtype != np.int16:
         return mask
     rows, columns = np.nonzero(least <= 0)  # of bits: zero, or below

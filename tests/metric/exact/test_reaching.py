@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from gssf_plug.metric.exact import reaching as module
-from gssf_plug.metric.exact.reaching import GROUP, at_least, group_peaks, places_at_least, reaching, reaching_groups
+from gssf_plug.metric.exact.reaching import (
+    GROUP,
+    at_least,
+    group_peaks,
+    places_at_least,
+    reaching,
+    reaching_groups,
+    widened,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -49,3 +57,28 @@ def test_whole_numbers_reach_the_bound_of_their_group(at_once, monkeypatch):
         least = torch.randint(-101, most + 1, (11, 4), dtype=torch.int32)
         right = (sums >= least.repeat_interleave(GROUP, dim=1)).flatten().nonzero()[:, 0]
         assert torch.equal(reaching_groups(sums, least), right)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_what_numpy_compares_is_widened_to_the_same_numbers(dtype):
+    scores = torch.randn(5, 7).to(dtype)
+    scores[0, :3] = torch.tensor([0.0, -torch.inf, torch.inf])
+    assert torch.equal(torch.from_numpy(widened(module.comparable(scores), dtype)).to(dtype), scores)
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 7])
+def test_threads_share_blocks_and_keep_their_order(blocks, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    workers = []
+
+    def worker():
+        own = []
+        workers.append(own)
+        return lambda block: own.append(block) or block.start
+
+    given = [slice(number, number + 1) for number in range(blocks)]
+    assert module.in_threads(worker, given, 10**9) == list(range(blocks))
+    assert sorted(block.start for own in workers for block in own) == list(range(blocks))
+    assert len(workers) == max(1, min(3, blocks))
+    with pytest.raises(ZeroDivisionError):
+        module.in_threads(lambda: lambda block: 1 // (blocks - block.start - 1), given or [slice(-1, 0)], 10**9)
