@@ -16,7 +16,18 @@ from workers import ranking_results
 from workers.launching import run
 
 from gssf_plug import GSSFMetric
-from gssf_plug.evaluation import counting, document_ranking, instance_recall, negatives, reid_ranking
+from gssf_plug.evaluation import (
+    KReciprocal,
+    counting,
+    document_ranking,
+    image_text_ranks,
+    image_text_recall,
+    instance_recall,
+    negatives,
+    reid_ranking,
+    reranking,
+)
+from gssf_plug.evaluation.scores import slices
 
 
 def exact_scores(queries, gallery):
@@ -54,6 +65,32 @@ def places(table):
 def test_slices_cover_all_of_them(count, size):
     assert [number for part in slices(count, size) for number in range(count)[part]] == list(range(count))
     assert all(0 < part.stop - part.start <= max(1, size) for part in slices(count, size))
+
+
+def test_chunks_of_more_scores_than_are_counted_at_once(monkeypatch):
+    """As with millions of items: pieces then are single rows, not none."""
+    features, labels = torch.randn(40, 6), torch.arange(40) // 4
+    cameras = torch.arange(40) % 4
+
+    def measures():
+        nearly_equal = 1 + 1e-9 * features.double()
+        return (
+            reid_ranking(features, features, labels, labels, cameras, cameras),
+            reid_ranking(nearly_equal, nearly_equal, labels, labels, cameras, cameras, rerank=KReciprocal(k1=5, k2=2)),
+            reid_ranking(nearly_equal, nearly_equal, labels, labels, cameras, cameras),
+            image_text_recall(features[::4], features, labels),
+        )
+
+    right = measures()
+    for module, name in (
+        (counting, "COUNTED_AT_ONCE"),
+        (negatives, "FINEST_AT_ONCE"),
+        (image_text_ranks, "COUNTED_AT_ONCE"),
+        (reranking, "CACHED"),
+        (reranking, "AT_ONCE"),
+    ):
+        monkeypatch.setattr(module, name, 1)
+    assert measures() == right
 
 
 def whole_numbers(generator, rows, dim=6):
