@@ -19,7 +19,9 @@ from gssf_plug.metric.exact.reaching import at_least_of, comparable, in_threads,
 __all__ = ["certain_counts", "certain_pairs", "count_reaching", "from_the_right"]
 
 BINS = 1024  # bin 0 lies below all positives
-COUNTED_AT_ONCE = 1_048_576  # scores: what counting makes of more would leave the cache
+USUALLY_REACH = 4  # one score in so many, or fewer
+COUNTED_AT_ONCE = 524_288  # scores: what counting makes of more would leave the cache
+WORTH_A_THREAD = 262_144  # scores
 SAMPLED = 97  # one score in so many says how many reach
 MOST_REACH = 0.4
 FEW_REACH = 64  # scores of a row that are listed at less cost than its bins
@@ -47,7 +49,8 @@ def certain_counts(
     if fast.device.type != "cpu":
         return _binned(fast, low, high, None if _most_reach(fast, low.amin(1)) else reaching(fast, low.amin(1)))
     blocks = slices(len(fast), COUNTED_AT_ONCE // max(1, fast.shape[1])) or [slice(0, 0)]
-    found = in_threads(lambda: _Counter(fast, low, high, blocks[0].stop), blocks, fast.numel())
+    threads = min(torch.get_num_threads(), 1 + fast.numel() // WORTH_A_THREAD)
+    found = in_threads(lambda: _Counter(fast, low, high, blocks[0].stop), blocks, threads)
     counts, open_places = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return torch.from_numpy(counts), torch.from_numpy(open_places)
 
@@ -69,8 +72,8 @@ class _Counter:
         wide = torch.promote_types(fast.dtype, torch.float32)
         self.dtype, self.low, self.high = fast.dtype, low.to(wide).numpy(), high.to(wide).numpy()
         self.reached = np.empty((rows, fast.shape[1]), dtype=bool)
-        self.taken = np.empty(self.reached.size, dtype=self.scores.dtype)
-        self.keys = np.empty(self.reached.size, dtype=np.int32)
+        self.taken = np.empty(self.reached.size // USUALLY_REACH, dtype=self.scores.dtype)
+        self.keys = np.empty(len(self.taken), dtype=np.int32)
 
     def __call__(self, own: slice) -> tuple[np.ndarray, np.ndarray]:
         """Counts of a row's positives, and the open places, counted through all rows."""
@@ -92,6 +95,8 @@ class _Counter:
                 out[...] = np.clip(values, 0, BINS - 1, out=values)
             return out
 
+        if len(at) > len(self.taken):
+            self.taken, self.keys = np.empty(len(at), dtype=self.taken.dtype), np.empty(len(at), dtype=np.int32)
         taken = np.take(scores.reshape(-1), at, out=self.taken[: len(at)], mode="clip")
         key = bins(widened(taken, self.dtype), self.keys[: len(at)])
         starts = np.arange(0, count * BINS, BINS, dtype=np.int32)  # of each row, in one table of bins

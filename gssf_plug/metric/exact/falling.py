@@ -7,17 +7,16 @@ so close together that these would be many, 64 bits are sorted, which leave an o
 close that is, is returned, and near ties are decided elsewhere anyway.
 """
 
-import functools
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from gssf_plug.metric.exact.reaching import in_threads
 
 __all__ = ["Apart", "Falling", "RowSorter", "largest", "sort_in_blocks"]
 
@@ -187,34 +186,17 @@ def sort_in_blocks(
     count, size = scores.shape
     given, rows = scores.contiguous().numpy(), max(1, CACHED // max(1, size))
     blocks = [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
-    threads = max(1, min(threads, len(blocks), 1 + scores.numel() // SORTED_AT_ONCE))
-    sorters = [RowSorter(min(rows, count), size) for _ in range(threads)]
 
-    waiting = iter(blocks)  # so that a thread that others hold up does fewer of them
+    def worker() -> Callable[[slice], None]:
+        sorter = RowSorter(min(rows, count), size)
 
-    def run(sorter: RowSorter) -> None:
-        with np.errstate(invalid="ignore", over="ignore"):  # ∞ − ∞; beyond a shorter dtype
-            for block in waiting:
+        def run(block: slice) -> None:
+            with np.errstate(invalid="ignore", over="ignore"):  # ∞ − ∞; beyond a shorter dtype
                 work(sorter, block, given[block])
 
-    others = [_helpers().submit(run, sorter) for sorter in sorters[1:]]  # numpy works without Python's lock
-    try:
-        run(sorters[0])
-    finally:
-        begun = [other for other in others if not other.cancel()]
-        wait(begun)
-    for other in begun:
-        other.result()
+        return run
 
-
-@functools.cache
-def _helpers() -> ThreadPoolExecutor:
-    """Threads that stay: a new one starts on the core of its maker, while torch's own keep the others busy for 8 ms."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gssf-plug-sort")
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of them
+    in_threads(worker, blocks, min(threads, 1 + scores.numel() // SORTED_AT_ONCE))
 
 
 def _lowest(keys: np.ndarray, width: int) -> np.ndarray:

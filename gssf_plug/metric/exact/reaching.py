@@ -6,8 +6,9 @@ largest stays below the bound hold nothing, and only the others are looked at ag
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import numpy as np
@@ -33,7 +34,6 @@ COMPARED_AT_ONCE = 1_048_576  # scores: they and what is made of them stay in th
 INSIDE_AT_ONCE = 262_144  # scores of chosen groups, the same
 GROUP_BITS = 6
 GROUP = 1 << GROUP_BITS  # scores whose largest is looked at first
-WORTH_A_THREAD = 262_144  # scores
 R = TypeVar("R")
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -133,8 +133,8 @@ def widened(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     return values.view(np.float16).astype(np.float32) if dtype == torch.float16 else values
 
 
-def in_threads(worker: Callable[[], Callable[[slice], R]], blocks: Sequence[slice], scores: int) -> list[R]:
-    """What workers make of each block, in order: one for each of as many threads as so many scores are worth."""
+def in_threads(worker: Callable[[], Callable[[slice], R]], blocks: Sequence[slice], threads: int) -> list[R]:
+    """What workers make of each block, in order: one for each thread, of which there are no more than blocks."""
     found: dict[int, R] = {}
     waiting = iter(enumerate(blocks))  # so that a thread that others hold up does fewer of them
 
@@ -142,16 +142,25 @@ def in_threads(worker: Callable[[], Callable[[slice], R]], blocks: Sequence[slic
         for number, block in waiting:
             found[number] = work(block)
 
-    threads = min(torch.get_num_threads(), len(blocks), 1 + scores // WORTH_A_THREAD)
-    if threads <= 1:
+    others = [_helpers().submit(run, worker()) for _ in range(min(threads, len(blocks)) - 1)]
+    try:
         run(worker())
-    else:
-        with ThreadPoolExecutor(threads - 1) as pool:
-            others = [pool.submit(run, worker()) for _ in range(threads - 1)]
-            run(worker())
-            for other in others:
-                other.result()
+    finally:
+        begun = [other for other in others if not other.cancel()]
+        wait(begun)
+    for other in begun:
+        other.result()
     return [found[number] for number in range(len(blocks))]
+
+
+@functools.cache
+def _helpers() -> ThreadPoolExecutor:
+    """Threads that stay: a new one starts on the core of its maker, while torch's own keep the others busy for 8 ms."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gssf-plug")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of them
 
 
 def comparable(values: Shaped[Tensor, "..."]) -> np.ndarray:
