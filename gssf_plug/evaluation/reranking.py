@@ -41,6 +41,7 @@ __all__ = ["KReciprocal"]
 
 TILE = 512, 4096  # queries and items whose product is made at once: 16 MB
 AT_ONCE = 4_194_304  # scores, pairs or entries of a table held at once, 16–32 MB
+TABLE = 1_048_576  # sums of shared mass made at once, 4 MB: in smaller parts, threads wait for each other more often
 CACHED = 262_144  # of those that stay in the cache
 RUN = 8  # entries of one column that are read together
 # one, and the whole numbers in which what adds up to one is added, by the dtype of the result
@@ -276,8 +277,7 @@ def _shared_mass(encoding: _Sparse, queries: int, one: float, whole: torch.dtype
     before = runs.cumsum(0) - runs
     value, row = _whole(query.values, one, whole), query.row_of_entries()
     shared = value.new_empty(queries, items)
-    at_once = CACHED if shared.device.type == "cpu" else AT_ONCE
-    for rows in slices(queries, at_once // items):
+    for rows in slices(queries, TABLE // items):
         table = shared[rows].zero_().view(-1)
         start, stop = query.start[[rows.start, rows.stop]].tolist()
         _, sizes = torch.unique_consecutive(before[start:stop].div(AT_ONCE, rounding_mode="floor"), return_counts=True)

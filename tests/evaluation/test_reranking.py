@@ -34,6 +34,7 @@ def small_pieces(monkeypatch):
     """Every loop of the module takes several turns."""
     monkeypatch.setattr("gssf_plug.evaluation.reranking.AT_ONCE", 400)
     monkeypatch.setattr("gssf_plug.evaluation.reranking.CACHED", 300)
+    monkeypatch.setattr("gssf_plug.evaluation.reranking.TABLE", 300)
     monkeypatch.setattr("gssf_plug.evaluation.reranking.TILE", (10, 40))
 
 
