@@ -9,6 +9,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -142,8 +143,10 @@ def in_threads(worker: Callable[[], Callable[[slice], R]], blocks: Sequence[slic
         for number, block in waiting:
             found[number] = work(block)
 
-    others = [_helpers().submit(run, worker()) for _ in range(min(threads, len(blocks)) - 1)]
+    others = []
     try:
+        with suppress(RuntimeError):  # the interpreter ends, and starts no threads any more: alone then
+            others += [_helpers().submit(run, worker()) for _ in range(min(threads, len(blocks)) - 1)]
         run(worker())
     finally:
         begun = [other for other in others if not other.cancel()]

@@ -1,5 +1,8 @@
 """Where scores reach a bound, by groups and by bits, beside plain comparison."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -81,3 +84,19 @@ def test_threads_share_blocks_and_keep_their_order(blocks):
     assert len(workers) == max(1, min(3, blocks))
     with pytest.raises(ZeroDivisionError):
         module.in_threads(lambda: lambda block: 1 // (blocks - block.start - 1), given or [slice(-1, 0)], 3)
+
+
+def test_work_goes_on_while_the_interpreter_ends():
+    """A thread that outlives the main one cannot start others."""
+    program = """
+import threading, time, torch
+from gssf_plug.metric.exact.reaching import in_threads
+
+def work():
+    time.sleep(0.5)
+    print(in_threads(lambda: lambda block: block.start, [slice(0, 1), slice(1, 2)], 2))
+
+threading.Thread(target=work).start()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "[0, 1]\n", "")
