@@ -74,6 +74,7 @@ def image_text_recall(
             another length or outside the images, a fold without captions.
 
     Example:
+        >>> import torch
         >>> images, texts = torch.eye(4), torch.eye(4).repeat_interleave(2, dim=0)
         >>> image_text_recall(images, texts, torch.arange(4).repeat_interleave(2))["rsum"]
         600.0
@@ -108,6 +109,7 @@ def image_text_recall_of_scores(
         ArgumentError: scores that are no finite matrix, an `image_of_text` of another length or outside the images.
 
     Example:
+        >>> import torch
         >>> scores = torch.eye(4).repeat_interleave(2, dim=1)
         >>> image_text_recall_of_scores(scores, torch.arange(4).repeat_interleave(2))["rsum"]
         600.0

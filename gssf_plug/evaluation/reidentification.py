@@ -75,6 +75,7 @@ def reid_ranking(
             of another length, no query with a positive.
 
     Example:
+        >>> import torch
         >>> x, ids = torch.eye(3), torch.arange(3)
         >>> reid_ranking(x, x, ids, ids, torch.zeros(3).long(), torch.ones(3).long(), ranks=(1,))
         {'mAP': 100.0, 'R@1': 100.0, 'mINP': 100.0}
