@@ -42,13 +42,14 @@ def certain_counts(
         high: bound above which a score is certainly more.
         peaks: peaks from `group_peaks`, where few scores are expected to reach the least `low`.
     """
-    if peaks is not None:
+    if peaks is not None or fast.shape[1] <= FEW_REACH:
         at = reaching(fast, low.amin(1), peaks)
         if len(at) <= FEW_REACH * len(fast):
             return torch.zeros_like(low, dtype=torch.long), at
     if fast.device.type != "cpu":
         return _binned(fast, low, high, None if _most_reach(fast, low.amin(1)) else reaching(fast, low.amin(1)))
-    blocks = slices(len(fast), COUNTED_AT_ONCE // max(1, fast.shape[1])) or [slice(0, 0)]
+    # a row's bins take room, however few its scores
+    blocks = slices(len(fast), COUNTED_AT_ONCE // max(BINS, fast.shape[1])) or [slice(0, 0)]
     threads = min(torch.get_num_threads(), 1 + fast.numel() // WORTH_A_THREAD)
     found = in_threads(lambda: _Counter(fast, low, high, blocks[0].stop), blocks, threads)
     counts, open_places = (np.concatenate(parts) for parts in zip(*found, strict=True))

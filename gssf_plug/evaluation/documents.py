@@ -59,7 +59,7 @@ def document_ranking(
             relevant document, and only ndcg@10 reads more of it than that.
         metric: the similarity; None (default) means cosine.
         ks: the places k of accuracy@k, precision@k and recall@k; default 1 and 10.
-        query_chunk: queries ranked at once; default as many as 32 MB of scores hold.
+        query_chunk: queries ranked at once; default as many as 32 MB of scores hold, at most 2,048.
         distributed: share the queries among the processes, all of which call with the same arguments.
 
     Returns:

@@ -59,7 +59,7 @@ def instance_recall(
         ks: the places of "R@k"; default 1, 2, 4, 8 (CUB, Cars). SOP uses 1, 10, 100, 1000.
         gallery: M×D features of a gallery of its own, as in In-Shop; nothing is then masked.
         gallery_labels: class of each gallery item; goes with `gallery`.
-        query_chunk: queries ranked at once; default as many as 32 MB of scores hold.
+        query_chunk: queries ranked at once; default as many as 32 MB of scores hold, at most 2,048.
         distributed: share the queries among the processes, all of which call with the same arguments.
 
     Returns:

@@ -28,6 +28,7 @@ from gssf_plug.metric.options import checked_count
 __all__ = ["Block", "Ranked", "Tally", "checked_ranks", "query_blocks", "query_chunks", "rank_positives"]
 
 SCORES_AT_ONCE = 8_388_608  # of one chunk: 32 MB in float32; in smaller ones the product repacks the gallery too often
+MOST_AT_ONCE = 2048  # queries of one chunk: what is made for each, such as its bins, may be wider than a small gallery
 BLOCK_ENTRIES = 1_048_576  # of the features, and of the positives, of queries ranked together: 8 MB in float64
 
 
@@ -166,9 +167,9 @@ def query_chunks(queries: int, gallery: int, query_chunk: int | None) -> list[sl
     Args:
         queries: number of queries.
         gallery: scores per query.
-        query_chunk: queries in a chunk; None takes as many as 32 MB of float32 scores hold.
+        query_chunk: queries in a chunk; None takes as many as 32 MB of float32 scores hold, at most 2,048.
     """
-    size = max(1, SCORES_AT_ONCE // max(1, gallery))
+    size = min(MOST_AT_ONCE, max(1, SCORES_AT_ONCE // max(1, gallery)))
     if query_chunk is not None:
         remedy = "Use the default, or less where memory is short."
         size = checked_count("query_chunk", query_chunk, remedy, rule="be None or at least 1")

@@ -64,7 +64,7 @@ def reid_ranking(
         metric: the similarity; None (default) means cosine.
         ranks: the places k of "R@k", which is CMC at k; default 1, 5, 10. `range(1, 51)` gives a curve.
         rerank: gives the N×M scores to rank by, such as `KReciprocal()`; default None, the metric's own.
-        query_chunk: queries ranked at once; default as many as 32 MB of scores hold.
+        query_chunk: queries ranked at once; default as many as 32 MB of scores hold, at most 2,048.
         distributed: share the queries among the processes, all of which call with the same arguments.
 
     Returns:

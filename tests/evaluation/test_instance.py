@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -109,3 +111,33 @@ class TestBadInput:
 
     def test_places(self):
         self.refuses("`ks` must hold at least one place from 1", ks=())
+
+
+@pytest.mark.parametrize("gallery", [10, 100])
+def test_many_queries_of_a_small_gallery_take_little_memory(gallery):
+    """Classes by their prototypes: what is made for each query must not be wider than what it is made from."""
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            result = function(*arguments, **(options or {}))
+            leaves = torch.utils._pytree.tree_leaves(result)
+            sizes.extend(
+                part.untyped_storage().nbytes()
+                for part in leaves
+                if torch.is_tensor(part) and part.layout == torch.strided
+            )
+            return result
+
+    features, prototypes = torch.randn(20_000, 4), torch.randn(gallery, 4)
+    labels, classes = torch.randint(gallery, (20_000,)), torch.arange(gallery)
+    with Watch():  # imports what it needs
+        instance_recall(features[:5000], labels[:5000], gallery=prototypes, gallery_labels=classes)
+    tracemalloc.start()  # numpy's memory
+    with Watch():
+        found = instance_recall(features, labels, gallery=prototypes, gallery_labels=classes, ks=(1,))
+    sizes.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    scores = torch.nn.functional.normalize(features.double()) @ torch.nn.functional.normalize(prototypes.double()).T
+    assert found["R@1"] == pytest.approx(100 * (scores.argmax(1) == labels).double().mean().item())
+    assert max(sizes) < 2**25
