@@ -41,8 +41,8 @@ __all__ = ["KReciprocal"]
 
 TILE = 512, 4096  # queries and items whose product is made at once: 16 MB
 AT_ONCE = 4_194_304  # scores, pairs or entries of a table held at once, 16–32 MB
-TABLE = 1_048_576  # sums of shared mass made at once, 4 MB: in smaller parts, threads wait for each other more often
 CACHED = 262_144  # of those that stay in the cache
+TABLE = 1_048_576  # sums of shared mass made at once, 4 MB: in smaller parts, threads wait for each other more often
 RUN = 8  # entries of one column that are read together
 # one, and the whole numbers in which what adds up to one is added, by the dtype of the result
 WHOLE = {torch.float32: (2.0**30, torch.int32), torch.float64: (2.0**60, torch.int64)}
@@ -280,7 +280,8 @@ def _shared_mass(encoding: _Sparse, queries: int, one: float, whole: torch.dtype
     for rows in slices(queries, TABLE // items):
         table = shared[rows].zero_().view(-1)
         start, stop = query.start[[rows.start, rows.stop]].tolist()
-        _, sizes = torch.unique_consecutive(before[start:stop].div(AT_ONCE, rounding_mode="floor"), return_counts=True)
+        group = before[start:stop].div(AT_ONCE // RUN, rounding_mode="floor")
+        _, sizes = torch.unique_consecutive(group, return_counts=True)  # entries of so many runs that they can be held
         for own in itertools.pairwise(itertools.accumulate(sizes.tolist(), initial=start)):
             entries = slice(*own)
             owner = torch.repeat_interleave(runs[entries])
