@@ -246,7 +246,9 @@ def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, 
     for part, items in search.read(len(rows), exact=True):
         hidden = search.hidden(rows, part)
         if len(search.parts) == 1:
-            scores, scale = fast.product(items), fast.scale(items)
+            # where all are wanted: a row's scores are sorted before its indices are written, and take as many bytes
+            room = result[1].view(torch.float64) if search.k == len(search.features) else None
+            scores, scale = fast.product(items, out=room), fast.scale(items)
             scores = scores if scale == 1.0 else scores.mul_(scale)
             scores = scores if hidden is None else scores.masked_fill_(hidden, float("-inf"))
             slack = fast.margins(items) * scale

@@ -4,7 +4,7 @@ A block of rows takes all these steps while it is in the cache. What is left ope
 the bound of the score allows either way, and rows in which two scores are nearer to each other than twice that.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -56,12 +56,12 @@ class _TiedRows(NamedTuple):
     apart: Float[Tensor, "t 1"]
 
 
-@dataclass
-class _Open:
-    """What float64 leaves open: places of the result, each as its row and its column; and rows with near ties."""
+class _Open(NamedTuple):
+    """What float64 leaves open in some rows: places of the result, as rows and columns; and rows with near ties."""
 
-    places: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    tied: list[_TiedRows] = field(default_factory=list)
+    rows: Int[Tensor, " p"]
+    places: Int[Tensor, " p"]
+    tied: _TiedRows | None
 
 
 def choose_best(given: RowsOfScores, result: Ranked) -> None:
@@ -81,21 +81,22 @@ def choose_best(given: RowsOfScores, result: Ranked) -> None:
     size = given.scores.shape[1]
     sorts = given.scores.device.type == "cpu" and (k + BEYOND) * FEW >= size and size <= 1 << MOST_BITS
     left = (_choose_in_blocks if sorts else _choose_at_once)(given, best, indices)
-    if left.places:
-        rows, places = (torch.cat(each) for each in zip(*left.places, strict=True))
+    rows, places = torch.cat([some.rows for some in left]), torch.cat([some.places for some in left])
+    if len(rows):
         best[rows, places] = given.canonical(rows, indices[rows, places]).to(best.dtype)
-    for width in {tied.best.shape[1] for tied in left.tied}:
-        same = [tied for tied in left.tied if tied.best.shape[1] == width]
+    tied = [some.tied for some in left if some.tied is not None]
+    for width in {some.best.shape[1] for some in tied}:
+        same = [some for some in tied if some.best.shape[1] == width]
         _settle(given, _TiedRows(*(torch.cat(each) for each in zip(*same, strict=True))), best, indices)
 
 
-def _choose_in_blocks(given: RowsOfScores, best: Tensor, indices: Tensor) -> _Open:
-    """By numpy, on several threads; where they meet nothing but the ends of lists is shared."""
-    left, (k, dim) = _Open(), (best.shape[1], given.gallery.shape[1])
+def _choose_in_blocks(given: RowsOfScores, best: Tensor, indices: Tensor) -> list[_Open]:
+    """By numpy, on several threads."""
+    k, dim = best.shape[1], given.gallery.shape[1]
     scores_out, indices_out, slacks = best.numpy(), indices.numpy(), given.slack.numpy()[:, None]
     items = None if given.indices is None else given.indices.numpy()
 
-    def take(sorter: RowSorter, rows: slice, scores: np.ndarray) -> None:
+    def take(sorter: RowSorter, rows: slice, scores: np.ndarray) -> _Open:
         slack = slacks[rows]
         found = _with_a_gap(sorter, scores, k, lambda grain: 2 * _unsure(slack, grain, dim))
         width = found.best.shape[1]
@@ -107,17 +108,15 @@ def _choose_in_blocks(given: RowsOfScores, best: Tensor, indices: Tensor) -> _Op
         if first[:, -1].min() == -np.inf:  # these fall, too
             indices_out[rows][first == -np.inf] = -1
         undecided = lower != rounded
-        tied = np.unique(found.near[found.near % width < k] // width)
+        tied, left = np.unique(found.near[found.near % width < k] // width), None
         if len(tied):
             undecided[tied] = False
             parts = tied + rows.start, found.best[tied], found.columns[tied], 2 * _unsure(slack[tied], found.grain, dim)
-            left.tied.append(_TiedRows(*map(torch.from_numpy, parts)))
+            left = _TiedRows(*map(torch.from_numpy, parts))
         at = np.flatnonzero(undecided)  # ten times as fast as by rows and columns
-        if len(at):
-            left.places.append((torch.from_numpy(at // k + rows.start), torch.from_numpy(at % k)))
+        return _Open(torch.from_numpy(at // k + rows.start), torch.from_numpy(at % k), left)
 
-    sort_in_blocks(given.scores, take, torch.get_num_threads())
-    return left
+    return sort_in_blocks(given.scores, take)
 
 
 def _with_a_gap(sorter: RowSorter, scores: np.ndarray, k: int, apart: Apart) -> Falling:
@@ -133,7 +132,7 @@ def _with_a_gap(sorter: RowSorter, scores: np.ndarray, k: int, apart: Apart) -> 
         width = min(4 * width, sorter.size)
 
 
-def _choose_at_once(given: RowsOfScores, best: Tensor, indices: Tensor) -> _Open:
+def _choose_at_once(given: RowsOfScores, best: Tensor, indices: Tensor) -> list[_Open]:
     """By torch, on any device."""
     (size, k), slack = (given.scores.shape[1], best.shape[1]), given.slack[:, None]
     width, apart = k + BEYOND, 2 * _unsure(slack, 0.0, 1)
@@ -151,8 +150,7 @@ def _choose_at_once(given: RowsOfScores, best: Tensor, indices: Tensor) -> _Open
     undecided, tied = (first - slack).to(best.dtype) != best, near[:, :k].any(1)
     rows, places = (undecided & ~tied[:, None]).nonzero(as_tuple=True)
     (at,) = tied.nonzero(as_tuple=True)
-    open_rows = [_TiedRows(at, found[at], columns[at], apart[at])] if len(at) else []
-    return _Open([(rows, places)] if len(rows) else [], open_rows)
+    return [_Open(rows, places, _TiedRows(at, found[at], columns[at], apart[at]) if len(at) else None)]
 
 
 def _settle(given: RowsOfScores, tied: _TiedRows, best: Tensor, indices: Tensor) -> None:

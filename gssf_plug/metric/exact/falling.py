@@ -9,7 +9,7 @@ close that is, is returned, and near ties are decided elsewhere anyway.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ SORTED_AT_ONCE = 262_144  # scores that are worth a thread of their own
 NARROW = 256  # scores of a row that numpy sorts whole, in registers, sooner than torch chooses from them
 CACHED = 131_072  # scores, 1 MB: a thread takes all steps of so many before it takes the next; fewer steps, fewer waits
 
+R = TypeVar("R")
 # from the grain, for each row (n×1), how far apart two scores are at least that are not near each other
 Apart = Callable[[float], np.ndarray]
 
@@ -179,24 +180,22 @@ def _let_fall(scores: np.ndarray, columns: np.ndarray, wrong: np.ndarray, width:
     return None
 
 
-def sort_in_blocks(
-    scores: Float[Tensor, "n m"], work: Callable[[RowSorter, slice, np.ndarray], None], threads: int
-) -> None:
-    """Call `work` with a sorter, a slice of rows and their scores, for all rows, on as many threads as are worth it."""
+def sort_in_blocks(scores: Float[Tensor, "n m"], work: Callable[[RowSorter, slice, np.ndarray], R]) -> list[R]:
+    """What `work` makes of blocks of rows, given a sorter, which rows, and their scores; on several threads."""
     count, size = scores.shape
     given, rows = scores.contiguous().numpy(), max(1, CACHED // max(1, size))
     blocks = [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
-    def worker() -> Callable[[slice], None]:
+    def worker() -> Callable[[slice], R]:
         sorter = RowSorter(min(rows, count), size)
 
-        def run(block: slice) -> None:
+        def run(block: slice) -> R:
             with np.errstate(invalid="ignore", over="ignore"):  # ∞ − ∞; beyond a shorter dtype
-                work(sorter, block, given[block])
+                return work(sorter, block, given[block])
 
         return run
 
-    in_threads(worker, blocks, min(threads, 1 + scores.numel() // SORTED_AT_ONCE))
+    return in_threads(worker, blocks, min(torch.get_num_threads(), 1 + scores.numel() // SORTED_AT_ONCE))
 
 
 def _lowest(keys: np.ndarray, width: int) -> np.ndarray:

@@ -61,10 +61,10 @@ class FastQueries:
         """The same of -x."""
         return replace(self, rows=-self.rows)
 
-    def product(self, items: FastRows) -> Float[Tensor, "n m"]:
-        """The fast scores, times 2^-(exponents of both sides)."""
+    def product(self, items: FastRows, *, out: Float[Tensor, "n m"] | None = None) -> Float[Tensor, "n m"]:
+        """The fast scores, times 2^-(exponents of both sides); in float64 where `out` is, if that is given."""
         with torch.autocast(self.rows.device.type, enabled=False):
-            scores = _product(self.rows, items.rows)
+            scores = _product(self.rows, items.rows) if out is None else torch.mm(self.rows, items.rows.T, out=out)
         return scores if items.factors is None else scores.mul_(items.factors)
 
     def pairs(

@@ -16,6 +16,7 @@ def way(request, monkeypatch):
     """How rows are sorted; in several blocks, on two threads."""
     monkeypatch.setattr(falling, "CACHED", 2 * ITEMS)
     monkeypatch.setattr(falling, "SORTED_AT_ONCE", ITEMS)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(choosing, "FEW", ITEMS)
     if request.param == "long keys":
         monkeypatch.setattr(falling, "MOST_SHORT_BITS", 0)

@@ -35,7 +35,15 @@ def kinds():
     }
 
 
-def falling(scores, width, threads=1):
+@pytest.fixture
+def two_threads(monkeypatch):
+    """A few rows for each block."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(module, "SORTED_AT_ONCE", 1000)
+    monkeypatch.setattr(module, "CACHED", 7 * SIZE)
+
+
+def falling(scores, width):
     """What the sorter gives, put together again."""
     count, width = len(scores), min(width, scores.shape[1])
     best, columns = np.empty((count, width)), np.empty((count, width), dtype=np.int64)
@@ -46,20 +54,18 @@ def falling(scores, width, threads=1):
         best[rows], columns[rows], beyond[rows], grains[rows] = found.best, found.columns, found.beyond, found.grain
         near[rows].flat[found.near] = True
 
-    sort_in_blocks(scores, take, threads)
+    sort_in_blocks(scores, take)
     return best, columns, near[:, :-1], beyond, grains
 
 
 @pytest.mark.parametrize("keys", ["short", "long"])
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("width", [1, 30, 200, 300])
-def test_falls_as_a_sort_but_for_near_ties(kind, width, keys, monkeypatch):
-    monkeypatch.setattr(module, "SORTED_AT_ONCE", 1000)
-    monkeypatch.setattr(module, "CACHED", 7 * SIZE)
+def test_falls_as_a_sort_but_for_near_ties(kind, width, keys, two_threads, monkeypatch):
     monkeypatch.setattr(module, "MOST_SHORT_BITS", 13 if keys == "short" else 0)
     scores = kinds()[kind]
     given = scores.clone()
-    best, columns, near, beyond, grains = falling(scores, width, threads=2)
+    best, columns, near, beyond, grains = falling(scores, width)
     assert torch.equal(scores, given)
     assert (scores.numpy()[np.arange(ROWS)[:, None], columns] == best).all()
     assert all(len(set(row)) == best.shape[1] for row in columns.tolist())
@@ -82,36 +88,21 @@ def test_falls_as_a_sort_but_for_near_ties(kind, width, keys, monkeypatch):
         assert not exact.all()
 
 
-def test_one_thread_sorts_as_two_do(monkeypatch):
+def test_one_thread_sorts_as_two_do(request):
     scores = kinds()["random"]
     right = falling(scores, 100)
-    monkeypatch.setattr(module, "SORTED_AT_ONCE", 1000)
-    monkeypatch.setattr(module, "CACHED", SIZE)
-    assert all((a == b).all() for a, b in zip(right, falling(scores, 100, threads=2), strict=True))
-
-
-def test_an_error_in_a_thread_is_raised(monkeypatch):
-    monkeypatch.setattr(module, "SORTED_AT_ONCE", 1000)
-    monkeypatch.setattr(module, "CACHED", SIZE)
-
-    def take(sorter, rows, some):
-        if rows.start == 30:
-            raise KeyError(rows.start)
-
-    with pytest.raises(KeyError, match="30"):
-        sort_in_blocks(kinds()["random"], take, 2)
+    request.getfixturevalue("two_threads")
+    assert all((a == b).all() for a, b in zip(right, falling(scores, 100), strict=True))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # torch has threads, too
-def test_a_forked_process_starts_threads_of_its_own(monkeypatch):
-    monkeypatch.setattr(module, "SORTED_AT_ONCE", 1000)
-    monkeypatch.setattr(module, "CACHED", SIZE)
+def test_a_forked_process_starts_threads_of_its_own(two_threads):
     scores = kinds()["random"]
-    right = falling(scores, 100, threads=2)
+    right = falling(scores, 100)
     child = os.fork()
     if not child:
-        found = falling(scores, 100, threads=2)
+        found = falling(scores, 100)
         os._exit(0 if all((a == b).all() for a, b in zip(right, found, strict=True)) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
