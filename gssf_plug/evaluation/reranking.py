@@ -280,7 +280,7 @@ def _shared_mass(encoding: _Sparse, queries: int, one: float, whole: torch.dtype
     for rows in slices(queries, TABLE // items):
         table = shared[rows].zero_().view(-1)
         start, stop = query.start[[rows.start, rows.stop]].tolist()
-        group = before[start:stop].div(AT_ONCE // RUN, rounding_mode="floor")
+        group = (before[start:stop] * RUN).div_(AT_ONCE, rounding_mode="floor")
         _, sizes = torch.unique_consecutive(group, return_counts=True)  # entries of so many runs that they can be held
         for own in itertools.pairwise(itertools.accumulate(sizes.tolist(), initial=start)):
             entries = slice(*own)
