@@ -25,6 +25,7 @@ from transformers import BertConfig, BertModel
 
 from gssf_plug.attention import patch_attention
 from gssf_plug.distillation import Distiller
+from gssf_plug.distillation.losses import CRD, MGD, PKT, RKD, SP, VID, LogitKL
 from gssf_plug.errors import GSSFError
 from gssf_plug.evaluation import (
     KReciprocal,
@@ -322,7 +323,15 @@ def _models() -> dict[str, Any]:
     }  # fmt: skip
 
 
-DISTILLATION = [Door(Distiller, _models, check=lambda made: (made.plan(features()), made(features())))]
+DISTILLATION = [
+    Door(Distiller, _models, check=lambda made: (made.plan(features()), made(features()))),
+    *(Door(loss, lambda: {"metric": metric()}) for loss in (SP, PKT)),
+    Door(RKD, lambda: {"metric": metric(), "distance_weight": 25.0, "angle_weight": 50.0}),
+    Door(CRD, lambda: {"metric": metric(), "temperature": 0.07}),
+    Door(LogitKL, lambda: {"temperature": 4.0}),
+    Door(MGD, lambda: {"dim": 8, "share": 0.15}),
+    Door(VID, lambda: {"dim": 8, "initial_variance": 5.0}),
+]
 
 
 def _attention() -> dict[str, Any]:

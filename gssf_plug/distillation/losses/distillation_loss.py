@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gssf_plug.distributed import gather, gather_detached
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import Mask, mean_pool
+from gssf_plug.metric.options import checked_number
 
 __all__ = ["DistillationLoss", "FeatureLoss", "mean_per_example", "require_positive"]
 
@@ -109,9 +110,9 @@ def mean_per_example(values: Float[Tensor, " n *t"], mask: Tensor | None) -> Flo
 
 
 def require_positive(name: str, value: float) -> None:
-    """Raise unless 0 < value < ∞."""
-    if not 0 < value < float("inf"):
-        raise ArgumentError(name, "be a positive number", value, "Distillation usually takes a value from 0.05 to 10.")
+    """Raise unless the value is a number, and 0 < value < ∞."""
+    remedy = "Distillation usually takes a value from 0.05 to 10."
+    checked_number(name, value, "be a positive number", remedy, lambda number: number > 0)
 
 
 def _pooled(features: Tensor, mask: Tensor | None) -> Tensor:

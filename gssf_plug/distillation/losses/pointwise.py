@@ -7,6 +7,7 @@ from torch.nn.functional import cosine_similarity, normalize, softplus
 
 from gssf_plug.distillation.losses.distillation_loss import DistillationLoss, mean_per_example, require_positive
 from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.options import LARGEST, WHOLE, checked_count, checked_number
 
 __all__ = ["MGD", "MSE", "VID", "AttentionTransfer", "Cosine", "LogitKL"]
 
@@ -80,7 +81,9 @@ class VID(DistillationLoss):
 
     def __init__(self, dim: int, *, initial_variance: float = 5.0) -> None:
         super().__init__()
-        require_positive("initial_variance", initial_variance - 1e-5)
+        dim = checked_count("dim", dim, "Give the width of the features.", rule=WHOLE, most=LARGEST)
+        require_positive("initial_variance", initial_variance)
+        require_positive("initial_variance - 1e-5", initial_variance - 1e-5)
         start = torch.tensor(initial_variance - 1e-5).expm1().log()
         self.raw_variance = nn.Parameter(start.repeat(dim))
 
@@ -111,8 +114,9 @@ class MGD(DistillationLoss):
 
     def __init__(self, dim: int, *, share: float = 0.15) -> None:
         super().__init__()
-        if not 0 <= share < 1:
-            raise ArgumentError("share", "lie in [0, 1)", share, "The paper drops 0.15 of the channels.")
+        dim = checked_count("dim", dim, "Give the width of the features.", rule=WHOLE, most=LARGEST)
+        remedy = "The paper drops 0.15 of the channels."
+        checked_number("share", share, "lie in [0, 1)", remedy, lambda number: 0 <= number < 1)
         self.share = share
         self.generator = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
 

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize, smooth_l1_loss
 from gssf_plug.distillation.losses.distillation_loss import DistillationLoss, require_positive
 from gssf_plug.losses import InfoNCE
 from gssf_plug.metric import GSSFMetric
+from gssf_plug.metric.options import check_metric, checked_number
 
 __all__ = ["CKA", "CRD", "PKT", "RKD", "SP", "same_example"]
 
@@ -32,6 +33,7 @@ class SP(DistillationLoss):
 
     def __init__(self, metric: GSSFMetric | None = None) -> None:
         super().__init__()
+        check_metric(metric)
         self.metric = metric
 
     def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
@@ -55,6 +57,7 @@ class PKT(DistillationLoss):
 
     def __init__(self, metric: GSSFMetric | None = None) -> None:
         super().__init__()
+        check_metric(metric)
         self.metric = metric
 
     def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
@@ -86,6 +89,9 @@ class RKD(DistillationLoss):
         self, metric: GSSFMetric | None = None, *, distance_weight: float = 25.0, angle_weight: float = 50.0
     ) -> None:
         super().__init__()
+        check_metric(metric)
+        for name, weight in (("distance_weight", distance_weight), ("angle_weight", angle_weight)):
+            checked_number(name, weight, "be at least 0", "The paper takes 25 and 50.", lambda number: number >= 0)
         require_positive("distance_weight + angle_weight", distance_weight + angle_weight)
         self.metric = metric
         self.distance_weight = distance_weight
@@ -125,6 +131,7 @@ class CRD(DistillationLoss):
 
     def __init__(self, metric: GSSFMetric | None = None, *, temperature: float = 0.07) -> None:
         super().__init__()
+        check_metric(metric)
         require_positive("temperature", temperature)
         self.metric = metric
         scale = 1 / temperature
