@@ -9,7 +9,7 @@ from metric.scored import KINDS, NARROW, sum_exactly
 
 from gssf_plug import GSSFMetric
 from gssf_plug.metric import prepare_gallery, search, topk
-from gssf_plug.metric.exact import candidates, first_look
+from gssf_plug.metric.exact import candidates, falling, first_look
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
 
 QUERIES, ITEMS = 7, 200
@@ -215,3 +215,18 @@ def test_a_sample_of_all_the_best_is_found_out(path, monkeypatch):
     assert 0 in missed[1].tolist()
     assert torch.equal(found.indices, indices)
     assert torch.equal(found.scores, scores.float())
+
+
+@pytest.mark.parametrize("kind", ["random", "duplicates", "signs", "hardly different", "some zero rows"])
+def test_all_items_are_wanted_by_several_threads(kind, monkeypatch):
+    """Scores wait where their indices will stand; nobody reads one where the other is."""
+    monkeypatch.setattr(falling, "CACHED", 2 * ITEMS)
+    monkeypatch.setattr(falling, "SORTED_AT_ONCE", ITEMS)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    queries, gallery = KINDS[kind](40), KINDS[kind](ITEMS)
+    hidden = torch.rand(40, ITEMS) < 0.1
+    for metric, mask in ((None, None), (perturbed(), hidden)):
+        scores, indices = reference(metric, queries, gallery, ITEMS, mask)
+        found = topk(metric, queries, gallery, ITEMS, exclude=mask, query_chunk=26)
+        assert torch.equal(found.indices, indices)
+        assert torch.equal(found.scores, scores.float())
