@@ -138,19 +138,22 @@ def in_threads(worker: Callable[[], Callable[[slice], R]], blocks: Sequence[slic
     """What workers make of each block, in order: one for each thread, of which there are no more than blocks."""
     found: dict[int, R] = {}
     waiting = iter(enumerate(blocks))  # so that a thread that others hold up does fewer of them
+    workers = [worker]
 
-    def run(work: Callable[[slice], R]) -> None:
+    def run() -> None:
+        work = workers[0]()
         for number, block in waiting:
             found[number] = work(block)
 
     others = []
     try:
         with suppress(RuntimeError):  # the interpreter ends, and starts no threads any more: alone then
-            others += [_helpers().submit(run, worker()) for _ in range(min(threads, len(blocks)) - 1)]
-        run(worker())
+            others += [_helpers().submit(run) for _ in range(min(threads, len(blocks)) - 1)]
+        run()
     finally:
         begun = [other for other in others if not other.cancel()]
         wait(begun)
+        workers.clear()  # what was cancelled stays in its queue for a while, and would keep the scores
     for other in begun:
         other.result()
     return [found[number] for number in range(len(blocks))]
