@@ -13,13 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes, share
-from gssf_plug.evaluation.counting import COUNTED_AT_ONCE
 from gssf_plug.evaluation.negatives import MOST_PAIRS, WAITING_AT_MOST
 from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries, Scores, slices
 from gssf_plug.metric.exact.fast_scores import Open
 from gssf_plug.metric.exact.reaching import places, places_at_least
 
 __all__ = ["ImageTextRanks", "Ranks"]
+
+LOOKED_AT_ONCE = 2_097_152  # scores: 4 MB in bfloat16
 
 
 class Ranks(NamedTuple):
@@ -119,7 +120,7 @@ class ImageTextRanks:
         """Count what is certain of a tile, and return what waits for a closer look."""
         part, waiting = queries.part(tile.columns, _within(tile.block, tile.rows)), []
         bounds = self._bounds(part, tile.rows, tile.columns)
-        for piece in slices(len(part.fast), COUNTED_AT_ONCE // part.fast.shape[1]):
+        for piece in slices(len(part.fast), LOOKED_AT_ONCE // part.fast.shape[1]):
             images = slice(tile.rows.start + piece.start, tile.rows.start + piece.stop)
             found = self._certain(images, tile.columns, part, piece, bounds)
             if found is not None:

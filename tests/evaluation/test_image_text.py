@@ -123,7 +123,7 @@ def test_ties_are_counted_exactly_in_every_chunk(kind, dtype, monkeypatch):
     right = reference(scores, owners)
     for chunks in ((512, 25_600), (7, 23)):
         for pieces in (2_097_152, 100):
-            monkeypatch.setattr(image_text_ranks, "COUNTED_AT_ONCE", pieces)
+            monkeypatch.setattr(image_text_ranks, "LOOKED_AT_ONCE", pieces)
             got = image_text_recall(images, texts, owners, image_chunk=chunks[0], text_chunk=chunks[1])
             assert_same(got, right)
 

@@ -85,7 +85,7 @@ def test_chunks_of_more_scores_than_are_counted_at_once(monkeypatch):
     for module, name in (
         (counting, "COUNTED_AT_ONCE"),
         (negatives, "FINEST_AT_ONCE"),
-        (image_text_ranks, "COUNTED_AT_ONCE"),
+        (image_text_ranks, "LOOKED_AT_ONCE"),
         (reranking, "CACHED"),
         (reranking, "AT_ONCE"),
     ):

@@ -6,7 +6,7 @@ With rows a, b and what a short dtype makes of them, ã and b̃,
 
 The first two are measured, row by row. γ bounds sums in any order: (D + 8) 2⁻²⁴ in float32, (D + 8) 2⁻²² where a
 processor adds products of short floats in float32 in its own way, (D + 8) 2⁻⁵³ in float64; ρ is the rounding of the
-result to bfloat16.
+result to bfloat16. A value that fast scores are compared with is rounded as they were instead, which keeps the order.
 """
 
 import math
@@ -126,11 +126,13 @@ class FastQueries:
         return self._outward(values * scale - self.margins(items), -math.inf)
 
     def _outward(self, values: Tensor, towards: float) -> Tensor:
-        """Solves r ± ρ|r| = v for the fast score r, and rounds it to the dtype of the product."""
-        if self.share:
-            inner, outer = (1 + self.share, 1 - self.share) if towards < 0 else (1 - self.share, 1 + self.share)
-            values = torch.where(values > 0, values / inner, values / outer)
-        return _rounded(values, self.rows.dtype, towards)
+        """Bounds of a product before it is rounded, as bounds of what it is rounded to."""
+        rounded = values.to(self.rows.dtype)
+        if self.share:  # rounding keeps the order: what lies beyond a value is not rounded to what lies before its own
+            return rounded
+        # infinity is no bound at all; the next number is so near that it costs less than to ask
+        moved = torch.nextafter(rounded, rounded.new_tensor(towards))
+        return torch.where(values.isinf(), rounded, moved)
 
 
 def fast_queries(queries: CanonicalQueries, dtype: torch.dtype) -> FastQueries:
@@ -164,16 +166,6 @@ def _product(rows: Shaped[Tensor, "n dim"], items: Shaped[Tensor, "m dim"]) -> F
         return rows @ items.T
     product: Tensor = op(rows, items, None, "none", [], "")
     return product
-
-
-def _rounded(values: Tensor, dtype: torch.dtype, towards: float) -> Tensor:
-    """In `dtype`, away from what is left open; infinity stays what it is, no bound at all."""
-    rounded = values.to(dtype)
-    if dtype.itemsize >= 4:  # whose next number is so near that it costs less than to ask
-        return torch.where(values.isinf(), rounded, torch.nextafter(rounded, rounded.new_tensor(towards)))
-    inward = rounded.double() > values if towards < 0 else rounded.double() < values
-    moved = torch.nextafter(rounded, torch.full_like(rounded, towards))
-    return torch.where(inward, moved, rounded)
 
 
 def _multiplies_float32(device: torch.device) -> bool:
