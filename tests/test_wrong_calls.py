@@ -9,6 +9,7 @@ annotation rules out.
 import collections
 import dataclasses
 import functools
+import importlib
 import inspect
 import signal
 import types
@@ -25,7 +26,22 @@ from transformers import BertConfig, BertModel
 
 from gssf_plug.attention import patch_attention
 from gssf_plug.distillation import Distiller
-from gssf_plug.distillation.losses import CRD, MGD, PKT, RKD, SP, VID, LogitKL
+from gssf_plug.distillation.losses import (
+    CKA,
+    CRD,
+    MGD,
+    MSE,
+    PKT,
+    RKD,
+    SP,
+    VID,
+    AttentionTransfer,
+    Contrastive,
+    Cosine,
+    LogitKL,
+    Regression,
+    Relation,
+)
 from gssf_plug.errors import GSSFError
 from gssf_plug.evaluation import (
     KReciprocal,
@@ -48,6 +64,7 @@ from gssf_plug.losses import (
 from gssf_plug.metric import (
     GSSFMetric,
     block_contributions,
+    check_store,
     group_channels,
     normalize_rows,
     prepare_gallery,
@@ -140,6 +157,7 @@ class Door(NamedTuple):
     nan_passes: bool = False  # as documented: what was NaN before stays NaN
     check: Callable[[Any], None] | None = None
     right: tuple[tuple[str, str], ...] = ()  # parameters with values that are right, and would take long
+    left_out: tuple[str, ...] = ()  # parameters that `arguments` leaves out, each with a reason beside it
 
 
 def features(rows: int = 6, width: int = 8) -> Tensor:
@@ -172,6 +190,17 @@ def _rows(*names: str) -> Callable[[dict[str, Any]], tuple[int, ...]]:
 
 def _pairs(*names: str) -> Callable[[dict[str, Any]], tuple[int, ...]]:
     return lambda given: np.broadcast_shapes(*(np.shape(given[name])[:-1] for name in names))
+
+
+def _search(folded: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a store that holds `_items()` answers."""
+    numbers = folded @ metric().gallery(_items()).detach().numpy().T
+    ids = np.argsort(-numbers, axis=1)[:, :k]
+    return np.take_along_axis(numbers, ids, 1), ids
+
+
+def _items() -> Tensor:
+    return features(4)
 
 
 METRIC = [
@@ -209,6 +238,16 @@ METRIC = [
         },
         check=lambda found: _check_neighbours(found),
     ),
+    Door(
+        check_store,
+        lambda: {"search": _search, "metric": metric(), "queries": features(), "gallery": _items(), "k": 2},
+    ),
+    Door(
+        check_store(_search, metric(), features(), _items(), 2).scores,
+        lambda: {"numbers": torch.ones(6, 2), "folded": features(), "item_lengths": torch.ones(6, 2)},
+        lambda given: np.shape(given["numbers"]),
+        True,
+    ),
 ]  # fmt: skip
 
 
@@ -218,9 +257,14 @@ def _check_neighbours(found: Any) -> None:
 
 
 LOSSES = [
-    *(Door(loss().forward, _scores, lambda given: (), True) for loss in (
+    # `forbidden` is the older name of `exclude`: all losses read both by one function, so one loss below stands for all
+    *(Door(loss().forward, _scores, lambda given: (), True, left_out=("forbidden",)) for loss in (
         Hinge, lambda: Hinge(warmup_steps=2**60), InfoNCE, Sigmoid, BatchHardTriplet, SemiHardTriplet,
     )),
+    Door(
+        InfoNCE().forward, lambda: {**_scores(), "exclude": None, "forbidden": torch.zeros(6, 6).bool()},
+        lambda given: (), True,
+    ),
     Door(
         Hinge, lambda: {"margin": 0.2, "warmup_steps": 1, "learned_scale": True, "scale_range": (0.1, 10.0)},
         check=lambda loss: loss(**_scores()),
@@ -237,10 +281,11 @@ LOSSES = [
         IdentityLoss, lambda: {"dim": 8, "identities": 3, "smoothing": 0.1},
     ),
     Door(
-        functools.partial(IdentityLoss(8, 3).forward, score=None),  # which it does not read
+        functools.partial(IdentityLoss(8, 3).forward, score=None),
         lambda: {"features": features(), "labels": torch.arange(6) % 3},
         lambda given: (),
         True,
+        left_out=("score",),  # which it does not read
     ),
     Door(
         WeightedSum(IdentityLoss(8, 3), BatchHardTriplet(), weights=[1.0, 0.5]).forward, _labelled, lambda given: (),
@@ -323,6 +368,14 @@ def _models() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def tokens() -> Tensor:
+    return torch.randn(6, 3, 8, generator=torch.Generator().manual_seed(0))
+
+
+def precision() -> GSSFMetric:
+    return GSSFMetric(8, block_size=4, constraint="psd", normalize=False)
+
+
 DISTILLATION = [
     Door(Distiller, _models, check=lambda made: (made.plan(features()), made(features()))),
     *(Door(loss, lambda: {"metric": metric()}) for loss in (SP, PKT)),
@@ -331,7 +384,22 @@ DISTILLATION = [
     Door(LogitKL, lambda: {"temperature": 4.0}),
     Door(MGD, lambda: {"dim": 8, "share": 0.15}),
     Door(VID, lambda: {"dim": 8, "initial_variance": 5.0}),
-]
+    Door(Contrastive, lambda: {"metric": metric(), "scale": 14.0}),
+    Door(Regression, lambda: {"metric": precision()}),
+    Door(Relation, lambda: {"metric": metric(), "projected": False, "temperature": 0.1}),
+    *(
+        Door(
+            loss.forward,
+            lambda: {"student": tokens(), "teacher": tokens(), "mask": torch.ones(6, 3).long()},
+            lambda given: (),
+            True,
+        )
+        for loss in (
+            AttentionTransfer(), CKA(), CRD(), CRD(metric()), Contrastive(metric()), Cosine(), LogitKL(), MGD(8), MSE(),
+            PKT(), RKD(), Regression(precision()), Relation(metric()), SP(), VID(8),
+        )
+    ),
+]  # fmt: skip
 
 
 def _attention() -> dict[str, Any]:
@@ -354,6 +422,37 @@ ROOMS = {
     "distillation": DISTILLATION,
     "attention": ATTENTION,
 }
+
+
+SWEPT = ("metric", "metric.stores", "evaluation", "losses", "distillation.losses")
+STANDS_FOR = {weighted_sum: WeightedSum}  # doors that call a public name in another way
+NO_DOOR = {
+    "metric.Neighbours": "a NamedTuple that topk returns",
+    "metric.PreparedGallery": "what prepare_gallery returns; users do not build it",
+    "metric.StoreReport": "what check_store returns; its method `scores` has a door",
+    "metric.Term": "a type",
+    "metric.stores.StoreReport": "what check_store returns; its method `scores` has a door",
+    "losses.EmbeddingLoss": "a base class; what inherits it has doors",
+    "losses.FeatureLoss": "the older name of EmbeddingLoss",
+    "distillation.losses.DistillationLoss": "a base class; what inherits it has doors",
+    "distillation.losses.FeatureLoss": "the older name of DistillationLoss",
+}
+
+
+def _public() -> dict[str, Any]:
+    """The public callables of the rooms that are swept, by room and name."""
+    rooms = {room: importlib.import_module(f"gssf_plug.{room}") for room in SWEPT}
+    named = {f"{room}.{name}": getattr(module, name) for room, module in rooms.items() for name in module.__all__}
+    return {name: value for name, value in named.items() if callable(value)}
+
+
+def _called() -> tuple[list[Any], list[type]]:
+    """What the doors call: functions and classes themselves, and the classes whose objects are called."""
+    calls = [getattr(door.call, "func", door.call) for doors in ROOMS.values() for door in doors]
+    forwards = [call for call in calls if getattr(call, "__name__", "") == "forward"]
+    return [STANDS_FOR.get(call, call) for call in calls if inspect.isroutine(call) or inspect.isclass(call)], [
+        type(forward.__self__) for forward in forwards
+    ]
 
 
 class Hanging(BaseException):
@@ -451,3 +550,36 @@ def test_wrong_calls_are_refused_by_name(room: str) -> None:
 
 def test_there_are_many_of_them() -> None:
     assert sum(1 for room in ROOMS for _ in wrong_calls(room)) >= 1_500
+
+
+def test_every_public_callable_has_a_door() -> None:
+    called, forwarded = _called()
+    missing = []
+    for name, value in _public().items():
+        if name in NO_DOOR:
+            continue
+        module = inspect.isclass(value) and issubclass(value, nn.Module)
+        builds = not (module and value.__init__ is nn.Module.__init__)  # or its constructor takes nothing
+        if builds and not any(value is call for call in called):
+            missing.append(f"{name} is not called")
+        if module and value not in forwarded:
+            missing.append(f"{name}.forward is not called")
+    assert not missing, "\n".join(missing)
+
+
+def test_what_has_no_door_is_public_and_has_none() -> None:
+    called, forwarded = _called()
+    public = _public()
+    assert set(NO_DOOR) <= set(public)
+    assert not [name for name in NO_DOOR if any(public[name] is call for call in (*called, *forwarded))]
+
+
+def test_no_parameter_is_left_out_in_silence() -> None:
+    wrong = []
+    for door in (door for doors in ROOMS.values() for door in doors):
+        parameters, given = set(inspect.signature(door.call).parameters), set(door.arguments())
+        name = getattr(door.call, "__qualname__", repr(door.call))
+        wrong += [f"{name}({one}) is left out" for one in parameters - given - set(door.left_out)]
+        wrong += [f"{name}({one}) is given, and said to be left out" for one in set(door.left_out) & given]
+        wrong += [f"{name} has no {one}" for one in (given | set(door.left_out)) - parameters]
+    assert not wrong, "\n".join(wrong)

@@ -30,6 +30,7 @@ __all__ = [
     "checked_count",
     "checked_grouping",
     "checked_number",
+    "require_metric",
 ]
 
 WHOLE = "be a whole number of at least 1"
@@ -106,6 +107,17 @@ def check_metric(metric: object) -> None:
     """
     if metric is not None and not (hasattr(metric, "fold") and hasattr(metric, "gallery") and hasattr(metric, "dim")):
         raise ArgumentError("metric", "be a GSSFMetric or None", type(metric).__name__, "None means cosine.")
+
+
+def require_metric(metric: object, remedy: str) -> None:
+    """A metric, where None has no meaning.
+
+    Raises:
+        ArgumentError: the value is no metric.
+    """
+    if metric is None:
+        raise ArgumentError("metric", "be a GSSFMetric", "None", remedy)
+    check_metric(metric)
 
 
 def checked_block_size(block_size: int, dim: int) -> int:

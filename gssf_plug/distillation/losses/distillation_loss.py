@@ -12,7 +12,7 @@ true where a token counts. Every loss sums in float32 or better. There are two k
 The teacher side never gets a gradient.
 """
 
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -39,8 +39,9 @@ class DistillationLoss(nn.Module):
         student (N, D) or (N, T, D), teacher the same with its own width, mask (N, T) -> scalar, float32 or better.
 
     Raises:
-        ArgumentError: the two sides have unequal batch sizes, lengths or (where `same_width`) widths; the mask has
-            another shape; or a relational loss gets fewer than two examples.
+        ArgumentError: a side is no tensor of real numbers; the two have unequal batch sizes, lengths or (where
+            `same_width`) widths; the mask has another shape, or stands beside vectors; or a relational loss gets fewer
+            than two examples.
     """
 
     relational: ClassVar[bool] = False
@@ -52,6 +53,9 @@ class DistillationLoss(nn.Module):
     ) -> Float[Tensor, ""]:
         """Check, bring to float32, pool and gather where the class says so, compute."""
         _check_batches(student, teacher)
+        if mask is not None and not _holds_numbers(mask):
+            remedy = "Give the attention mask of the student's tokens, or None for vectors."
+            raise ArgumentError("mask", "be None or a tensor with one value per token", _described(mask), remedy)
         dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
         student, teacher = student.to(dtype), teacher.detach().to(dtype)
         if self.vectors:
@@ -86,10 +90,11 @@ class DistillationLoss(nn.Module):
                 student.shape[-1],
                 "Put a projector between them: the Distiller does so with projector='auto'.",
             )
-        if mask is not None and mask.shape != student.shape[:-1]:
+        if mask is not None and (student.ndim != 3 or mask.shape != student.shape[:-1]):
+            rule = f"have shape {tuple(student.shape[:-1])}, one value per token"
             raise ArgumentError(
                 "mask",
-                f"have shape {tuple(student.shape[:-1])}, one value per token",
+                rule if student.ndim == 3 else "be None for vectors",
                 tuple(mask.shape),
                 "Give the attention mask of the student's tokens, or None for vectors.",
             )
@@ -121,6 +126,9 @@ def _pooled(features: Tensor, mask: Tensor | None) -> Tensor:
 
 def _check_batches(student: Tensor, teacher: Tensor) -> None:
     for name, features in (("student", student), ("teacher", teacher)):
+        if not _holds_numbers(features):
+            remedy = "Give the features as the model returns them; dense, and on a device that holds values."
+            raise ArgumentError(name, "be a tensor of real numbers", _described(features), remedy)
         if features.ndim not in (2, 3):
             raise ArgumentError(
                 name,
@@ -135,6 +143,23 @@ def _check_batches(student: Tensor, teacher: Tensor) -> None:
             len(teacher),
             "Row i of both must be the same example.",
         )
+
+
+def _holds_numbers(value: object) -> TypeGuard[Tensor]:
+    return (
+        isinstance(value, Tensor)
+        and not value.is_complex()
+        and not value.is_quantized
+        and not value.is_meta
+        and value.layout == torch.strided
+    )
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    where = f" of layout {value.layout}" if value.layout != torch.strided else " on meta" if value.is_meta else ""
+    return f"{value.dtype}{where} of shape {tuple(value.shape)}"
 
 
 def _check_two_examples(name: str, count: int) -> None:

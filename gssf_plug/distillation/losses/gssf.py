@@ -10,6 +10,7 @@ from gssf_plug.distillation.losses.relational import same_example
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses import InfoNCE
 from gssf_plug.metric import GSSFMetric
+from gssf_plug.metric.options import check_flag, require_metric
 
 __all__ = ["Contrastive", "Regression", "Relation"]
 
@@ -35,7 +36,7 @@ class Relation(DistillationLoss):
             the squared error instead.
 
     Raises:
-        ArgumentError: the temperature is not positive.
+        ArgumentError: the metric is none, `projected` is neither True nor False, or the temperature is not positive.
 
     Relations:
         `SP` compares rows after normalisation, `PKT` distributions without a temperature; both take the metric too.
@@ -45,6 +46,8 @@ class Relation(DistillationLoss):
 
     def __init__(self, metric: GSSFMetric, *, projected: bool = False, temperature: float | None = None) -> None:
         super().__init__()
+        require_metric(metric, "Build one of the student's width: GSSFMetric(dim, constraint='symmetric').")
+        check_flag("projected", projected)
         if temperature is not None:
             require_positive("temperature", temperature)
         self.metric = metric
@@ -77,6 +80,9 @@ class Contrastive(DistillationLoss):
         metric: metric of the teacher's width that scores student and teacher; the student comes through a projector.
         scale: factor on the scores at the start, which is learned and at most 100; default 1/0.07.
 
+    Raises:
+        ArgumentError: the metric is none, or the scale is outside its range.
+
     References:
         CRD, arXiv 1910.10699, for the idea; CLIP, arXiv 2103.00020, for the learned scale.
     """
@@ -85,6 +91,7 @@ class Contrastive(DistillationLoss):
 
     def __init__(self, metric: GSSFMetric, *, scale: float = 1 / 0.07) -> None:
         super().__init__()
+        require_metric(metric, "Build one of the teacher's width: GSSFMetric(dim).")
         self.metric = metric
         self.contrast = InfoNCE(scale=scale)
 
@@ -106,7 +113,7 @@ class Regression(DistillationLoss):
             comes through a projector.
 
     Raises:
-        ArgumentError: the metric may be negative, or it normalises, which would take a residual's length away.
+        ArgumentError: the metric is none, may be negative, or normalises, which would take a residual's length away.
 
     Relations:
         `VID` is the diagonal case.
@@ -116,12 +123,14 @@ class Regression(DistillationLoss):
 
     def __init__(self, metric: GSSFMetric) -> None:
         super().__init__()
+        remedy = "Build it with GSSFMetric(dim, constraint='psd', normalize=False)."
+        require_metric(metric, remedy)
         if metric.constraint != "psd" or metric.normalize:
             raise ArgumentError(
                 "metric",
                 "have constraint='psd' and normalize=False, since it is the precision of a Gaussian",
                 f"constraint={metric.constraint!r}, normalize={metric.normalize}",
-                "Build it with GSSFMetric(dim, constraint='psd', normalize=False).",
+                remedy,
             )
         self.metric = metric
 

@@ -5,6 +5,7 @@ some list the worst item first, and where the query is quantised its length deci
 asked: as it will be, and with queries of a twentieth and of fifty times their length, which change no order.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,152 +17,16 @@ from jaxtyping import Float, Int
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, to_tensor
 from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric.options import require_metric
 from gssf_plug.metric.search import topk
 from gssf_plug.metric.stores.number_forms import FORMS, fitting_forms
+from gssf_plug.metric.stores.report import Answer, StoreReport
 
 __all__ = ["Search", "StoreReport", "check_store"]
 
 Search = Callable[[np.ndarray, int], tuple[Any, Any]]
 SCALES = (0.05, 50.0)
 PADDING_ASKED_UP_TO = 4096  # items; some stores limit k, and a larger one costs more than the answer is worth
-ENOUGH = 0.99  # recall below which the report advises
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the store answered to one set of queries.
-
-    Args:
-        recall: share of the k best items, by score, that the store found; 0 … 1.
-        ordered: share of the queries whose items came best first; 0 … 1.
-        forms: forms that the numbers can have, the nearest first, with their errors (see `fitting_forms`).
-        direction: order of the numbers themselves: "larger first", "smaller first" or "not sorted".
-        largest_error: largest error of a number of the nearest form, in the number's own unit; NaN without a form.
-        missing: number of the N·k places that held no item: rows that ended early, ids outside 0 … M−1, numbers of NaN.
-    """
-
-    recall: float
-    ordered: float
-    forms: dict[str, float]
-    direction: str
-    largest_error: float
-    missing: int
-
-
-@dataclass(frozen=True)
-class StoreReport:
-    """What `check_store` found. `print(report)` shows it with advice.
-
-    Args:
-        k: number of items that were asked for.
-        recall: share of `topk`'s items that the store found, 0 … 1; an item of equal score counts.
-        ordered: share of the queries whose items came best first; 0 … 1.
-        form: form of the numbers: "f·g", "−f·g", "1−f·g", "cos", "1−cos", "L2" or "squared L2"; None where they are
-            none of these.
-        direction: order of the numbers: "larger first", "smaller first" or "not sorted".
-        largest_error: largest difference between a number and its form; NaN without a form.
-        scaled: what the store did with queries of 0.05 and 50 times the length, by that factor.
-        padding: what comes where more items are asked for than there are.
-        missing: number of the N·k places that held no item.
-        item_length: length of the gallery items where it is the same for all (1 with `normalize=True`), else None.
-    """
-
-    k: int
-    recall: float
-    ordered: float
-    form: str | None
-    direction: str
-    largest_error: float
-    scaled: dict[float, Answer]
-    padding: str
-    missing: int
-    item_length: float | None
-
-    @property
-    def moves(self) -> list[str]:
-        """What changes with the length of the query, in words; empty for a store that is right for all."""
-        found = []
-        for scale, answer in self.scaled.items():
-            if abs(answer.recall - self.recall) > 0.01:
-                found.append(f"recall is {answer.recall:.3f} where |f| is {scale:g} times as large")
-            if (self.form or "none") not in (answer.forms or {"none": 0.0}):
-                found.append(
-                    f"the number is {next(iter(answer.forms), 'of no form')} where |f| is {scale:g} times as large"
-                )
-        return found
-
-    def scores(
-        self,
-        numbers: Float[Array, "*queries k"],
-        folded: Float[Array, "*queries dim"],
-        item_lengths: Float[Array, "*queries k"] | None = None,
-    ) -> Float[np.ndarray, "*queries k"]:
-        """The metric's scores f·g from the store's numbers.
-
-        Args:
-            numbers: numbers of the store, (N, k), or one row (k,) for one query.
-            folded: folded queries, (N, D), or one (D,).
-            item_lengths: length of each of the N×k items, which cosines and distances need where items differ in it, as
-                they do with `normalize=False`. Default: the one length that the report knows.
-
-        Returns:
-            The scores in float64, in the shape of `numbers`; larger is better. They are rounded as the store's numbers
-            are.
-
-        Raises:
-            ArgumentError: the numbers have no known form, or the lengths of the items are needed and missing.
-        """
-        form = next((form for form in FORMS if form.name == self.form), None)
-        if form is None:
-            remedy = "Score the ids that it found with the metric: metric.pairwise(query, item)."
-            raise ArgumentError("numbers", "be of a known form", "those of a store whose form is none", remedy)
-        values = np.asarray(to_tensor("numbers", numbers), dtype=np.float64)
-        lengths = np.linalg.norm(np.asarray(to_tensor("folded", folded), dtype=np.float64), axis=-1)
-        lengths = lengths.reshape(lengths.shape + (1,) * (values.ndim - lengths.ndim))
-        if item_lengths is not None:
-            items = np.asarray(to_tensor("item_lengths", item_lengths), dtype=np.float64)
-        elif self.item_length is not None or not form.needs_lengths:
-            items = np.full(values.shape, 1.0 if self.item_length is None else self.item_length)
-        else:
-            remedy = "Pass the length of each item that was found."
-            raise ArgumentError(
-                "item_lengths", f"be given for {form.name} of items of different lengths", "None", remedy
-            )
-        return form.to_score(values, np.broadcast_to(lengths, values.shape), np.broadcast_to(items, values.shape))
-
-    def advice(self) -> list[str]:
-        """What to do about what was found, one sentence each; empty where nothing needs doing."""
-        said = []
-        if self.recall < ENOUGH:
-            said.append("Raise the index's search effort (ef, nprobe, search_k), or search without a graph or cells.")
-        if self.ordered < ENOUGH:
-            said.append(
-                "Items do not come best first: sort them by `report.scores`, or ask with -f where the worst come."
-            )
-        if any("recall" in word for word in self.moves):
-            said.append("The query's length decides what is found: quantise the items, not the query.")
-        if self.form is None:
-            said.append("The number is none that is known: re-score the items that were found with the metric.")
-        if self.form in ("cos", "1−cos", "L2", "squared L2"):
-            said.append("Numbers of two queries do not compare: use `report.scores`, or the store's inner product.")
-        if self.form == "1−f·g":
-            said.append(
-                "Thresholds on 1 − number are thresholds on the score; relevance functions that expect 0 … 1 are not."
-            )
-        return said
-
-    def __str__(self) -> str:
-        """A few lines: found, number, length of the query, padding, advice."""
-        direction = self.direction
-        error = "" if self.form is None else f", largest error {self.largest_error:.1e}"
-        lines = [
-            f"found     {self.recall:.3f} of the {self.k} best; best first in {self.ordered:.3f} of the queries"
-            + (f"; {self.missing} places without an item" if self.missing else ""),
-            f"number    {self.form or 'of no known form'}, {direction}{error}",
-            f"length    {'; '.join(self.moves) or 'recall and form are the same for 0.05 and 50 times |f|'}",
-            f"k > n     {self.padding}",
-        ]
-        return "\n".join([*lines, *(f"advice    {sentence}" for sentence in self.advice())])
 
 
 @torch.no_grad()
@@ -188,13 +53,18 @@ def check_store(
         scores.
 
     Raises:
-        ArgumentError: `search` returns something else, or `topk` refuses the features.
+        ArgumentError: `search` is no function of two arguments or returns something else, `metric` is none, there is
+            no query, or `topk` refuses the features.
 
     The function is called four times: with the queries as they are, with 0.05 and 50 times their length, and once with
     one query and more than M items (for M up to 4,096).
     """
+    _check_search(search)
+    require_metric(metric, "Give the metric whose gallery side the store holds.")
     asking, held = to_tensor("queries", queries), to_tensor("gallery", gallery)
     exact = topk(metric, asking, held, k)
+    if not len(asking):
+        raise ArgumentError("queries", "hold at least one query", "none", "Fifty are enough.")
     folded, items = _numpy(metric.fold(asking.float())), _numpy(metric.gallery(held.float()))
     found = Found(folded, items, exact.indices.cpu().numpy())
     plain = found.answer(_asked(search, folded, k, len(items)), 1.0)
@@ -206,6 +76,22 @@ def check_store(
         _padding(search, folded[:1], len(items)), plain.missing,
         float(lengths.mean()) if np.ptp(lengths) < 1e-4 * lengths.mean() else None,
     )  # fmt: skip
+
+
+def _check_search(search: object) -> None:
+    """Refuse what cannot be called with two arguments, before anything is searched."""
+    rule = "be a function search(folded, k) -> (numbers, ids)"
+    remedy = "Give `lambda folded, k: (distances, ids)` around the store's own call."
+    if not callable(search):
+        raise ArgumentError("search", rule, type(search).__name__, remedy)
+    try:
+        taken = inspect.signature(search)
+    except (TypeError, ValueError):  # some compiled functions do not say what they take
+        return
+    try:
+        taken.bind(None, 0)
+    except TypeError:
+        raise ArgumentError("search", rule, f"a function of {taken}", remedy) from None
 
 
 def _numpy(features: torch.Tensor) -> np.ndarray:
@@ -257,7 +143,7 @@ class Found:
         falls = [bool((np.diff(row[on]) <= one).all()) for row, on, one in zip(scores, there, slack, strict=True)]
         return Answer(
             recall=float(good.sum() / self.best.size),
-            ordered=float(np.mean(falls)) if len(falls) else 1.0,
+            ordered=float(np.mean(falls)),
             forms=forms,
             direction=_direction(numbers, pairs),
             largest_error=float(error),
@@ -307,8 +193,8 @@ def _rows(answer: object, queries: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def _padding(search: Search, folded: np.ndarray, items: int) -> str:
     """What a store answers that is asked for more items than it has."""
-    if items > PADDING_ASKED_UP_TO or not len(folded):
-        return f"not asked: the gallery has more than {PADDING_ASKED_UP_TO:,} items" if len(folded) else "not asked"
+    if items > PADDING_ASKED_UP_TO:
+        return f"not asked: the gallery has more than {PADDING_ASKED_UP_TO:,} items"
     try:
         answer = search(np.ascontiguousarray(folded), items + 5)
     except Exception as error:  # noqa: BLE001 — a store's own error is the finding

@@ -103,6 +103,29 @@ class TestBadInput:
         wrong = torch.ones(4, 3)
         self.refuses(r"`mask` must have shape \(4, 2\), one value per token", Seen(), (4, 2, 3), (4, 2, 3), mask=wrong)
 
+    def test_no_mask_stands_beside_vectors(self):
+        self.refuses("`mask` must be None for vectors", Seen(), (4, 2), (4, 2), mask=torch.ones(4))
+
+    @pytest.mark.parametrize(
+        ("wrong", "got"),
+        [
+            (None, "NoneType"),
+            ([[1.0, 2.0]], "list"),
+            (torch.zeros(1, 2, dtype=torch.complex64), r"torch.complex64 of shape \(1, 2\)"),
+            (torch.empty(1, 2, device="meta"), "torch.float32 on meta"),
+            (torch.eye(1, 2).to_sparse(), "torch.float32 of layout torch.sparse_coo"),
+        ],
+    )
+    def test_no_tensor_of_real_numbers(self, wrong, got):
+        right = torch.randn(1, 2)
+        with pytest.raises(ArgumentError, match=f"`student` must be a tensor of real numbers, but got {got}"):
+            Seen()(wrong, right)
+        with pytest.raises(ArgumentError, match=f"`teacher` must be a tensor of real numbers, but got {got}"):
+            Seen()(right, wrong)
+        if wrong is not None:
+            with pytest.raises(ArgumentError, match=f"`mask` must be None or a tensor .* but got {got}"):
+                Seen()(right, right, wrong)
+
     def test_too_few_examples(self):
         self.refuses("`student` must hold at least one example, but got an empty batch", Seen(), (0, 2), (0, 2))
         self.refuses("`student` must hold at least two examples for Together", Together(), (1, 2), (1, 2))

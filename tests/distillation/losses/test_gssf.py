@@ -111,3 +111,18 @@ class TestRegression(DistillationLossContract):
         for metric in (GSSFMetric(4, block_size=2), GSSFMetric(4, block_size=2, constraint="psd")):
             with pytest.raises(ArgumentError, match="`metric` must have constraint='psd' and normalize=False"):
                 Regression(metric)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("loss", [Contrastive, Regression, Relation])
+def test_these_need_a_metric(loss):
+    with pytest.raises(ArgumentError, match="`metric` must be a GSSFMetric, but got None. Build"):
+        loss(None)
+    with pytest.raises(ArgumentError, match="`metric` must be a GSSFMetric or None, but got str"):
+        loss("cosine")
+
+
+@pytest.mark.bad_input
+def test_projected_is_a_flag():
+    with pytest.raises(ArgumentError, match="`projected` must be True or False, but got 'no'"):
+        Relation(GSSFMetric(4, block_size=2), projected="no")

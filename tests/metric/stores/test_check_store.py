@@ -219,6 +219,38 @@ def test_another_answer_is_refused(answer, got, metric, queries, gallery):
         check_store(lambda folded, k: answer, metric, queries, gallery, K)
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("search", "got"),
+    [
+        (None, "NoneType"),
+        ("faiss", "str"),
+        (np.zeros((2, 2)), "ndarray"),
+        (lambda folded: folded, r"a function of \(folded\)"),
+        (len, r"a function of \(obj, /\)"),
+    ],
+)
+def test_what_cannot_search_is_refused_before_anything_is_searched(search, got, metric, queries, gallery):
+    with pytest.raises(ArgumentError, match=rf"`search` must be a function search\(folded, k\).*got {got}.*Give `lam"):
+        check_store(search, metric, queries, gallery, K)
+
+
+def test_an_error_of_the_store_itself_comes_through(metric, queries, gallery):
+    def search(folded, k, retries=3):
+        raise ConnectionError("no server")
+
+    with pytest.raises(ConnectionError, match="no server"):
+        check_store(search, metric, queries, gallery, K)
+
+
+@pytest.mark.bad_input
+def test_no_metric_and_no_queries_are_refused(metric, queries, gallery):
+    with pytest.raises(ArgumentError, match="`metric` must be a GSSFMetric, but got None"):
+        check_store(Store(metric, gallery), None, queries, gallery, K)
+    with pytest.raises(ArgumentError, match="`queries` must hold at least one query"):
+        check_store(Store(metric, gallery), metric, queries[:0], gallery, K)
+
+
 def test_what_topk_refuses_is_refused(metric, queries, gallery):
     with pytest.raises(ArgumentError, match="`k` must"):
         check_store(Store(metric, gallery), metric, queries, gallery, ITEMS + 1)
