@@ -20,7 +20,6 @@ __all__ = ["FINEST_AT_ONCE", "MOST_PAIRS", "WAITING_AT_MOST", "NegativeCounts"]
 
 FINEST_AT_ONCE = 2_097_152  # scores in float64: 16 MB
 WAITING_AT_MOST = 1_048_576  # open pairs: some 40 MB
-COMPARED_AT_ONCE = 1_048_576  # comparisons of open pairs with positives: 8 MB in float64
 MOST_PAIRS = 3  # one in so many scores may wait for a closer product of its pair before a float64 product costs less
 MOST_OPEN = 64  # and so many may still be open then
 
@@ -132,15 +131,17 @@ class NegativeCounts:
             return
         rows, columns = (torch.cat(parts) for parts in zip(*self._open, strict=True))
         self._open = []
-        size = max(1, COMPARED_AT_ONCE // self.counts.shape[1])
-        scores = self.queries.close(rows, columns)
-        for own, other, close in zip(rows.split(size), columns.split(size), scores.split(size), strict=True):
-            slack = 2 * self.queries.slack[own, None]
-            near = ((close[:, None] - self.positives.scores[own]).abs() <= slack).any(1)
-            if bool(near.any()):
-                self.positives.settle(self.queries, own[near].unique())
-                close[near] = self.queries.canonical(own[near], other[near])
-            self.counts.index_add_(0, own, (close[:, None] >= self.positives.scores[own]).long())
+        close, slack = self.queries.close(rows, columns), 2 * self.queries.slack[rows]
+        positives = self.positives.scores
+        sure, near = certain_pairs(Open(close - slack, close + slack), rows, positives, positives)
+        self.counts += sure
+        if not len(near):
+            return
+        rows, columns = rows.index_select(0, near), columns.index_select(0, near)
+        self.positives.settle(self.queries, rows.unique())
+        exact, positives = self.queries.canonical(rows, columns), self.positives.scores
+        # the bound above is left out: equal scores reach
+        self.counts += certain_pairs(Open(torch.full_like(exact, torch.inf), exact), rows, positives, positives)[0]
 
 
 def _certain_counts(

@@ -34,6 +34,7 @@ from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 __all__ = ["Rescorer", "reid_ranking"]
 
 JUNK = -1
+NO_POSITIVE = "no identity of `query_ids` seen by another camera (junk and same-camera images removed)"
 Rescorer = Callable[[Tensor, Tensor, GSSFMetric | None], Tensor]
 
 
@@ -101,8 +102,7 @@ def reid_ranking(
         found = rank_positives(scores.of(rows), matches._replace(counted=other), at_once=at_once)
         tally.add(_measures(found, places), len(found.positives))
     measures = ["mAP", *(f"R@{k}" for k in places), "mINP"]
-    nothing = "no identity of `query_ids` seen by another camera (junk and same-camera images removed)"
-    return tally.percentages(measures, distributed, query.device, "gallery_ids", nothing)
+    return tally.percentages(measures, distributed, query.device, "gallery_ids", NO_POSITIVE)
 
 
 def _rescored(rerank: Rescorer, query: Tensor, gallery: Tensor, metric: GSSFMetric) -> Float[Tensor, "n m"]:
