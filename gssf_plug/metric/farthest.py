@@ -17,7 +17,7 @@ from gssf_plug.metric.search import MANY, topk
 
 __all__ = ["Ends", "nearest_and_farthest"]
 
-QUERIES_AT_ONCE, ITEMS_AT_ONCE = 1024, 4096  # 16 MB of scores; the first items are looked at in a longer dtype
+QUERIES_AT_ONCE, ITEMS_AT_ONCE = 2048, 4096  # 32 MB of scores; the first items are looked at in a longer dtype
 
 
 class Ends(NamedTuple):
