@@ -233,7 +233,8 @@ def _sample(parts: list[slice], k: int) -> tuple[Int[Tensor, " items"], int] | N
     if size < TIMES * SAMPLE:
         return None
     step = IN_A_ROW * (size // SAMPLE)
-    first = torch.cat([torch.arange(part.start, part.stop - IN_A_ROW + 1, step) for part in parts])
+    ends = [max(part.start, part.stop - IN_A_ROW + 1) for part in parts]  # a part may be too short
+    first = torch.cat([torch.arange(part.start, end, step) for part, end in zip(parts, ends, strict=True)])
     items = (first[:, None] + torch.arange(IN_A_ROW)).flatten()
     expected = k * len(items) / size  # of the k best, and by chance some more
     return items, math.ceil(expected + 4 * math.sqrt(expected) + 4)

@@ -174,13 +174,14 @@ def test_a_memory_mapped_prepared_gallery(tmp_path):
     "kind", ["random", "duplicates", "signs", "subnormal", "all equal", "some zero rows", "rising"]
 )
 @pytest.mark.parametrize("excluded", [False, True])
-def test_a_sample_that_says_where_to_begin_changes_nothing(path, kind, excluded, monkeypatch):
+@pytest.mark.parametrize(("items", "chunk"), [(300, 64), (259, 64), (257, 4)])  # the last part of few items, or all
+def test_a_sample_that_says_where_to_begin_changes_nothing(path, kind, excluded, items, chunk, monkeypatch):
     """Also where it says too much: then the queries are searched for once more."""
     monkeypatch.setattr(search, "SAMPLE", 64)
     monkeypatch.setattr(search, "TIMES", 4)
-    queries, gallery = KINDS[kind](QUERIES), KINDS[kind](300)
-    hidden = torch.rand(QUERIES, 300) < 0.5
-    given = {"gallery_chunk": 64, "exclude": (lambda rows, items: hidden[rows][:, items]) if excluded else None}
+    queries, gallery = KINDS[kind](QUERIES), KINDS[kind](items)
+    hidden = torch.rand(QUERIES, items) < 0.5
+    given = {"gallery_chunk": chunk, "exclude": (lambda rows, items: hidden[rows][:, items]) if excluded else None}
     scores, indices = reference(None, queries, gallery, 5, hidden if excluded else None)
     found = topk(None, queries, gallery, 5, **given)
     assert torch.equal(found.indices, indices)

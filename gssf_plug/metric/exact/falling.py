@@ -66,7 +66,6 @@ class RowSorter:
     def __init__(self, rows: int, size: int) -> None:
         self.size, self.bits = size, max(1, (size - 1).bit_length())
         self.short_tells = self.bits <= MOST_SHORT_BITS
-        self.short_tells = self.bits <= MOST_SHORT_BITS
         self.numbers = np.arange(size, dtype=np.int64)
         self.short_numbers = self.numbers.astype(np.uint32)
         self.starts = np.arange(rows)[:, None] * size

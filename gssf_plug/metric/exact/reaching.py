@@ -67,9 +67,9 @@ def reaching(
     high = places(at_least(peaks, least[:, None]))
     rows = high.div(peaks.shape[1], rounding_mode="floor")
     bounds = least.index_select(0, rows)
-    if whole == width and scores.is_contiguous():
-        return _inside(scores, high, bounds)
-    found = _inside(scores[:, :whole].contiguous(), high, bounds)
+    found = _inside(scores[:, :whole].unflatten(1, (-1, GROUP)), high, bounds)
+    if whole == width:
+        return found
     rows = found.div(whole, rounding_mode="floor")
     rest, column = (scores[:, whole:] >= least[:, None]).nonzero(as_tuple=True)
     return torch.cat([found.add_(rows * (width - whole)), rest * width + (whole + column)]).sort().values
@@ -83,18 +83,23 @@ def reaching_groups(sums: Int[Tensor, "n m"], least: Int[Tensor, "n groups"]) ->
         least: one bound for each row and group.
     """
     high = places(at_least(group_peaks(sums), least))
-    return _inside(sums, high, least.flatten().index_select(0, high))
+    return _inside(sums.unflatten(1, (-1, GROUP)), high, least.flatten().index_select(0, high))
 
 
 def _inside(
-    scores: Shaped[Tensor, "n m"], high: Int[Tensor, " groups"], least: Shaped[Tensor, " groups"]
+    scores: Shaped[Tensor, "n groups size"], high: Int[Tensor, " some"], least: Shaped[Tensor, " some"]
 ) -> Int[Tensor, " places"]:
     """Where scores in some groups, counted through all rows, are at least the bound of their group."""
-    table, size = scores.view(-1, GROUP), INSIDE_AT_ONCE // GROUP
+    together, size = scores.is_contiguous(), INSIDE_AT_ONCE // GROUP
+    table, count = scores.view(-1, GROUP) if together else scores, scores.shape[1]
     scratch = table.new_empty(min(size, len(high)), GROUP)  # written again and again: it stays in the cache
     found = [high[:0]]
     for some, bounds in zip(high.split(size), least.split(size), strict=True):
-        groups = torch.index_select(table, 0, some, out=scratch[: len(some)])
+        if together:
+            groups = torch.index_select(table, 0, some, out=scratch[: len(some)])
+        else:  # rows end in scores that are in no group
+            row = some.div(count, rounding_mode="floor")
+            groups = table[row, some - row * count]
         hits = places(at_least(groups, bounds[:, None]))
         which = hits >> GROUP_BITS
         found.append(some.index_select(0, which).sub_(which).mul_(GROUP).add_(hits))
