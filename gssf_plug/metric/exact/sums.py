@@ -107,9 +107,8 @@ def _slices(x: Float[Tensor, "k n s"], bits: int, number: int) -> Float[Tensor, 
     parts = x.new_empty(*x.shape[:2], number * size)
     for place in range(number):
         part = parts[:, :, place * size : (place + 1) * size]
-        lift = 1.5 * 2.0 ** (
-            52 - bits * (place + 1)
-        )  # beside a number this large, whole multiples are all that remains
+        # beside a number this large, whole multiples are all that remains
+        lift = 1.5 * 2.0 ** (52 - bits * (place + 1))
         torch.add(x, lift, out=part).sub_(lift)
         x = x - part
     return parts
