@@ -8,10 +8,10 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from gssf_plug.arguments import check_positive
 from gssf_plug.attention.discovery.layouts import Heads
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric, Term
-from gssf_plug.metric.options import check_positive
 
 __all__ = ["AdapterOptions", "check_adapter_name", "check_dtype", "check_example", "check_places"]
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gssf_plug.arguments import checked_number
 from gssf_plug.distillation.losses.distillation_loss import DistillationLoss
 from gssf_plug.distillation.losses.short_names import LOSSES, Loss
 from gssf_plug.distillation.module_paths import find_modules, layer_paths
 from gssf_plug.distillation.taps import Tap
 from gssf_plug.distillation.teacher import Teacher, TeacherInputs, TeacherModel
 from gssf_plug.errors import ArgumentError, near_matches
-from gssf_plug.metric.options import checked_number
 from gssf_plug.wrappers import unwrap
 
 __all__ = [

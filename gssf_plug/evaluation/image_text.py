@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gssf_plug.arguments import checked_count
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.image_text_ranks import ImageTextRanks, Ranks
 from gssf_plug.evaluation.options import Rows, checked_features, checked_labels, checked_metric, promoted
@@ -27,7 +28,6 @@ from gssf_plug.evaluation.scores import FeatureScores, GivenScores, Scores
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.fast_rows import fast_dtype
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
-from gssf_plug.metric.options import checked_count
 
 __all__ = ["image_text_recall", "image_text_recall_of_scores", "tied_too_often"]
 

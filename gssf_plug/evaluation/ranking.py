@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gssf_plug.arguments import checked_count
 from gssf_plug.distributed import add_over_processes
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.negatives import NegativeCounts
 from gssf_plug.evaluation.positives import Matches, Positives
 from gssf_plug.evaluation.scores import ScoredQueries, slices
-from gssf_plug.metric.options import checked_count
 
 __all__ = ["Block", "Ranked", "Tally", "checked_ranks", "query_blocks", "query_chunks", "rank_positives"]
 

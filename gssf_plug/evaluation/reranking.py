@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gssf_plug.arguments import checked_count, checked_number
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.options import (
     Rows,
@@ -35,7 +36,6 @@ from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.pair_products import ascending, pair_products
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 from gssf_plug.metric.farthest import nearest_and_farthest
-from gssf_plug.metric.options import checked_count, checked_number
 
 __all__ = ["KReciprocal"]
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gssf_plug.arguments import LARGEST, checked_count, checked_number
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses.chunked import Score, loss_of_pairs
-from gssf_plug.metric.options import LARGEST, checked_count, checked_number
 
 __all__ = ["EmbeddingLoss", "FeatureLoss", "IdentityLoss", "Score", "WeightedSum", "loss_of_features"]
 

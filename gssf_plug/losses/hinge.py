@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gssf_plug.arguments import check_flag, checked_number
 from gssf_plug.losses.logit_scale import LearnedScale, checked_range
 from gssf_plug.losses.pair_masks import Pairs
 from gssf_plug.losses.row_loss import RowLoss, RowSum
-from gssf_plug.metric.options import check_flag, checked_number
 
 __all__ = ["Hinge"]
 

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import torch
 
+from gssf_plug.arguments import check_flag
 from gssf_plug.losses.logit_scale import LearnedScale, checked_range
 from gssf_plug.losses.pair_masks import Pairs
 from gssf_plug.losses.row_loss import RowLoss, RowSum
-from gssf_plug.metric.options import check_flag
 
 __all__ = ["InfoNCE"]
 

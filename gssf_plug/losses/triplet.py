@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gssf_plug.arguments import check_flag, checked_number
 from gssf_plug.losses.logit_scale import LearnedScale
 from gssf_plug.losses.pair_masks import Pairs
 from gssf_plug.losses.row_loss import RowLoss, RowSum
-from gssf_plug.metric.options import check_flag, checked_number
 
 __all__ = ["BatchHardTriplet", "SemiHardTriplet"]
 

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gssf_plug.arguments import check_flag
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, given_rows
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
-from gssf_plug.metric.options import check_flag
 
 __all__ = ["FEW_QUERIES", "PreparedGallery", "check_finite", "prepare_gallery"]
 

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gssf_plug.arguments import checked_count
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs
-from gssf_plug.metric.options import checked_block_size, checked_count
+from gssf_plug.metric.options import checked_block_size
 from gssf_plug.metric.unit_rows import normalize_rows
 
 __all__ = ["group_channels"]

@@ -23,23 +23,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gssf_plug.arguments import LARGEST, WHOLE, check_flag, checked_count, checked_number
 from gssf_plug.errors import ArgumentError
 from gssf_plug.files import CardFacts, Format, HubModule, render_card
 from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs
 from gssf_plug.metric.checkpoint import read_metric
 from gssf_plug.metric.options import (
-    LARGEST,
-    WHOLE,
     Constraint,
     Term,
     canonical_terms,
     check_adjacency,
     check_constraint,
-    check_flag,
     checked_block_size,
-    checked_count,
     checked_grouping,
-    checked_number,
 )
 from gssf_plug.metric.structures import (
     BlockDiagonal,

@@ -1,40 +1,28 @@
 """The options of a metric, checked once when it is built: every rule, what came, and what to do instead."""
 
-import math
-import operator
-from collections.abc import Callable, Sequence, Set
-from numbers import Real
+from collections.abc import Sequence, Set
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gssf_plug.arguments import WHOLE, checked_count
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.metric.arrays import to_tensor
 
 __all__ = [
-    "LARGEST",
-    "WHOLE",
     "Constraint",
     "Term",
     "canonical_terms",
     "check_adjacency",
     "check_constraint",
-    "check_flag",
     "check_metric",
-    "check_positive",
     "checked_block_size",
     "checked_chunk",
-    "checked_count",
     "checked_grouping",
-    "checked_number",
     "require_metric",
 ]
-
-WHOLE = "be a whole number of at least 1"
-LARGEST = 2**31  # of a count that memory is taken for
 
 Term = Literal["diagonal", "block_diagonal", "dense"]
 Constraint = Literal["symmetric", "psd"]
@@ -51,47 +39,6 @@ def canonical_terms(terms: Sequence[str]) -> tuple[Term, ...]:
         if term not in known:
             raise ArgumentError("terms", f"hold only {known}", repr(term), near_matches(str(term), known))
     return tuple(term for term in known if term in terms)
-
-
-def check_positive(name: str, value: int, remedy: str) -> None:
-    """A whole number of at least 1."""
-    checked_count(name, value, remedy, rule=WHOLE)
-
-
-def check_flag(name: str, value: object) -> None:
-    """True or False; a text or number would be taken for one of them silently."""
-    if not isinstance(value, bool | np.bool_):
-        raise ArgumentError(name, "be True or False", repr(value), "Write it without quotes.")
-
-
-def checked_count(
-    name: str, value: object, remedy: str, *, rule: str = "be at least 1", least: int = 1, most: int | None = None
-) -> int:
-    """A whole number of at least `least`, numpy's and zero-dimensional tensors' too, as an int.
-
-    Raises:
-        ArgumentError: the value is below `least`, above `most`, or no whole number; `rule` says which is right.
-    """
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = None
-    if number is None or number < least or (most is not None and number > most):
-        raise ArgumentError(name, rule, repr(value), remedy)
-    return number
-
-
-def checked_number(name: str, value: object, rule: str, remedy: str, right: Callable[[float], bool]) -> float:
-    """A finite number, numpy's too, as a float.
-
-    Raises:
-        ArgumentError: the value is no number, a truth value, NaN or infinite, or not `right`; `rule` says which is
-            right.
-    """
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number) or not right(number):
-        raise ArgumentError(name, rule, repr(value), remedy)
-    return number
 
 
 def checked_chunk(name: str, value: object, of: int) -> int:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gssf_plug.arguments import checked_count
 from gssf_plug.distributed import gather_detached, process_count, share
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs, to_tensor
@@ -32,7 +33,7 @@ from gssf_plug.metric.exact.first_look import first_look
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
-from gssf_plug.metric.options import check_metric, checked_chunk, checked_count
+from gssf_plug.metric.options import check_metric, checked_chunk
 
 __all__ = ["MANY", "Neighbours", "topk"]
 

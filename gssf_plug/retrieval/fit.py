@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gssf_plug.arguments import LARGEST, WHOLE, check_flag, checked_count
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.options import Rows
 from gssf_plug.metric.arrays import checked_device
-from gssf_plug.metric.options import LARGEST, WHOLE, Constraint, check_flag, checked_count
+from gssf_plug.metric.options import Constraint
 from gssf_plug.retrieval.fitting.candidates import Loss, make_candidates
 from gssf_plug.retrieval.fitting.comparison import Comparison
 from gssf_plug.retrieval.fitting.measures import checked_measure

@@ -1,6 +1,5 @@
 """The options of a metric: what each check takes, gives, and refuses by name."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -25,42 +24,10 @@ def test_terms_come_in_the_order_in_which_they_are_built():
     refuses("`terms` must hold only .*, but got 'diagonl'. .*diagonal", options.canonical_terms, ("diagonl",))
 
 
-@pytest.mark.parametrize("value", [3, np.int64(3), torch.tensor(3)])
-def test_whole_numbers_of_any_library_become_ints(value):
-    found = options.checked_count("k", value, "")
-    assert type(found) is int
-    assert found == 3
-
-
-@pytest.mark.parametrize("value", [0, -1, 2.0, "3", True, None, torch.ones(2), float("nan")])
-def test_what_is_no_count_is_refused(value):
-    refuses("`k` must be at least 1, but got .*. Ask for more.", options.checked_count, "k", value, "Ask for more.")
-    refuses("`k` must be a whole number of at least 1", options.check_positive, "k", value, "")
-
-
-def test_a_count_within_bounds():
-    assert options.checked_count("k", 0, "", least=0) == 0
-    refuses("`k` must lie in 2 … 4, but got 5", options.checked_count, "k", 5, "", rule="lie in 2 … 4", least=2, most=4)
+def test_a_chunk_is_at_most_all():
     assert [options.checked_chunk("chunk", size, 10) for size in (1, 10, 11)] == [1, 10, 10]
     assert options.checked_chunk("chunk", 5, 0) == 1
     refuses("`chunk` must be at least 1, but got 0", options.checked_chunk, "chunk", 0, 10)
-
-
-def test_numbers_that_are_right():
-    def above(value):
-        return value > 1
-
-    assert options.checked_number("x", np.float32(1.5), "be above 1", "", above) == 1.5
-    assert type(options.checked_number("x", 2, "be above 1", "", above)) is float
-    for wrong in (1, float("nan"), float("inf"), "2", True, None, 2j):
-        refuses("`x` must be above 1, but got", options.checked_number, "x", wrong, "be above 1", "", above)
-
-
-def test_flags_are_no_texts_and_no_numbers():
-    for right in (True, False, np.bool_(True)):
-        options.check_flag("normalize", right)
-    for wrong in ("False", 0, 1, None):
-        refuses("`normalize` must be True or False, but got", options.check_flag, "normalize", wrong)
 
 
 def test_a_metric_is_known_by_what_it_does():

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gssf_plug.arguments import checked_number
 from gssf_plug.distributed import gather, gather_detached
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import Mask, mean_pool
-from gssf_plug.metric.options import checked_number
 
 __all__ = ["DistillationLoss", "FeatureLoss", "mean_per_example", "require_positive"]
 

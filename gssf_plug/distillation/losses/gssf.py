@@ -5,12 +5,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from gssf_plug.arguments import check_flag
 from gssf_plug.distillation.losses.distillation_loss import DistillationLoss, mean_per_example, require_positive
 from gssf_plug.distillation.losses.relational import same_example
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses import InfoNCE
 from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.options import check_flag, require_metric
+from gssf_plug.metric.options import require_metric
 
 __all__ = ["Contrastive", "Regression", "Relation"]
 

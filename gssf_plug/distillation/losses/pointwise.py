@@ -5,9 +5,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize, softplus
 
+from gssf_plug.arguments import LARGEST, WHOLE, checked_count, checked_number
 from gssf_plug.distillation.losses.distillation_loss import DistillationLoss, mean_per_example, require_positive
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.options import LARGEST, WHOLE, checked_count, checked_number
 
 __all__ = ["MGD", "MSE", "VID", "AttentionTransfer", "Cosine", "LogitKL"]
 

@@ -10,10 +10,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize, smooth_l1_loss
 
+from gssf_plug.arguments import checked_number
 from gssf_plug.distillation.losses.distillation_loss import DistillationLoss, require_positive
 from gssf_plug.losses import InfoNCE
 from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.options import check_metric, checked_number
+from gssf_plug.metric.options import check_metric
 
 __all__ = ["CKA", "CRD", "PKT", "RKD", "SP", "same_example"]
 
