@@ -1,20 +1,24 @@
 """A gallery that is read once and searched many times."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from gssf_plug.arguments import check_flag
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features
-from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, given_rows
+from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, given_rows, plain_rows, raw_exponent
+from gssf_plug.metric.exact.first_look import Part
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
+from gssf_plug.metric.exact.whole_numbers import MOST_CHANNELS, WholeRows, multiplies_int8, whole_rows
 
-__all__ = ["FEW_QUERIES", "PreparedGallery", "check_finite", "prepare_gallery"]
+__all__ = ["FEW_QUERIES", "PreparedGallery", "check_finite", "prepare_gallery", "read_parts"]
 
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 8192  # whole groups of `WholeRows`
 FEW_QUERIES = 2  # up to here, reading the gallery costs more than the product, and converting it more than both
 
 
@@ -23,35 +27,44 @@ class PreparedGallery:
 
     Args:
         features: M×D, as they were given; near ties are decided by them, so they are kept.
-        fast: the rounded rows.
+        rounded: the rounded rows, whole numbers or floats.
         normalized: True where these are unit rows.
+        plain: the features beside the inverses of their norms; None where a norm is extreme, or none is needed.
     """
 
-    def __init__(self, features: Float[Tensor, "m dim"], fast: FastRows, normalized: bool) -> None:
-        self.features, self.fast, self.normalized = features, fast, normalized
+    def __init__(
+        self,
+        features: Float[Tensor, "m dim"],
+        rounded: FastRows | WholeRows,
+        normalized: bool,
+        plain: FastRows | None = None,
+    ) -> None:
+        self.features, self.rounded, self.normalized, self.plain = features, rounded, normalized, plain
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __repr__(self) -> str:
         rows, dim = self.features.shape
-        return f"PreparedGallery({rows} × {dim}, {self.features.dtype}, rounded to {self.fast.rows.dtype})"
+        return f"PreparedGallery({rows} × {dim}, {self.features.dtype}, rounded to {self.rounded.rows.dtype})"
 
 
 @on_plain_tensors
 def prepare_gallery(
-    features: Float[Array, "m dim"], *, normalize: bool = True, rounded: Float[Tensor, "m dim"] | None = None
+    features: Float[Array, "m dim"], *, normalize: bool = True, rounded: Shaped[Tensor, "m dim"] | None = None
 ) -> PreparedGallery:
     """Read a gallery once, for many searches: `topk(metric, queries, prepared, k)` gives what `topk` on it gives.
 
-    What is kept beside the features is a copy of them in half precision: half the memory of float32 features, and half
-    the reading of each search. It is free of the metric's weights, so one serves every metric.
+    What is kept beside the features is a rounded copy of them: in int8 on a CPU that multiplies int8, which is a
+    quarter of the memory of float32 features and of the reading of a search; in float16 on other CPUs; in float32 on a
+    GPU. It is free of the metric's weights, so one serves every metric.
 
     Args:
         features: M×D, tensor or numpy array, memory-mapped too. They are kept, not copied: do not change them.
         normalize: whether the metric that will search it normalises; default True.
-        rounded: where to keep the copy: an M×D tensor of float16, for instance a memory-mapped one,
-            `torch.from_file(path, shared=True, size=m * dim, dtype=torch.float16).view(m, dim)`. Default: memory.
+        rounded: where to keep the copy: an M×D tensor of the dtype above, or of float16 on any CPU, for instance a
+            memory-mapped one, `torch.from_file(path, shared=True, size=m * dim, dtype=torch.float16).view(m, dim)`.
+            Default None: in memory.
 
     Raises:
         ArgumentError: no matrix of features, an empty one, NaN or infinity, `rounded` of another shape or dtype.
@@ -70,27 +83,59 @@ def prepare_gallery(
     if items.ndim != 2 or items.numel() == 0:
         got = f"shape {tuple(items.shape)}"
         raise ArgumentError("features", "be a matrix of features M×D with at least one row", got, "Give one per item.")
-    dtype = torch.float16 if items.device.type == "cpu" else torch.float32
+    room = _checked_room(rounded, items)
+    exponent = 0 if normalize else raw_exponent(items, room.dtype)
+    write = _write_whole_numbers if room.dtype == torch.int8 else _write_floats
+    return write(items, room, normalize, exponent)
+
+
+def _checked_room(rounded: object, items: Float[Tensor, "m dim"]) -> Shaped[Tensor, "m dim"]:
+    """Where the copy goes."""
+    dtypes = [torch.float16 if items.device.type == "cpu" else torch.float32]
+    if items.device.type == "cpu" and multiplies_int8() and items.shape[1] <= MOST_CHANNELS:
+        dtypes.insert(0, torch.int8)
     if rounded is None:
-        rounded = torch.empty(items.shape, dtype=dtype, device=items.device)
-    elif not isinstance(rounded, Tensor):
-        raise ArgumentError("rounded", f"be None or a tensor of {dtype}", type(rounded).__name__, "Leave it out.")
-    elif rounded.shape != items.shape or rounded.dtype != dtype:
-        got, rule = f"{rounded.dtype} of shape {tuple(rounded.shape)}", f"be {dtype} of shape {tuple(items.shape)}"
-        raise ArgumentError("rounded", rule, got, "Make it anew for each gallery.")
-    if not normalize:
-        check_finite("features", items, 0)
-        whole = fast_rows(items, False, dtype)
-        rounded.copy_(whole.rows)
-        return PreparedGallery(items, FastRows(rounded, whole.exponent, whole.norm, whole.rest), False)
+        return torch.empty(items.shape, dtype=dtypes[0], device=items.device)
+    names = " or ".join(str(dtype) for dtype in dtypes)
+    if not isinstance(rounded, Tensor):
+        raise ArgumentError("rounded", f"be None or a tensor of {names}", type(rounded).__name__, "Leave it out.")
+    if rounded.shape != items.shape or rounded.dtype not in dtypes or rounded.device != items.device:
+        got, rule = f"{rounded.dtype} of shape {tuple(rounded.shape)}", f"be {names} of shape {tuple(items.shape)}"
+        remedy = "Make it anew for each gallery, on its device."
+        raise ArgumentError("rounded", rule, f"{got} on {rounded.device}", remedy)
+    return rounded
+
+
+def _write_floats(items: Tensor, room: Tensor, normalize: bool, exponent: int) -> PreparedGallery:
     norm, rest = 0.0, 0.0
     for start in range(0, len(items), ROWS_AT_ONCE):
         part = items[start : start + ROWS_AT_ONCE]
         check_finite("features", part, start)
-        unit = fast_rows(part, True, dtype)
-        rounded[start : start + ROWS_AT_ONCE] = unit.rows
-        norm, rest = max(norm, unit.norm), max(rest, unit.rest)
-    return PreparedGallery(items, FastRows(rounded, 0, norm, rest), True)
+        rows = fast_rows(part, normalize, room.dtype, exponent=exponent)
+        room[start : start + ROWS_AT_ONCE] = rows.rows
+        norm, rest = max(norm, rows.norm), max(rest, rows.rest)
+    return PreparedGallery(items, FastRows(room, exponent, norm, rest), normalize)
+
+
+def _write_whole_numbers(items: Tensor, room: Tensor, normalize: bool, exponent: int) -> PreparedGallery:
+    parts: list[WholeRows] = []
+    plain: list[tuple[float, float, Tensor | None]] = []
+    for start in range(0, len(items), ROWS_AT_ONCE):
+        part = items[start : start + ROWS_AT_ONCE]
+        check_finite("features", part, start)
+        rows = plain_rows(part, normalize)
+        if rows is not None:
+            plain.append((rows.norm, rows.rest, rows.factors))
+        if rows is None or exponent:
+            rows = fast_rows(part, normalize, torch.float32, exponent=exponent)
+        parts.append(whole_rows(rows, room[start : start + ROWS_AT_ONCE]))
+    steps, coarse = torch.cat([part.steps for part in parts]), torch.cat([part.rests for part in parts])
+    whole = WholeRows(room, exponent, max(part.norm for part in parts), steps, coarse)
+    if len(plain) < len(parts):
+        return PreparedGallery(items, whole, normalize)
+    factors = torch.cat([each for _, _, each in plain if each is not None]) if normalize else None
+    norm, rest = max(norm for norm, _, _ in plain), max(rest for _, rest, _ in plain)
+    return PreparedGallery(items, whole, normalize, FastRows(items, 0, norm, rest, factors))
 
 
 def read_parts(
@@ -100,23 +145,20 @@ def read_parts(
     queries: int,
     device: torch.device,
     exact: bool,
-) -> Iterator[tuple[slice, FastRows]]:
+) -> Iterator[tuple[slice, Part]]:
     """The gallery in parts, ready for the fast product of so many queries.
 
     Args:
         gallery: prepared, or features that are converted here, and checked.
-        parts: slices, in order.
+        parts: slices, in order; of one that was rounded to whole numbers, each from the first of a group on.
         normalize: True where the metric normalises.
         queries: number of queries that will be scored.
         device: device of the product.
-        exact: True reads in float64 rather than in float32, or float16 for a few queries.
+        exact: True reads in float64 rather than in a shorter dtype.
     """
-    few = queries <= FEW_QUERIES and device.type == "cpu"
     for part in parts:
         if isinstance(gallery, PreparedGallery) and not exact:
-            rows = gallery.fast.part(part)
-            rows = FastRows(rows.rows.to(device), rows.exponent, rows.norm, rows.rest)
-            yield part, rows if few else rows.to(torch.float32)
+            yield part, _prepared_part(gallery, part, queries, device)
             continue
         features = gallery.features if isinstance(gallery, PreparedGallery) else gallery
         items = features[part].to(device)
@@ -124,7 +166,25 @@ def read_parts(
         # the norms have seen every entry: no NaN or infinity hides from them
         if not rows.norm < float("inf") or not rows.rest < float("inf"):
             check_finite("gallery", items, part.start)
-        yield part, rows
+        yield part, Part.of(rows)
+
+
+def _prepared_part(gallery: PreparedGallery, part: slice, queries: int, device: torch.device) -> Part:
+    rounded = gallery.rounded
+    if isinstance(rounded, FastRows):
+        rows = rounded.part(part)
+        rows = replace(rows, rows=rows.rows.to(device))
+        few = queries <= FEW_QUERIES and device.type == "cpu"
+        return Part.of(rows if few else rows.to(torch.float32))
+    closer = partial(_float32_rows, gallery, part, device)
+    return Part(closer, torch.float32, rounded.part(part) if device.type == "cpu" else None)
+
+
+def _float32_rows(gallery: PreparedGallery, part: slice, device: torch.device) -> FastRows:
+    """Rows of a gallery whose rounded copy is too coarse for a closer look."""
+    if gallery.plain is None or gallery.features.device != device:
+        return given_rows(gallery.features[part].to(device), gallery.normalized)
+    return gallery.plain.part(part)
 
 
 def check_finite(name: str, features: Float[Tensor, "n dim"], before: int) -> None:

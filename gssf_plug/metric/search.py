@@ -27,10 +27,12 @@ from gssf_plug.metric.exact.candidates import Candidates
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores
 from gssf_plug.metric.exact.choosing import Ranked, RowsOfScores, choose_best
 from gssf_plug.metric.exact.decisions import best_of_candidates
-from gssf_plug.metric.exact.fast_rows import FastRows, given_rows
+from gssf_plug.metric.exact.fast_rows import given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
-from gssf_plug.metric.exact.first_look import first_look
+from gssf_plug.metric.exact.first_look import Part, first_look
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
+from gssf_plug.metric.exact.reaching import GROUP
+from gssf_plug.metric.exact.whole_numbers import WholeRows
 from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import check_metric, checked_chunk
@@ -40,7 +42,8 @@ __all__ = ["MANY", "Neighbours", "topk"]
 ExcludedPairs = Callable[[Int[Tensor, " n"], Int[Tensor, " m"]], Bool[Tensor, "n m"]]
 
 MANY = 64  # k at which a 64th of the gallery or more is wanted: a float64 product is then cheaper than candidates
-FEW_AT_ONCE = 4  # chunks of the gallery, for a few queries
+FEW_AT_ONCE = 4  # chunks of the gallery, for a few queries, whose chunks cost more to begin than to hold
+OF_A_CHUNK = 8  # an eighth of it: so many scores of a gallery of whole numbers are worth beginning
 SAMPLE = 4096  # items of a gallery that is at least so many times as large
 TIMES = 16
 IN_A_ROW = 8  # of the sample: single rows of a file would cost as much to read
@@ -85,7 +88,7 @@ def topk(
         exclude: pairs that must not be returned: a boolean N×M matrix, or a function of query indices (n,) and gallery
             indices (m,) that gives n×m of it (nothing of size N×M is then formed).
         query_chunk: queries scored at once, default 1,024. The gallery is read once for each such chunk.
-        gallery_chunk: gallery items scored at once, default 8,192; four times as many for one or two queries. A chunk
+        gallery_chunk: gallery items scored at once, default 8,192; more of them for a few queries. A chunk
             of scores takes query_chunk · gallery_chunk · 4 bytes, 32 MB by default.
         distributed: share the gallery among the processes, all of which call with the same arguments (a memory-mapped
             gallery is read in parts), and all of which receive the same result.
@@ -101,12 +104,12 @@ def topk(
     name, mask = ("exclude", exclude) if exclude is not None else ("forbidden", forbidden)
     search = _checked_search(metric, queries, gallery, k, name, mask)
     whole, size = search.queries, len(search.features)
-    query_chunk = checked_chunk("query_chunk", query_chunk, len(whole))
+    query_chunk = checked_chunk("query_chunk", query_chunk, max(size, len(whole)))
     gallery_chunk = checked_chunk("gallery_chunk", gallery_chunk, size)
+    gallery_chunk = search.items_at_once(query_chunk, gallery_chunk, process_count() if distributed else 1)
+    query_chunk = min(query_chunk, max(1, len(whole)))
     # a chunk of scores in float64 takes twice the memory
     query_chunk = max(1, query_chunk // 2) if search.many_wanted else query_chunk
-    if len(whole) <= FEW_QUERIES:  # whose chunks cost more to begin than to hold
-        gallery_chunk *= FEW_AT_ONCE
     own = share(range(0, size, gallery_chunk), distributed)
     search.parts = [slice(start, min(start + gallery_chunk, size)) for start in own]
     chunks = torch.arange(len(whole), device=whole.device).split(query_chunk) if len(whole) else ()
@@ -144,12 +147,21 @@ class _Search:
     def many_wanted(self) -> bool:
         return self.k * MANY > len(self.features)
 
+    def items_at_once(self, queries: int, items: int, processes: int) -> int:
+        """Gallery items scored at once where `queries` · `items` scores may be held: for few queries, more of them."""
+        few = max(1, len(self.queries))
+        if not isinstance(self.gallery, PreparedGallery) or not isinstance(self.gallery.rounded, WholeRows):
+            return items * FEW_AT_ONCE if few <= FEW_QUERIES else items
+        at_once = items * max(1, queries // (OF_A_CHUNK * few))
+        at_once = min(at_once, max(items, -(-len(self.features) // processes)))
+        return -(-at_once // GROUP) * GROUP
+
     def unranked(self, count: int) -> Neighbours:
         """Room for the results of so many queries."""
         scores = self.queries.new_empty((count, self.k), dtype=self.dtype)
         return Neighbours(scores, self.queries.new_empty((count, self.k), dtype=torch.long))
 
-    def read(self, queries: int, exact: bool) -> Iterator[tuple[slice, FastRows]]:
+    def read(self, queries: int, exact: bool) -> Iterator[tuple[slice, Part]]:
         """The own parts of the gallery."""
         return read_parts(self.gallery, self.parts, self.normalize, queries, self.queries.device, exact)
 
@@ -192,9 +204,9 @@ def _screened(
     candidates = None
     for part, items in search.read(len(rows), exact=False):
         if candidates is None:
-            close = fast_queries(queries, items.rows.dtype)
-            candidates = Candidates(close, search.k, first_look(queries, close))
-            if guess and candidates.first.shortest is not None:
+            close = fast_queries(queries, items.dtype)
+            candidates = Candidates(close, search.k, first_look(queries, close, is_whole=items.is_whole))
+            if guess and candidates.first.shortest is not None and not candidates.first.few:
                 _guess(search, candidates, rows)
         candidates.add(items, part.start, search.hidden(rows, part))
         if candidates.too_many(part.stop - part.start):
@@ -221,7 +233,7 @@ def _guess(search: "_Search", candidates: Candidates, rows: Int[Tensor, " n"]) -
     features = search.features[items.to(search.features.device)].to(search.queries.device)
     given = given_rows(features, search.normalize)
     if math.isfinite(given.rest):  # else the part that is not finite says so
-        candidates.guess(candidates.first.at(given, search.hidden_items(rows, items)), rank)
+        candidates.guess(candidates.first.at(Part.of(given), search.hidden_items(rows, items)), rank)
 
 
 def _sample(parts: list[slice], k: int) -> tuple[Int[Tensor, " items"], int] | None:
@@ -250,10 +262,10 @@ def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, 
         if len(search.parts) == 1:
             # where all are wanted: a row's scores are sorted before its indices are written, and take as many bytes
             room = result[1].view(torch.float64) if search.k == len(search.features) else None
-            scores, scale = fast.product(items, out=room), fast.scale(items)
+            scores, scale = fast.product(items.rows, out=room), fast.scale(items.rows)
             scores = scores if scale == 1.0 else scores.mul_(scale)
             scores = scores if hidden is None else scores.masked_fill_(hidden, float("-inf"))
-            slack = fast.margins(items) * scale
+            slack = fast.margins(items.rows) * scale
             choose_best(RowsOfScores(queries, search.features, scores, None, slack), result)
             return
         candidates.add(items, part.start, hidden)

@@ -2,34 +2,55 @@
 
 import pytest
 import torch
+from metric.exact.test_fast_rows import stood_for
 
-from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import gallery as module
 from gssf_plug.metric import prepare_gallery
+from gssf_plug.metric.exact.reaching import GROUP
 from gssf_plug.metric.gallery import check_finite, read_parts
 
 
+@pytest.fixture(params=[True, False], autouse=True)
+def int8(request, monkeypatch):
+    """Whether the CPU multiplies int8, whatever this machine has."""
+    monkeypatch.setattr(module, "multiplies_int8", lambda: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("normalize", [True, False])
-def test_it_keeps_the_features_and_a_rounded_copy(normalize, monkeypatch):
-    monkeypatch.setattr(module, "ROWS_AT_ONCE", 7)
-    features = torch.randn(20, 8)
+@pytest.mark.parametrize("length", [1.0, 1e20])
+def test_it_keeps_the_features_and_a_rounded_copy(normalize, length, int8, monkeypatch):
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 64)
+    features = torch.randn(200, 8) * length
     prepared = prepare_gallery(features, normalize=normalize)
     assert prepared.features is features
-    assert len(prepared) == 20
+    assert len(prepared) == 200
     assert prepared.normalized is normalize
-    exact = GSSFMetric(8, block_size=4, normalize=normalize).gallery(features).double()
-    kept = prepared.fast.rows.double() * 2.0**prepared.fast.exponent
-    off = (kept - exact).norm(dim=1) / 2.0**prepared.fast.exponent
-    assert off.max() <= prepared.fast.rest < 2**-8
-    assert repr(prepared) == "PreparedGallery(20 × 8, torch.float32, rounded to torch.float16)"
+    right = stood_for(features, normalize, prepared.rounded.exponent)
+    kept, rests = prepared.rounded.rows.double(), prepared.rounded.rest if not int8 else None
+    if int8:
+        steps, rests = (one.repeat_interleave(GROUP)[:200] for one in (prepared.rounded.steps, prepared.rounded.rests))
+        kept = kept * steps[:, None]
+    off = torch.linalg.vector_norm(kept - right, dim=1)
+    assert bool((off <= rests).all())
+    assert float(off.max()) < (0.05 if int8 else 2**-8) * prepared.rounded.norm
+    dtype = "torch.int8" if int8 else "torch.float16"
+    assert repr(prepared) == f"PreparedGallery(200 × 8, torch.float32, rounded to {dtype})"
 
 
-def test_the_copy_goes_where_it_is_told_to():
-    features, place = torch.randn(20, 8), torch.empty(20, 8, dtype=torch.float16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+def test_the_copy_goes_where_it_is_told_to(dtype, int8):
+    features, place = torch.randn(20, 8), torch.empty(20, 8, dtype=dtype)
+    if dtype == torch.int8 and not int8:
+        with pytest.raises(ArgumentError, match=r"`rounded` must be torch.float16 of shape \(20, 8\)"):
+            prepare_gallery(features, rounded=place)
+        return
     prepared = prepare_gallery(features, rounded=place)
-    assert prepared.fast.rows is place
-    assert torch.equal(place, prepare_gallery(features).fast.rows)
+    assert prepared.rounded.rows is place
+    assert bool(place.any())
+    if int8 == (dtype == torch.int8):
+        assert torch.equal(place, prepare_gallery(features).rounded.rows)
 
 
 @pytest.mark.parametrize("queries", [1, 5, 100])
@@ -40,7 +61,9 @@ def test_parts_of_a_prepared_and_of_a_plain_gallery_stand_for_the_same_rows(quer
     for gallery in (features, prepare_gallery(features)):
         read = list(read_parts(gallery, parts, True, queries, torch.device("cpu"), exact))
         assert [part for part, _ in read] == parts
-        for part, items in read:
+        for part, found in read:
+            items = found.rows
+            assert items.rows.dtype == found.dtype
             rows = items.rows.double() if items.factors is None else items.rows.double() * items.factors[:, None]
             assert (rows - unit[part]).norm(dim=1).max() <= items.rest + 1e-6
             assert (items.rows.dtype == torch.float64) == exact
@@ -73,8 +96,8 @@ def test_what_is_no_gallery_is_refused():
             prepare_gallery(wrong)
     with pytest.raises(ArgumentError, match="`normalize` must be True or False"):
         prepare_gallery(features, normalize="no")
-    with pytest.raises(ArgumentError, match=r"`rounded` must be None or a tensor of torch.float16"):
+    with pytest.raises(ArgumentError, match=r"`rounded` must be None or a tensor of (torch.int8 or )?torch.float16"):
         prepare_gallery(features, rounded=features.half().numpy())
     for wrong in (torch.empty(4, 8), torch.empty(3, 8, dtype=torch.float16)):
-        with pytest.raises(ArgumentError, match=r"`rounded` must be torch.float16 of shape \(4, 8\)"):
+        with pytest.raises(ArgumentError, match=r"`rounded` must be (torch.int8 or )?torch.float16 of shape \(4, 8\)"):
             prepare_gallery(features, rounded=wrong)

@@ -8,6 +8,7 @@ import torch
 from metric.scored import KINDS, NARROW, sum_exactly
 
 from gssf_plug import GSSFMetric
+from gssf_plug.metric import gallery as prepared_gallery
 from gssf_plug.metric import prepare_gallery, search, topk
 from gssf_plug.metric.exact import candidates, falling, first_look
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
@@ -71,16 +72,55 @@ def test_every_chunking_gives_the_canonical_order(path, kind, options):
             assert torch.equal(found.scores, scores.float())
 
 
-@pytest.mark.parametrize("kind", ["random", "duplicates", "signs", "subnormal", "all equal", "some zero rows", "half"])
+@pytest.fixture(params=["int8", "float16"])
+def form(request, monkeypatch):
+    """What galleries are prepared in, whatever this machine has."""
+    monkeypatch.setattr(prepared_gallery, "multiplies_int8", lambda: request.param == "int8")
+    monkeypatch.setattr(prepared_gallery, "ROWS_AT_ONCE", 64)
+    sum_exactly(monkeypatch)
+    return getattr(torch, request.param)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("queries_count", [1, 5, 40])
-def test_a_prepared_gallery_finds_the_same(path, kind, queries_count):
+def test_a_prepared_gallery_finds_the_same(path, form, kind, queries_count):
+    if kind == "huge":
+        return  # whose raw products leave float32
     queries, gallery = KINDS[kind](queries_count), KINDS[kind](ITEMS)
+    hidden = torch.rand(queries_count, ITEMS) < 0.3
     for normalize in (True, False):
         metric, prepared = perturbed(normalize=normalize), prepare_gallery(gallery, normalize=normalize)
-        for k in (1, 20):
-            right, found = topk(metric, queries, gallery, k), topk(metric, queries, prepared, k, gallery_chunk=128)
+        assert prepared.rounded.rows.dtype == form
+        for k, chunks, mask in ((1, (1024, 100), None), (20, (3, 70), None), (20, (7, 8192), hidden)):
+            asked = {"query_chunk": chunks[0], "gallery_chunk": chunks[1], "exclude": mask}
+            right, found = topk(metric, queries, gallery, k, exclude=mask), topk(metric, queries, prepared, k, **asked)
             assert torch.equal(found.indices, right.indices)
             assert torch.equal(found.scores, right.scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_prepared_gallery_of_any_dtype_finds_the_same(path, form, dtype):
+    queries, gallery = torch.randn(QUERIES, NARROW), torch.randn(ITEMS, NARROW).to(dtype)
+    gallery[17:20] = gallery[3]
+    prepared = prepare_gallery(gallery)
+    for k in (1, 20):
+        right, found = topk(None, queries, gallery, k), topk(None, queries, prepared, k, gallery_chunk=64)
+        assert torch.equal(found.indices, right.indices)
+        assert torch.equal(found.scores, right.scores)
+
+
+def test_few_queries_look_at_as_much_of_a_gallery_of_whole_numbers_as_a_chunk_may_hold(form, monkeypatch):
+    """As few parts as an eighth of the scores of a chunk allow, and one for each process at least."""
+    prepared, sizes = prepare_gallery(torch.randn(6400, NARROW)), {}
+    for queries, processes in ((1, 1), (1, 3), (8, 1), (1000, 1)):
+        search_for = search._Search(None, torch.randn(queries, NARROW), prepared, prepared.features, 3, None, [])
+        sizes[queries, processes] = search_for.items_at_once(128, 100, processes)
+    if form == torch.int8:
+        assert sizes == {(1, 1): 1600, (1, 3): 1600, (8, 1): 256, (1000, 1): 128}
+    else:
+        assert sizes == {(1, 1): 400, (1, 3): 400, (8, 1): 100, (1000, 1): 100}
+    small = search._Search(None, torch.randn(1, NARROW), prepared, prepared.features[:256], 3, None, [])
+    assert form != torch.int8 or small.items_at_once(1024, 8, 4) == 64
 
 
 @pytest.mark.parametrize("kind", ["random", "half", "duplicates", "quantised", "near duplicates"])
@@ -154,15 +194,13 @@ def test_features_that_hardly_differ_go_to_float64(monkeypatch):
     assert torch.equal(found.indices, reference(None, queries, gallery, 2)[1])
 
 
-def test_a_memory_mapped_prepared_gallery(tmp_path):
+def test_a_memory_mapped_prepared_gallery(tmp_path, form):
     gallery = np.random.default_rng(0).standard_normal((ITEMS, NARROW)).astype(np.float32)
     np.save(tmp_path / "gallery.npy", gallery)
     mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r")
-    rounded = torch.from_file(str(tmp_path / "r.bin"), shared=True, size=gallery.size, dtype=torch.float16).view(
-        -1, NARROW
-    )
+    rounded = torch.from_file(str(tmp_path / "r.bin"), shared=True, size=gallery.size, dtype=form).view(-1, NARROW)
     prepared = prepare_gallery(mapped, rounded=rounded)
-    assert (tmp_path / "r.bin").stat().st_size == 2 * gallery.size
+    assert (tmp_path / "r.bin").stat().st_size == form.itemsize * gallery.size
     queries = np.random.default_rng(1).standard_normal((3, NARROW)).astype(np.float32)
     found, right = topk(None, queries, prepared, 7), topk(None, torch.from_numpy(queries), torch.from_numpy(gallery), 7)
     assert isinstance(found.scores, np.ndarray)

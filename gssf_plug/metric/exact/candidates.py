@@ -11,16 +11,14 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from gssf_plug.metric.exact.falling import largest
-from gssf_plug.metric.exact.fast_rows import FastRows
 from gssf_plug.metric.exact.fast_scores import FastQueries
-from gssf_plug.metric.exact.first_look import FirstLook, Look, WholeLook
-from gssf_plug.metric.exact.reaching import group_peaks, places
+from gssf_plug.metric.exact.first_look import FirstLook, Found, Look, Part, WholeLook
+from gssf_plug.metric.exact.reaching import places
 
 __all__ = ["Candidates", "pad_pairs"]
 
 MOST_UNDECIDED = 16  # candidates, times k
 FEW_PAIRS = 1024  # cost less to keep than to drop
-LOOKED_AT = 8  # scores in a group whose largest bounds the k-th best of a first part from below
 
 
 class Candidates:
@@ -49,29 +47,34 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.rows) + sum(len(part[0]) for part in self._parts)
 
-    def add(self, items: FastRows, start: int, hidden: Bool[Tensor, "n m"] | None) -> Look | WholeLook:
+    def add(self, part: Part, start: int, hidden: Bool[Tensor, "n m"] | None) -> Look | WholeLook:
         """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates.
 
         Returns:
             the look at all pairs that was taken, which others may `see` before the next part is added.
         """
-        if not len(self) and self.guessed is None:  # nothing to compare with yet
-            look: Look | WholeLook = self.first.at(items, hidden)
-            self.see(look, items, start)
-            return look
-        look, at = self.first.at_most(items, hidden, self.least)
-        self._keep(look, at, items, start)
-        return look
+        if self._knows_nothing:
+            found, least = self.first.begin(part, hidden, self.k)
+            self.least = torch.maximum(self.least, least)
+        else:
+            found = self.first.at_most(part, hidden, self.least)
+        self._keep(found, part, start)
+        return found.look
 
-    def see(self, look: Look | WholeLook, items: FastRows, start: int) -> None:
+    def see(self, look: Look | WholeLook, part: Part, start: int) -> None:
         """The same part by a look that is there already."""
-        if isinstance(look, Look) and not len(self) and self.guessed is None:
-            self.least = torch.maximum(self.least, self._kth(look, self.k, look.fast.margins(look.items)))
-        self._keep(look, look.reaching(self.least), items, start)
+        if self._knows_nothing:
+            self.least = torch.maximum(self.least, look.at_least(self.k))
+        self._keep(Found(look, look.reaching(self.least)), part, start)
+
+    @property
+    def _knows_nothing(self) -> bool:
+        """Whether there is nothing to compare scores with."""
+        return not len(self) and self.guessed is None
 
     def guess(self, look: Look, rank: int) -> None:
         """Start from the score of so high a rank among items from all over the gallery; `missed` says where in vain."""
-        self.guessed = self.least = self._kth(look, rank, torch.zeros_like(self.least))  # no bound is asked of it
+        self.guessed = self.least = look.at_least(rank, surely=False)  # no bound is asked of it
 
     def missed(self) -> Int[Tensor, " missed"]:
         """Queries whose guess was too high: what is kept for them is not enough."""
@@ -81,27 +84,18 @@ class Candidates:
             return (self.guessed > float("-inf")).nonzero()[:, 0]
         return (self._best.amin(1) < self.guessed).nonzero()[:, 0]
 
-    def _kth(self, look: Look, rank: int, margins: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """What so many items of a part score at least, if a score is at most its margin off."""
-        scores = look.scores
-        if rank > scores.shape[1]:
-            return torch.full_like(self.least, float("-inf"))
-        looked_at = group_peaks(scores, LOOKED_AT)  # where the rank is far below their number, nearly as good as all
-        looked_at = looked_at if rank * 4 <= looked_at.shape[1] else scores
-        best = looked_at.topk(rank, dim=1, sorted=False).values.amin(1)
-        return look.fast.between(best, margins, look.items).low
-
-    def _keep(self, look: Look | WholeLook, at: Int[Tensor, " places"], items: FastRows, start: int) -> None:
+    def _keep(self, found: Found, part: Part, start: int) -> None:
         """Take the pairs of a look that may be among the best; where they are few, after a closer look."""
+        look, at = found
         rows = at.div(look.scores.shape[1], rounding_mode="floor")
         columns = at - rows * look.scores.shape[1]
         if isinstance(look, Look) and (look.fast is self.close or not look.leaves_little(at)):
             values = look.scores.flatten().index_select(0, at)
             low, high = look.fast.between(values, look.fast.margins(look.items).index_select(0, rows), look.items)
         else:
-            values = self.close.pairs(rows, items, columns)
-            margins = self.close.margins(items, of_pairs=True)
-            low, high = self.close.between(values, margins.index_select(0, rows), items)
+            values = self.close.pairs(rows, part.rows, columns)
+            margins = self.close.margins(part.rows, of_pairs=True)
+            low, high = self.close.between(values, margins.index_select(0, rows), part.rows)
             kept = places(high >= self.least.index_select(0, rows))
             rows, columns, low, high = (each.index_select(0, kept) for each in (rows, columns, low, high))
         self._parts.append((rows, columns.add_(start), low, high))

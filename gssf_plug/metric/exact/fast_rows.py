@@ -20,6 +20,8 @@ __all__ = [
     "fast_rows",
     "given_rows",
     "pair_rows",
+    "plain_rows",
+    "raw_exponent",
 ]
 
 TINY = {torch.bfloat16: 2.0**-120, torch.float16: 2.0**-24, torch.float32: 2.0**-120, torch.float64: 2.0**-1000}
@@ -41,7 +43,8 @@ class FastRows:
     """A part of a gallery, ready for the fast product.
 
     Args:
-        rows: the rows, of norm about 1 where the metric normalises, else as given times 2^-exponent.
+        rows: the rows, of norm about 1 where the metric normalises, else as given times 2^-exponent; with factors, in
+            any float dtype that products of pairs convert.
         exponent: exponent of the one power of two that keeps raw rows in range; 0 for unit rows.
         norm: no row, times its factor, is longer.
         rest: no row, times its factor, is farther than this from the row that it stands for.
@@ -60,8 +63,8 @@ class FastRows:
 
     def to(self, dtype: torch.dtype) -> "FastRows":
         """The same rows in another dtype, one step of rounding farther from what they stand for."""
-        if dtype == self.rows.dtype:
-            return self
+        if dtype == self.rows.dtype and (self.factors is None or dtype.itemsize >= 4):
+            return self  # factors of short floats would be rounded once more
         rows, exact, computed = self.rows.to(dtype), self.rows, 0.0
         if self.factors is not None:
             exact = self.rows.float() * self.factors[:, None]
@@ -73,16 +76,19 @@ class FastRows:
         return FastRows(rows, self.exponent, self.norm + away, rest)
 
 
-def fast_rows(features: Float[Tensor, "m dim"], normalize: bool, dtype: torch.dtype) -> FastRows:
+def fast_rows(
+    features: Float[Tensor, "m dim"], normalize: bool, dtype: torch.dtype, *, exponent: int | None = None
+) -> FastRows:
     """The gallery side of the fast product, converted in pieces that fit the cache.
 
     Args:
         features: a part of the gallery as the user gave it; where it is not finite, neither is `rest`.
         normalize: whether the metric normalises.
         dtype: data type of the product.
+        exponent: exponent of raw rows, `raw_exponent` of the whole gallery; None (default) takes that of this part.
     """
     if not normalize:
-        return _raw_rows(features, dtype)
+        return _raw_rows(features, dtype, raw_exponent(features, dtype) if exponent is None else exponent)
     rows = torch.empty(features.shape, dtype=dtype, device=features.device)
     size = max(1, ROWS_AT_ONCE // max(1, features.shape[1]))
     rests = [_unit_rows(part, out) for part, out in zip(features.split(size), rows.split(size), strict=True)]
@@ -98,13 +104,23 @@ def given_rows(features: Float[Tensor, "m dim"], normalize: bool, *, sums: torch
         normalize: whether the metric normalises.
         sums: data type in which norms are summed. In float64 they add nothing to what a product leaves open.
     """
+    plain = plain_rows(features, normalize, sums=sums)
+    return fast_rows(features, normalize, torch.float32) if plain is None else plain
+
+
+def plain_rows(
+    features: Float[Tensor, "m dim"], normalize: bool, *, sums: torch.dtype = torch.float32
+) -> FastRows | None:
+    """The same where rows need no more than a factor; None where they are in float64, or a norm is extreme."""
+    if features.dtype.itemsize > 4:
+        return None
     values = features.float()
     size = len(values) if sums == values.dtype else max(1, ROWS_AT_ONCE // max(1, features.shape[1]))
     # torch converts what it takes the norm of
     norms = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=sums) for part in values.split(max(1, size))])
     smallest, largest = (float(bound) for bound in torch.aminmax(norms)) if len(norms) else (1.0, 1.0)
-    if features.dtype.itemsize > 4 or not SAFE[0] < smallest <= largest < SAFE[1]:
-        return fast_rows(features, normalize, torch.float32)
+    if not SAFE[0] < smallest <= largest < SAFE[1]:
+        return None
     rest = 2.0**-22 if sums == torch.float64 else (features.shape[1] + 8) * 2.0**-24
     if normalize:
         return FastRows(values, 0, 1 + rest, rest, factors=norms.reciprocal_().float())
@@ -143,10 +159,14 @@ def _unit_rows(features: Tensor, out: Tensor) -> float:
     return float(rests.max()) * (1 + 2.0**-10) + computed if len(rests) else 0.0
 
 
-def _raw_rows(features: Tensor, dtype: torch.dtype) -> FastRows:
-    largest = float(features.abs().max()) if features.numel() else 0.0
+def raw_exponent(features: Float[Tensor, "m dim"], dtype: torch.dtype) -> int:
+    """Exponent of the power of two that raw rows are divided by, to stay in the range of a dtype; mostly 0."""
+    largest = max((float(part.abs().max()) for part in features.split(ROWS_AT_ONCE) if part.numel()), default=0.0)
     ordinary = 2.0**-30 < largest < 2.0**30 and dtype != torch.float16
-    exponent = math.frexp(largest)[1] if largest and not ordinary else 0
+    return math.frexp(largest)[1] if 0 < largest < math.inf and not ordinary else 0
+
+
+def _raw_rows(features: Tensor, dtype: torch.dtype, exponent: int) -> FastRows:
     scale = 2.0 ** -max(-1000, min(1000, exponent))
     exact = features.double() * scale
     rows = exact.to(dtype)

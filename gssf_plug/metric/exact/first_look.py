@@ -3,9 +3,14 @@ r"""Which product looks first at a part of the gallery: the shortest dtype that 
 A product in int8 takes half the time of one in bfloat16, and its bound is five times as wide. So it pays where the
 thresholds of the queries stand high above most scores: late in a large gallery, unless features hardly differ. That
 is found out by trying, on a few queries first; after it did not pay it is tried again more and more seldom.
+
+A gallery that was rounded to int8 beforehand is looked at in int8 by any number of queries: a quarter of the reading.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -14,7 +19,7 @@ from torch import Tensor
 from gssf_plug.metric.exact.canonical import CanonicalQueries
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_dtype
 from gssf_plug.metric.exact.fast_scores import FastQueries, fast_queries
-from gssf_plug.metric.exact.reaching import group_peaks, reaching, reaching_groups
+from gssf_plug.metric.exact.reaching import GROUP, group_peaks, reaching, reaching_groups
 from gssf_plug.metric.exact.whole_numbers import (
     HIDDEN,
     MOST_CHANNELS,
@@ -25,12 +30,46 @@ from gssf_plug.metric.exact.whole_numbers import (
     whole_rows,
 )
 
-__all__ = ["FirstLook", "Look", "WholeLook", "first_look", "short_dtypes"]
+__all__ = ["FirstLook", "Found", "Look", "Part", "WholeLook", "first_look", "short_dtypes"]
 
 MANY_QUERIES = 64  # from here on a part is rounded sooner than multiplied in float32
 TRIED = 64  # queries
 MOST_OPEN = 0.02  # share of all pairs; to look at more of them closely costs more than a longer dtype for all
 FEW_SCORES = 65_536  # cost less to compare than to group
+LOOKED_AT = 8  # scores in a group whose largest bounds the k-th best of a first part from below
+
+
+class Part:
+    """A part of a gallery in the forms that looks ask for, each of which is made when it is first asked for.
+
+    Args:
+        rows: gives the rows of the closer product.
+        dtype: data type of that product.
+        whole: the items as whole numbers, if they are there already.
+    """
+
+    def __init__(self, rows: Callable[[], FastRows], dtype: torch.dtype, whole: WholeRows | None = None) -> None:
+        self._rows, self.dtype, self._whole = rows, dtype, whole
+
+    @classmethod
+    def of(cls, rows: FastRows) -> "Part":
+        """One whose rows are there."""
+        return cls(lambda: rows, rows.rows.dtype)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole numbers were there before."""
+        return self._whole is not None
+
+    @cached_property
+    def rows(self) -> FastRows:
+        """The rows in a float dtype."""
+        return self._rows()
+
+    @cached_property
+    def whole(self) -> WholeRows:
+        """The rows as whole numbers."""
+        return whole_rows(self.rows) if self._whole is None else self._whole
 
 
 class _AllPairs:
@@ -40,6 +79,22 @@ class _AllPairs:
 
     def reaching(self, least: Float[Tensor, " n"]) -> Int[Tensor, " places"]:
         """Where a canonical score may be at least its row's `least`, counted through all rows, ascending."""
+        raise NotImplementedError
+
+    def at_least(self, rank: int, *, surely: bool = True) -> Float[Tensor, " n"]:
+        """What so many canonical scores of each query are at least, -inf where there are fewer.
+
+        `surely` takes off how far a score may be from the canonical one.
+        """
+        width = self.scores.shape[1]
+        if rank > width:
+            return torch.full((len(self.scores),), -torch.inf, dtype=torch.float64, device=self.scores.device)
+        # where the rank is far below their number, the largest of some are nearly as good as all
+        size = LOOKED_AT if rank * 4 <= width // LOOKED_AT else 1
+        return self._values(group_peaks(self.scores, size) if size > 1 else self.scores, size, rank, surely)
+
+    def _values(self, scores: Shaped[Tensor, "n groups"], size: int, rank: int, surely: bool) -> Float[Tensor, " n"]:
+        """The same of scores, each of which is the largest of `size` in a row."""
         raise NotImplementedError
 
     def negate(self) -> None:
@@ -75,6 +130,11 @@ class Look(_AllPairs):
             at = at[self.scores.flatten().index_select(0, at) > float("-inf")]
         return at
 
+    def _values(self, scores: Float[Tensor, "n groups"], size: int, rank: int, surely: bool) -> Float[Tensor, " n"]:
+        best = scores.topk(rank, dim=1, sorted=False).values.amin(1)
+        margins = self.fast.margins(self.items) if surely else torch.zeros_like(self.fast.norms)
+        return self.fast.between(best, margins, self.items).low
+
 
 @dataclass(frozen=True)
 class WholeLook(_AllPairs):
@@ -92,9 +152,19 @@ class WholeLook(_AllPairs):
 
     def reaching(self, least: Float[Tensor, " n"]) -> Int[Tensor, " places"]:
         """As above; neither a hidden pair nor what stands behind the last item reaches anything."""
-        at = reaching_groups(self.scores, self.whole.least(least, self.items))
-        width = self.scores.shape[1]
-        return at if width == self.items.count else at[at.remainder(width) < self.items.count]
+        return reaching_groups(self.scores, self.whole.least(least, self.items))
+
+    def _values(self, scores: Int[Tensor, "n groups"], size: int, rank: int, surely: bool) -> Float[Tensor, " n"]:
+        values = scores * self.items.steps.repeat_interleave(GROUP // size)
+        best = values.topk(rank, dim=1, sorted=False).values.amin(1)
+        return self.whole.scores(best, self.items, surely=surely)
+
+
+class Found(NamedTuple):
+    """A look at a part of the gallery, and the places where canonical scores may reach what was asked."""
+
+    look: Look | WholeLook
+    places: Int[Tensor, " places"]
 
 
 class FirstLook:
@@ -107,6 +177,7 @@ class FirstLook:
     """
 
     def __init__(self, queries: CanonicalQueries, close: FastQueries, dtypes: tuple[torch.dtype, ...] = ()) -> None:
+        self.few = len(close.rows) < MANY_QUERIES
         self.usual = fast_queries(queries, torch.bfloat16) if torch.bfloat16 in dtypes else close
         whole = torch.int8 in dtypes and queries.folded.shape[1] <= MOST_CHANNELS
         self.shortest = whole_queries(queries) if whole else None
@@ -114,58 +185,78 @@ class FirstLook:
         self._waits, self._pause = 0, 1  # parts until it is tried again, and how many after that
         self._sums = torch.empty(0, dtype=torch.int32)  # of one part after the other: fresh memory costs as much again
 
-    def at(self, items: FastRows, hidden: Bool[Tensor, "n m"] | None) -> Look:
+    def at(self, part: Part, hidden: Bool[Tensor, "n m"] | None) -> Look:
         """A look in the usual dtype."""
-        items = items.to(self.usual.rows.dtype)
+        items = part.rows.to(self.usual.rows.dtype)
         scores = self.usual.product(items)
         if hidden is not None:
             scores.masked_fill_(hidden, float("-inf"))
         return Look(self.usual, items, scores, hidden is not None)
 
-    def at_most(
-        self, items: FastRows, hidden: Bool[Tensor, "n m"] | None, least: Float[Tensor, " n"]
-    ) -> tuple[Look | WholeLook, Int[Tensor, " places"]]:
+    def begin(self, part: Part, hidden: Bool[Tensor, "n m"] | None, rank: int) -> tuple[Found, Float[Tensor, " n"]]:
+        """A look where nothing is known yet: what so many scores of each query are at least, and where that is reached.
+
+        Returns:
+            the look and the places, and the bounds of the queries.
+        """
+        if self.shortest is not None and part.is_whole and self.few:
+            whole = self._whole_look(self.shortest, part.whole, hidden)
+            least = whole.at_least(rank)
+            found = Found(whole, whole.reaching(least))
+            if whole.leaves_little(found.places):
+                return found, least
+        look = self.at(part, hidden)
+        least = look.at_least(rank)
+        return Found(look, look.reaching(least)), least
+
+    def at_most(self, part: Part, hidden: Bool[Tensor, "n m"] | None, least: Float[Tensor, " n"]) -> Found:
         """A look in the shortest dtype that leaves little open, and where it may reach `least`."""
-        found = self._in_whole_numbers(items, hidden, least) if self.shortest is not None else None
+        found = self._in_whole_numbers(part, hidden, least) if self.shortest is not None else None
         if found is not None:
             return found
-        look = self.at(items, hidden)
-        return look, look.reaching(least)
+        look = self.at(part, hidden)
+        return Found(look, look.reaching(least))
 
     def _in_whole_numbers(
-        self, items: FastRows, hidden: Bool[Tensor, "n m"] | None, least: Float[Tensor, " n"]
-    ) -> tuple[WholeLook, Int[Tensor, " places"]] | None:
+        self, part: Part, hidden: Bool[Tensor, "n m"] | None, least: Float[Tensor, " n"]
+    ) -> Found | None:
         assert self.shortest is not None
         if self._waits:
             self._waits -= 1
             return None
-        rows, some = whole_rows(items), slice(TRIED)
-        if not self._pays:
-            look = self._whole_look(self.shortest.part(some), rows, None if hidden is None else hidden[some])
+        some = slice(TRIED)
+        if not self._pays and len(least) > TRIED:
+            look = self._whole_look(self.shortest.part(some), part.whole, None if hidden is None else hidden[some])
             self._pays = look.leaves_little(look.reaching(least[some]))
-        if self._pays:
-            look = self._whole_look(self.shortest, rows, hidden)
-            places = look.reaching(least)
-            self._pays = look.leaves_little(places)
+        if self._pays or len(least) <= TRIED:
+            look = self._whole_look(self.shortest, part.whole, hidden)
+            found = Found(look, look.reaching(least))
+            self._pays = look.leaves_little(found.places)
             if self._pays:
-                return look, places
+                return found
         self._waits, self._pause = self._pause, 2 * self._pause
         return None
 
     def _whole_look(self, queries: WholeQueries, items: WholeRows, hidden: Bool[Tensor, "n m"] | None) -> WholeLook:
-        shape = len(queries.rows), len(items.rows)
+        shape = len(queries.rows), items.padded
         if self._sums.numel() < shape[0] * shape[1]:
             self._sums = torch.empty(len(self.usual.rows) * shape[1], dtype=torch.int32)
         sums = queries.sums(items, self._sums[: shape[0] * shape[1]].view(shape))
         if hidden is not None:
-            sums[:, : items.count].masked_fill_(hidden, HIDDEN)
+            sums[:, : len(items.rows)].masked_fill_(hidden, HIDDEN)
         return WholeLook(queries, items, sums)
 
 
-def first_look(queries: CanonicalQueries, close: FastQueries) -> FirstLook:
-    """In the shorter dtypes that the device multiplies faster, unless queries are few; else by the close product."""
-    many = len(close.rows) >= MANY_QUERIES and close.rows.dtype == torch.float32
-    return FirstLook(queries, close, short_dtypes(close.rows.device) if many else ())
+def first_look(queries: CanonicalQueries, close: FastQueries, *, is_whole: bool = False) -> FirstLook:
+    """In the shorter dtypes that the device multiplies faster; by the close product where queries are few.
+
+    `is_whole` tells that the gallery was rounded to whole numbers before, which pays for any number of queries.
+    """
+    if close.rows.dtype != torch.float32:
+        return FirstLook(queries, close)
+    if len(close.rows) >= MANY_QUERIES:
+        return FirstLook(queries, close, short_dtypes(close.rows.device))
+    return FirstLook(queries, close, (torch.int8,) if is_whole else ())
 
 
 def short_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:

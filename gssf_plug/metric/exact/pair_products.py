@@ -35,17 +35,19 @@ def pair_products(
     items: Float[Tensor, "m dim"],
     columns: Int[Tensor, " pairs"],
 ) -> Float[Tensor, " pairs"]:
-    """Products of query `rows[p]` with item `columns[p]`, summed in their dtype in any order.
+    """Products of query `rows[p]` with item `columns[p]`, summed in the queries' dtype in any order.
 
     Args:
         queries: N×D, float32 or float64.
         rows: numbers of queries.
-        items: M×D of the same dtype and device, such as a memory-mapped gallery: only the rows named are read.
+        items: M×D of this dtype, or a shorter one, on the same device, such as a memory-mapped gallery: only the rows
+            named are read, where they are few.
         columns: numbers of items, in any order.
     """
     dense = len(rows) * 16 >= len(items) and len(rows) <= len(queries) * len(items)  # torch takes no more
     if len(rows) < FEW_PAIRS or not dense or not queries.numel() or not _samples(queries.device.type):
         return _gathered(queries, rows, items, columns)
+    items = items.to(queries.dtype)
     cached, dim = items.numel() <= CACHED, items.shape[1]
     blocks = queries.numel() > CACHED >= dim and len(rows) * CACHED > PAIRS_OF_BLOCK * items.numel()
     if (cached or blocks) and bool((rows[1:] >= rows[:-1]).all()):

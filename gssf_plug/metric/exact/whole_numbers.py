@@ -8,7 +8,7 @@ group alone.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, Int8
@@ -46,20 +46,28 @@ class WholeRows:
     """A part of a gallery as whole numbers.
 
     Args:
-        rows: n of each item; zeros behind the last one, up to a whole number of groups.
-        count: number of items.
+        rows: n of each item.
         exponent: exponent of the one power of two that keeps raw rows in range; 0 for unit rows.
         norm: no item, times 2^-exponent, is longer.
         steps: τ of each group.
         rests: the largest ‖t‖ of each group.
     """
 
-    rows: Int8[Tensor, "padded dim"]
-    count: int
+    rows: Int8[Tensor, "m dim"]
     exponent: int
     norm: float
     steps: Float[Tensor, " groups"]
     rests: Float[Tensor, " groups"]
+
+    @property
+    def padded(self) -> int:
+        """Number of items in whole groups."""
+        return len(self.steps) * GROUP
+
+    def part(self, columns: slice) -> "WholeRows":
+        """Some of the items, from the first of a group on."""
+        groups = slice(columns.start // GROUP, -(-columns.stop // GROUP))
+        return replace(self, rows=self.rows[columns], steps=self.steps[groups], rests=self.rests[groups])
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,13 @@ class WholeQueries:
         return WholeQueries(self.rows[rows], self.exponent, self.steps[rows], self.norms[rows], self.rests[rows])
 
     def sums(self, items: WholeRows, out: Int[Tensor, "n padded"]) -> Int[Tensor, "n padded"]:
-        """m·n of all pairs, written into `out`."""
-        return torch._int_mm(self.rows, items.rows.T, out=out)
+        """m·n of all pairs, written into `out`; what stands behind the last item reaches nothing."""
+        count = len(items.rows)
+        if count == items.padded:
+            return torch._int_mm(self.rows, items.rows.T, out=out)
+        out[:, :count] = torch._int_mm(self.rows, items.rows.T)
+        out[:, count:] = HIDDEN
+        return out
 
     def least(self, values: Float[Tensor, " n"], items: WholeRows) -> Int[Tensor, "n groups"]:
         """What the sums of a query with the items of each group reach where a canonical score may be `values`."""
@@ -95,6 +108,13 @@ class WholeQueries:
         of_queries = torch.stack([(values - self.rests * items.norm) / self.steps, -self.norms / self.steps], dim=1)
         of_groups = torch.stack([torch.ones_like(items.rests), items.rests]) / items.steps
         return (of_queries @ of_groups).floor_().clamp_(HIDDEN + 1, -HIDDEN - 1).int()
+
+    def scores(self, products: Float[Tensor, " n"], items: WholeRows, *, surely: bool) -> Float[Tensor, " n"]:
+        """What canonical scores are whose τ (m·n) is given, one for each query; `surely`: what they are at least."""
+        values = products * self.steps
+        if surely:
+            values = values - self.rests * items.norm - self.norms * items.rests.max()
+        return values * 2.0 ** max(-1000, min(1000, self.exponent + items.exponent))
 
 
 def whole_queries(queries: CanonicalQueries) -> WholeQueries:
@@ -112,13 +132,11 @@ def whole_queries(queries: CanonicalQueries) -> WholeQueries:
     return WholeQueries(rows, exponent, steps, norms, rests)
 
 
-def whole_rows(items: FastRows) -> WholeRows:
-    """The gallery side, from rows in float32."""
+def whole_rows(items: FastRows, out: Int8[Tensor, "m dim"] | None = None) -> WholeRows:
+    """The gallery side, from rows in float32; the whole numbers are written into `out`, if that is given."""
     count, dim = items.rows.shape
-    groups = -(-count // GROUP)
-    rows = torch.empty(groups * GROUP, dim, dtype=torch.int8)
-    rows[count:].zero_()
-    steps, rests = torch.empty(2, groups * GROUP)
+    rows = torch.empty(count, dim, dtype=torch.int8) if out is None else out
+    steps, rests = torch.empty(2, count)
     size = max(1, ENTRIES_AT_ONCE // max(1, dim * GROUP)) * GROUP
     scratch = torch.empty(2, min(size, count), dim)  # written again and again, so that it stays in the cache
     for start in range(0, count, size):
@@ -127,11 +145,11 @@ def whole_rows(items: FastRows) -> WholeRows:
         largest = _of_groups(torch.maximum(piece.amax(1), -piece.amin(1)) * factors)
         steps[own] = largest.clamp_min_(LEAST_STEP * MOST).div_(MOST).repeat_interleave(GROUP)[: len(piece)]
         rests[own] = _rounded(piece, factors / steps[own], rows[own], scratch[:, : len(piece)])
-    steps, rests = steps[::GROUP].double(), _of_groups(rests[:count]).double()
+    steps, rests = steps[::GROUP].double(), _of_groups(rests).double()
     # the factors, and what was taken off, are rounded
     computed = items.rest + items.norm * 2.0**-21 + dim * TINY[torch.float32]
     rests = rests * steps * MEASURED + computed
-    return WholeRows(rows, count, items.exponent, items.norm + items.rest, steps, rests)
+    return WholeRows(rows, items.exponent, items.norm + items.rest, steps, rests)
 
 
 def _rounded(

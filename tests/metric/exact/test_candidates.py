@@ -10,7 +10,7 @@ from gssf_plug.metric.exact.candidates import Candidates, pad_pairs
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
 from gssf_plug.metric.exact.fast_rows import given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
-from gssf_plug.metric.exact.first_look import FirstLook
+from gssf_plug.metric.exact.first_look import FirstLook, Part
 
 
 def passed_by(metric, queries, gallery, k, size, dtypes, hidden=None):
@@ -20,7 +20,7 @@ def passed_by(metric, queries, gallery, k, size, dtypes, hidden=None):
     for start in range(0, len(gallery), size):
         part = slice(start, start + size)
         items = given_rows(gallery[part], metric is None or metric.normalize)
-        found.add(items, start, None if hidden is None else hidden[:, part])
+        found.add(Part.of(items), start, None if hidden is None else hidden[:, part])
     return found
 
 

@@ -9,7 +9,7 @@ from gssf_plug.metric.exact import first_look
 from gssf_plug.metric.exact.canonical import canonical_queries
 from gssf_plug.metric.exact.fast_rows import given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
-from gssf_plug.metric.exact.first_look import FirstLook, Look, WholeLook, short_dtypes
+from gssf_plug.metric.exact.first_look import FirstLook, Look, Part, WholeLook, short_dtypes
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_canonical_scores_lie_within_the_bounds_of_every_look(kind, options):
         wanted = right >= least[:, None]
         wanted = wanted if hidden is None else wanted & ~hidden
         for dtypes in ((torch.int8, torch.bfloat16), (torch.bfloat16,), ()):
-            look, at = FirstLook(queries, close, dtypes).at_most(items, hidden, least)
+            look, at = FirstLook(queries, close, dtypes).at_most(Part.of(items), hidden, least)
             width = look.scores.shape[1]
             reached = torch.zeros(80, width, dtype=torch.bool)
             reached.view(-1)[at] = True
@@ -92,7 +92,7 @@ def test_what_turns_out_to_leave_much_open_is_looked_at_again_in_the_usual_dtype
     features, gallery = torch.randn(128, 64), torch.randn(500, 64)
     queries = canonical_queries(None, features)
     first = FirstLook(queries, fast_queries(queries, torch.float32), (torch.bfloat16, torch.int8))
-    items = given_rows(gallery, True)
+    items = Part.of(given_rows(gallery, True))
     least = torch.full((128,), 0.9, dtype=torch.float64)
     look, places = first.at_most(items, None, least)
     assert isinstance(look, WholeLook)
