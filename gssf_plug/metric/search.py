@@ -205,7 +205,7 @@ def _screened(
     for part, items in search.read(len(rows), exact=False):
         if candidates is None:
             close = fast_queries(queries, items.dtype)
-            candidates = Candidates(close, search.k, first_look(queries, close, is_whole=items.is_whole))
+            candidates = Candidates(close, search.k, first_look(queries, close, is_whole=items.whole is not None))
             if guess and candidates.first.shortest is not None and not candidates.first.few:
                 _guess(search, candidates, rows)
         candidates.add(items, part.start, search.hidden(rows, part))

@@ -1,14 +1,15 @@
 """Claims: exact `topk` at the speed of half precision; every ratio is a median of runs interleaved in one process.
 
 python tests/benchmarks/search_ties.py            # about three minutes, 2 GB
-python tests/benchmarks/search_ties.py --part one # many, busy, one or small; --rounds for other than 7
+python tests/benchmarks/search_ties.py --part one # many, busy, one, few or small; --rounds for other than 7
 
 | work | ÷ | claimed |
 |---|---|---:|
-| many: 1,000 queries × 200,000 × 512, k = 100 | faiss `IndexFlatIP`, index built beforehand | 0.5 |
+| many: 1,000 queries × 200,000 × 512, k = 100, prepared and plain | faiss `IndexFlatIP`, index built beforehand | 0.5 |
 | busy: the same beside four processes that do nothing but count | the same, beside them, too | that of many |
 | one: one query × 200,000 × 512, k = 10, on a prepared gallery | the same | 1.0 |
 | one: the same, on plain features | the same | 1.5 |
+| few: 2, 4, 16 and 64 queries, the same, prepared and plain | the same | |
 | small: 1,000 × 3,000 × 512, k = 10, 100, 1,000, 3,000 | float32 product of unit rows and stable sort | 1.1 |
 
 Results are compared, too: with faiss by items in common, with the stable sort by canonical scores in the tests.
@@ -17,7 +18,7 @@ Results are compared, too: with faiss by items in common, with the stable sort b
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
 
@@ -29,7 +30,7 @@ from gssf_plug import GSSFMetric
 from gssf_plug.metric import normalize_rows, prepare_gallery, topk
 
 DIM = 512
-PARTS = ("many", "busy", "one", "small")
+PARTS = ("many", "busy", "one", "few", "small")
 
 
 def trained_metric() -> GSSFMetric:
@@ -45,6 +46,15 @@ def against_faiss(parts: tuple[str, ...], rounds: int) -> None:
     metric, gallery, queries = trained_metric(), torch.randn(200_000, DIM), torch.randn(1000, DIM)
     index = faiss.IndexFlatIP(DIM)
     index.add(metric.gallery(gallery).numpy())
+    prepared = prepare_gallery(gallery)
+
+    def of_some(some: torch.Tensor) -> dict[str, Callable[[], object]]:
+        return {
+            "ours, prepared": lambda: topk(metric, some, prepared, 10),
+            "ours": lambda: topk(metric, some, gallery, 10),
+            "faiss": lambda: index.search(metric.fold(some).numpy(), 10),
+        }
+
     if "many" in parts:
         k = 100
         found = index.search(metric.fold(queries).numpy(), k)[1]
@@ -52,6 +62,7 @@ def against_faiss(parts: tuple[str, ...], rounds: int) -> None:
         shared = sum(len(set(a.tolist()) & set(b.tolist())) for a, b in zip(ours, found, strict=True))
         low = queries.bfloat16(), metric.gallery(gallery).bfloat16()
         candidates = {
+            "ours, prepared": lambda: topk(metric, queries, prepared, k),
             "ours": lambda: topk(metric, queries, gallery, k),
             "faiss": lambda: index.search(metric.fold(queries).numpy(), k),
             "bfloat16 product alone": lambda: [low[0] @ part.T for part in low[1].split(8192)],
@@ -59,6 +70,7 @@ def against_faiss(parts: tuple[str, ...], rounds: int) -> None:
         show("many", interleave(candidates, rounds, warmup=1), "faiss", f"{shared / found.size:.5%} items in common")
     if "busy" in parts:
         candidates = {
+            "ours, prepared": lambda: topk(metric, queries, prepared, 100),
             "ours": lambda: topk(metric, queries, gallery, 100),
             "faiss": lambda: index.search(metric.fold(queries).numpy(), 100),
         }
@@ -66,13 +78,10 @@ def against_faiss(parts: tuple[str, ...], rounds: int) -> None:
         with busy_processes(4):
             show("beside four busy processes", interleave(candidates, rounds, warmup=1), "faiss")
     if "one" in parts:
-        prepared, query = prepare_gallery(gallery), queries[:1]
-        candidates = {
-            "ours, prepared": lambda: topk(metric, query, prepared, 10),
-            "ours": lambda: topk(metric, query, gallery, 10),
-            "faiss": lambda: index.search(metric.fold(query).numpy(), 10),
-        }
-        show("one", interleave(candidates, 4 * rounds), "faiss")
+        show("one", interleave(of_some(queries[:1]), 4 * rounds), "faiss")
+    if "few" in parts:
+        for count in (2, 4, 16, 64):
+            show(f"{count} queries", interleave(of_some(queries[:count]), rounds), "faiss")
 
 
 @contextmanager
@@ -113,7 +122,7 @@ def main() -> None:
     parts = PARTS if options.part is None else (options.part,)
     faiss.omp_set_num_threads(torch.get_num_threads())
     print(machine(), "\n")
-    if {"many", "busy", "one"} & set(parts):
+    if {"many", "busy", "one", "few"} & set(parts):
         against_faiss(parts, options.rounds)
     if "small" in parts:
         against_sort(options.rounds)

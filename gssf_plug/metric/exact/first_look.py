@@ -40,36 +40,26 @@ LOOKED_AT = 8  # scores in a group whose largest bounds the k-th best of a first
 
 
 class Part:
-    """A part of a gallery in the forms that looks ask for, each of which is made when it is first asked for.
+    """A part of a gallery in the forms that looks ask for.
 
     Args:
-        rows: gives the rows of the closer product.
+        rows: gives the rows of the closer product, when they are first asked for.
         dtype: data type of that product.
         whole: the items as whole numbers, if they are there already.
     """
 
     def __init__(self, rows: Callable[[], FastRows], dtype: torch.dtype, whole: WholeRows | None = None) -> None:
-        self._rows, self.dtype, self._whole = rows, dtype, whole
+        self._rows, self.dtype, self.whole = rows, dtype, whole
 
     @classmethod
     def of(cls, rows: FastRows) -> "Part":
         """One whose rows are there."""
         return cls(lambda: rows, rows.rows.dtype)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the whole numbers were there before."""
-        return self._whole is not None
-
     @cached_property
     def rows(self) -> FastRows:
         """The rows in a float dtype."""
         return self._rows()
-
-    @cached_property
-    def whole(self) -> WholeRows:
-        """The rows as whole numbers."""
-        return whole_rows(self.rows) if self._whole is None else self._whole
 
 
 class _AllPairs:
@@ -183,7 +173,8 @@ class FirstLook:
         self.shortest = whole_queries(queries) if whole else None
         self._pays = False  # as far as is known
         self._waits, self._pause = 0, 1  # parts until it is tried again, and how many after that
-        self._sums = torch.empty(0, dtype=torch.int32)  # of one part after the other: fresh memory costs as much again
+        # of one part after the other: fresh memory costs as much again
+        self._sums, self._room = torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int8)
 
     def at(self, part: Part, hidden: Bool[Tensor, "n m"] | None) -> Look:
         """A look in the usual dtype."""
@@ -199,7 +190,7 @@ class FirstLook:
         Returns:
             the look and the places, and the bounds of the queries.
         """
-        if self.shortest is not None and part.is_whole and self.few:
+        if self.shortest is not None and part.whole is not None and self.few:
             whole = self._whole_look(self.shortest, part.whole, hidden)
             least = whole.at_least(rank)
             found = Found(whole, whole.reaching(least))
@@ -224,18 +215,26 @@ class FirstLook:
         if self._waits:
             self._waits -= 1
             return None
-        some = slice(TRIED)
+        rows, some = self._whole_rows(part), slice(TRIED)
         if not self._pays and len(least) > TRIED:
-            look = self._whole_look(self.shortest.part(some), part.whole, None if hidden is None else hidden[some])
+            look = self._whole_look(self.shortest.part(some), rows, None if hidden is None else hidden[some])
             self._pays = look.leaves_little(look.reaching(least[some]))
         if self._pays or len(least) <= TRIED:
-            look = self._whole_look(self.shortest, part.whole, hidden)
+            look = self._whole_look(self.shortest, rows, hidden)
             found = Found(look, look.reaching(least))
             self._pays = look.leaves_little(found.places)
             if self._pays:
                 return found
         self._waits, self._pause = self._pause, 2 * self._pause
         return None
+
+    def _whole_rows(self, part: Part) -> WholeRows:
+        if part.whole is not None:
+            return part.whole
+        count, dim = part.rows.rows.shape
+        if self._room.numel() < count * dim:
+            self._room = torch.empty(count * dim, dtype=torch.int8)
+        return whole_rows(part.rows, self._room[: count * dim].view(count, dim))
 
     def _whole_look(self, queries: WholeQueries, items: WholeRows, hidden: Bool[Tensor, "n m"] | None) -> WholeLook:
         shape = len(queries.rows), items.padded
