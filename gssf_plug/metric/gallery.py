@@ -14,7 +14,7 @@ from gssf_plug.metric.arrays import Array, check_has_values, float_features
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, given_rows, plain_rows, raw_exponent
 from gssf_plug.metric.exact.first_look import Part
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
-from gssf_plug.metric.exact.whole_numbers import MOST_CHANNELS, WholeRows, multiplies_int8, whole_rows
+from gssf_plug.metric.exact.whole_numbers import WholeRows, fits_int8, multiplies_int8, whole_rows
 
 __all__ = ["FEW_QUERIES", "PreparedGallery", "check_finite", "prepare_gallery", "read_parts"]
 
@@ -92,7 +92,7 @@ def prepare_gallery(
 def _checked_room(rounded: object, items: Float[Tensor, "m dim"]) -> Shaped[Tensor, "m dim"]:
     """Where the copy goes."""
     dtypes = [torch.float16 if items.device.type == "cpu" else torch.float32]
-    if items.device.type == "cpu" and multiplies_int8() and items.shape[1] <= MOST_CHANNELS:
+    if items.device.type == "cpu" and multiplies_int8() and fits_int8(items.shape[1]):
         dtypes.insert(0, torch.int8)
     if rounded is None:
         return torch.empty(items.shape, dtype=dtypes[0], device=items.device)

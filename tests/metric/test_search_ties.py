@@ -269,3 +269,15 @@ def test_all_items_are_wanted_by_several_threads(kind, monkeypatch):
         found = topk(metric, queries, gallery, ITEMS, exclude=mask, query_chunk=26)
         assert torch.equal(found.indices, indices)
         assert torch.equal(found.scores, scores.float())
+
+
+@pytest.mark.parametrize("queries", [3, 100])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_rows_of_a_few_channels_on_this_machine(channels, queries):
+    """Its own instructions, which other tests here replace."""
+    features, gallery = torch.randn(queries, channels), torch.randn(20_000, channels)
+    scores, indices = reference(None, features, gallery, 3)
+    for searched in (gallery, prepare_gallery(gallery)):
+        found = topk(None, features, searched, 3)
+        assert torch.equal(found.indices, indices)
+        assert torch.equal(found.scores, scores.float())

@@ -22,9 +22,9 @@ from gssf_plug.metric.exact.fast_scores import FastQueries, fast_queries
 from gssf_plug.metric.exact.reaching import GROUP, group_peaks, reaching, reaching_groups
 from gssf_plug.metric.exact.whole_numbers import (
     HIDDEN,
-    MOST_CHANNELS,
     WholeQueries,
     WholeRows,
+    fits_int8,
     multiplies_int8,
     whole_queries,
     whole_rows,
@@ -169,7 +169,7 @@ class FirstLook:
     def __init__(self, queries: CanonicalQueries, close: FastQueries, dtypes: tuple[torch.dtype, ...] = ()) -> None:
         self.few = len(close.rows) < MANY_QUERIES
         self.usual = fast_queries(queries, torch.bfloat16) if torch.bfloat16 in dtypes else close
-        whole = torch.int8 in dtypes and queries.folded.shape[1] <= MOST_CHANNELS
+        whole = torch.int8 in dtypes and fits_int8(queries.folded.shape[1])
         self.shortest = whole_queries(queries) if whole else None
         self._pays = False  # as far as is known
         self._waits, self._pause = 0, 1  # parts until it is tried again, and how many after that

@@ -19,10 +19,11 @@ from gssf_plug.metric.exact.fast_rows import TINY, FastRows
 from gssf_plug.metric.exact.fast_scores import exact_pieces
 from gssf_plug.metric.exact.reaching import GROUP
 
-__all__ = ["HIDDEN", "MOST_CHANNELS", "WholeQueries", "WholeRows", "multiplies_int8", "whole_queries", "whole_rows"]
+__all__ = ["HIDDEN", "WholeQueries", "WholeRows", "fits_int8", "multiplies_int8", "whole_queries", "whole_rows"]
 
 MOST = 127  # the largest of int8 on both sides of zero
 MOST_CHANNELS = (2**31 - 1) // MOST**2  # whose products add up in 32 bits
+LEAST_CHANNELS = 2  # torch 2.13 does not write the product of one
 LEAST_STEP = 1e-30  # rows of less come out as zeros, which is measured, too
 ENTRIES_AT_ONCE = 524_288  # 2 MB in float32: read once, what is made of them stays in the cache
 HIDDEN = -(2**31)  # a sum that reaches nothing
@@ -39,6 +40,11 @@ def multiplies_int8() -> bool:
     # told to leave them alone (ONEDNN_MAX_CPU_ISA), oneDNN adds pairs of products in 16 bits, which largest ones exceed
     largest = torch.full((64, 64), MOST, dtype=torch.int8)
     return bool((torch._int_mm(largest, largest.T) == 64 * MOST**2).all())
+
+
+def fits_int8(channels: int) -> bool:
+    """Whether rows of so many channels are multiplied as whole numbers."""
+    return LEAST_CHANNELS <= channels <= MOST_CHANNELS
 
 
 @dataclass(frozen=True)
