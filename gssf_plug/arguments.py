@@ -23,19 +23,20 @@ __all__ = [
     "LARGEST",
     "WHOLE",
     "check_choice",
-    "check_flag",
     "check_function",
     "check_module",
     "check_path",
     "check_positive",
     "check_text",
     "checked_count",
+    "checked_flag",
     "checked_number",
     "checked_seed",
     "described",
     "holds_floats",
     "holds_whole_numbers",
     "is_dense",
+    "listed",
 ]
 
 WHOLE = "be a whole number of at least 1"
@@ -45,14 +46,15 @@ SEEDS = 2**63  # of torch's and numpy's generators
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_flag(name: str, value: object) -> None:
-    """True or False; a text or number would be taken for one of them silently.
+def checked_flag(name: str, value: object) -> bool:
+    """True or False, numpy's too, as a bool; a text or number would be taken for one of them silently.
 
     Raises:
         ArgumentError: the value is neither.
     """
     if not isinstance(value, bool | np.bool_):
         raise ArgumentError(name, "be True or False", repr(value), "Write it without quotes.")
+    return bool(value)
 
 
 def check_positive(name: str, value: int, remedy: str) -> None:
@@ -195,16 +197,25 @@ def holds_whole_numbers(value: object) -> TypeGuard[Tensor]:
     return is_dense(value) and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
+def listed(value: object) -> tuple[Any, ...] | None:
+    """What a collection holds, a generator too, read once; None for texts and for what holds nothing one by one."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return None
+    try:
+        return tuple(value)
+    except (RuntimeError, TypeError):  # arrays and tensors of no dimension, sparse and nested tensors
+        return None
+
+
 def described(value: object) -> str:
     """What came, in the few words that tell it from what is right."""
     if not isinstance(value, Tensor):
-        plain = value is None or isinstance(value, bool | int | float | str)
-        return repr(value) if plain else f"the class {value.__name__}" if isinstance(value, type) else _kind(value)
+        return f"the class {value.__name__}" if isinstance(value, type) else _kind(value)
     if value.is_nested:
         return f"a nested tensor of {value.dtype}"
     place = " on the meta device" if value.is_meta else ""
-    layout = "" if value.layout == torch.strided else f" and {value.layout}"
-    return f"{value.dtype} of shape {tuple(value.shape)}{layout}{place}"
+    layout = "" if value.layout == torch.strided else f" of layout {value.layout}"
+    return f"{value.dtype}{layout} of shape {tuple(value.shape)}{place}"
 
 
 def _kind(value: object) -> str:

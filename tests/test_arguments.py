@@ -50,9 +50,9 @@ def test_numbers_that_are_right():
 
 def test_flags_are_no_texts_and_no_numbers():
     for right in (True, False, np.bool_(True)):
-        arguments.check_flag("normalize", right)
+        arguments.checked_flag("normalize", right)
     for wrong in ("False", 0, 1, None):
-        refuses("`normalize` must be True or False, but got", arguments.check_flag, "normalize", wrong)
+        refuses("`normalize` must be True or False, but got", arguments.checked_flag, "normalize", wrong)
 
 
 def test_seeds_are_what_generators_take():
@@ -81,7 +81,7 @@ def test_paths_are_strings_or_path_objects():
 def test_modules_are_objects_and_not_classes():
     arguments.check_module("encoder", nn.Identity(), "")
     arguments.check_module("encoder", None, "", optional=True)
-    refuses("`encoder` must be a module of torch.nn, but got None", arguments.check_module, "encoder", None, "")
+    refuses("`encoder` must be a module of torch.nn, but got NoneType", arguments.check_module, "encoder", None, "")
     refuses("must be None or a module .* the class Linear", arguments.check_module, "x", nn.Linear, "", optional=True)
 
 
@@ -89,7 +89,7 @@ def test_functions_take_as_many_arguments_as_they_are_called_with():
     for right in (lambda a, b: a, lambda *a: a, lambda a, b=1: a, max, nn.Bilinear(1, 1, 1), GivesTwo()):
         arguments.check_function("score", right, "", takes=2)
     arguments.check_function("score", None, "", takes=2, optional=True)
-    refuses("`score` must be a function, but got 3", arguments.check_function, "score", 3, "", takes=2)
+    refuses("`score` must be a function, but got int", arguments.check_function, "score", 3, "", takes=2)
     for wrong in (lambda a: a, lambda a, b, *, c: a, len, nn.Linear(1, 1)):
         refuses("`score` must be a function of 2 arguments", arguments.check_function, "score", wrong, "", takes=2)
 
@@ -121,14 +121,14 @@ def test_dense_tensors_hold_their_values_in_their_places():
 
 def test_what_came_is_told_in_few_words():
     told = {
-        "None": None,
-        "'a'": "a",
+        "NoneType": None,
+        "str": "a",
         "the class Linear": nn.Linear,
         "Linear": nn.Linear(1, 1),
         "an array of int64 of shape (2,)": np.arange(2),
         "torch.float32 of shape (2,)": torch.ones(2),
         "torch.float32 of shape (2,) on the meta device": torch.ones(2, device="meta"),
-        "torch.float32 of shape (2, 2) and torch.sparse_coo": torch.eye(2).to_sparse(),
+        "torch.float32 of layout torch.sparse_coo of shape (2, 2)": torch.eye(2).to_sparse(),
     }
     assert [arguments.described(value) for value in told.values()] == list(told)
     ragged = torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from gssf_plug.arguments import check_positive
+from gssf_plug.arguments import check_positive, listed
 from gssf_plug.attention.discovery.layouts import Heads
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric, Term
@@ -42,7 +42,7 @@ class AdapterOptions:
     @classmethod
     def of(cls, terms: Iterable[Term], block_size: int, per_head: bool) -> "AdapterOptions":
         """Read what the caller passed, where the terms may come in any collection."""
-        given = () if isinstance(terms, str) or not isinstance(terms, Iterable) else tuple(terms)
+        given = listed(terms)
         if not given or not all(isinstance(term, str) for term in given):
             remedy = f"Choose from {get_args(Term)}."
             raise ArgumentError("terms", "be a tuple of different term names", repr(terms), remedy)

@@ -12,6 +12,7 @@ Which student feature meets which teacher feature: paths, globs, taps, or a rule
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -113,16 +114,14 @@ def listed(loss: Loss | Sequence[Loss], weight: float | Sequence[float]) -> tupl
                 f"Names: {[*LOSSES]}; a loss of your own is a subclass of DistillationLoss.",
             )
     weights: list[float] = []  # of what is neither a number nor several: refused below
-    if isinstance(weight, int | float):
-        weights = [weight] * len(losses)
+    if isinstance(weight, Real):
+        weights = [weight] * len(losses)  # type: ignore[list-item]
     elif isinstance(weight, Sequence) and not isinstance(weight, str | bytes):
         weights = list(weight)
-    known = all(isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w < float("inf") for w in weights)
-    if not losses or len(weights) != len(losses) or not known:
-        raise ArgumentError(
-            "weight", f"be a number of at least 0, or one for each of {len(losses)} losses", repr(weight), "Count them."
-        )
-    return losses, [float(w) for w in weights]
+    rule, remedy = f"be a number of at least 0, or one for each of {len(losses)} losses", "Count them."
+    if not losses or len(weights) != len(losses):
+        raise ArgumentError("weight", rule, repr(weight), remedy)
+    return losses, [checked_number("weight", one, rule, remedy, lambda number: number >= 0) for one in weights]
 
 
 def checked_task_weight(student: nn.Module, student_inputs: object, task_weight: float) -> float:

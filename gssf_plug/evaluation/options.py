@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from gssf_plug.arguments import described, holds_floats, is_dense
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.arrays import check_has_values, to_tensor
@@ -51,17 +52,17 @@ def checked_features(
     Raises:
         ArgumentError: the first rule that is broken, with the first bad row.
     """
-    check_metric(metric)
+    check_metric(metric, values=True)
     if isinstance(features, list | tuple):
         with suppress(TypeError, ValueError):  # rows of several lengths, which `to_tensor` refuses by name
             features = np.asarray(features)  # in float64, as Python's numbers are
     features = to_tensor(name, features)
     check_has_values(name, features)
-    if features.layout != torch.strided:
-        raise ArgumentError(name, "be stored densely", features.layout, "Convert it with .to_dense().")
-    if features.ndim != 2 or not features.is_floating_point():
-        got = f"{features.dtype} of shape {tuple(features.shape)}"
-        raise ArgumentError(name, "be a floating-point matrix of features N×D", got, "Give one row per item.")
+    if not is_dense(features):
+        raise ArgumentError(name, "be stored densely", described(features), "Convert it with .to_dense().")
+    if features.ndim != 2 or not holds_floats(features):
+        rule = "be a floating-point matrix of features N×D"
+        raise ArgumentError(name, rule, described(features), "Give one row per item.")
     if features.numel() == 0:
         raise ArgumentError(name, "hold at least one item", "none", "Check the loader or the split that made it.")
     if metric is not None and features.shape[1] != metric.dim:
@@ -91,9 +92,10 @@ def checked_labels(name: str, labels: Any, features: Tensor, of: str) -> Int[Ten
         remedy = "Number the labels: numpy.unique(labels, return_inverse=True)[1]."
         raise ArgumentError(name, rule, f"{type(labels).__name__} of other values", remedy) from error
     check_has_values(name, tensor)
-    if tensor.shape != (len(features),) or tensor.is_floating_point() or tensor.is_complex():
+    whole = is_dense(tensor) and not (tensor.is_floating_point() or tensor.is_complex())  # truth values are two labels
+    if not whole or tensor.shape != (len(features),):
         remedy = "Features and labels must come from the same items, in the same order."
-        raise ArgumentError(name, rule, f"{tensor.dtype} of shape {tuple(tensor.shape)}", remedy)
+        raise ArgumentError(name, rule, described(tensor), remedy)
     return tensor.long().to(features.device)
 
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gssf_plug.arguments import checked_count
+from gssf_plug.arguments import LARGEST, checked_count, listed
 from gssf_plug.distributed import add_over_processes
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.negatives import NegativeCounts
@@ -183,10 +183,10 @@ def checked_ranks(name: str, ranks: Iterable[int]) -> tuple[int, ...]:
         ArgumentError: no whole numbers, none at all, or one below 1.
     """
     remedy = "Give such as (1, 5, 10)."
-    if not isinstance(ranks, Iterable) or isinstance(ranks, str | bytes) or getattr(ranks, "ndim", 1) == 0:
+    places = listed(ranks)
+    if places is None:
         raise ArgumentError(name, "hold at least one place from 1", repr(ranks), remedy)
-    places = tuple(ranks)
     whole = all(isinstance(place, int | np.integer) and not isinstance(place, bool) for place in places)
-    if not places or not whole or min(places) < 1:
+    if not places or not whole or min(places) < 1 or max(places) > LARGEST:
         raise ArgumentError(name, "hold at least one place from 1", repr(places), remedy)
     return tuple(int(place) for place in places)

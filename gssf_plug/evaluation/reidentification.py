@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from gssf_plug.arguments import check_function
 from gssf_plug.distributed import share
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.options import (
@@ -106,8 +107,7 @@ def reid_ranking(
 
 
 def _rescored(rerank: Rescorer, query: Tensor, gallery: Tensor, metric: GSSFMetric) -> Float[Tensor, "n m"]:
-    if not callable(rerank):
-        raise ArgumentError("rerank", "be None or a function", type(rerank).__name__, "Such as KReciprocal().")
+    check_function("rerank", rerank, "Such as KReciprocal().", takes=3)
     scores = rerank(query, gallery, metric)
     shape = (len(query), len(gallery))
     if not isinstance(scores, Tensor) or scores.shape != shape:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gssf_plug.arguments import described
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import check_has_values, to_tensor
 
@@ -76,8 +77,8 @@ def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Re
 
 def _from_array(name: str, array: Tensor, queries: int, documents: int) -> tuple[Tensor, Tensor, Tensor]:
     check_has_values(name, array)
-    if array.is_complex():
-        raise ArgumentError(name, "hold real grades", array.dtype, FORMS)
+    if array.is_complex() or array.is_nested or array.is_quantized:
+        raise ArgumentError(name, "hold real grades", described(array), FORMS)
     whole = not array.is_floating_point() and not array.is_complex() and array.dtype != torch.bool
     if array.layout != torch.strided:
         _check_shape(name, tuple(array.shape), queries, documents)

@@ -12,7 +12,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gssf_plug.arguments import LARGEST, checked_count, checked_number
+from gssf_plug.arguments import (
+    LARGEST,
+    check_function,
+    checked_count,
+    checked_number,
+    described,
+    holds_floats,
+    holds_whole_numbers,
+)
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses.chunked import Score, loss_of_pairs
 
@@ -67,18 +75,19 @@ class IdentityLoss(EmbeddingLoss):
         nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], score: Score) -> Float[Tensor, ""]:
-        """Cross-entropy over identities; `score` is not used."""
+        """Cross-entropy over identities, in the dtype that holds features and weights; `score` is not used."""
         check_features(features, labels, self.classifier.in_features)
-        if labels.shape != features.shape[:1]:
-            got = f"{labels.dtype} of shape {tuple(labels.shape)}"
-            raise ArgumentError(
-                "labels", f"hold one whole number per row of `features` ({len(features)})", got, "Number them."
-            )
+        labels = labels.long()
         outside = (labels < 0) | (labels >= self.identities)
         if bool(outside.any()):
             rule = f"lie in 0 … {self.identities - 1}, one number per training identity"
             raise ArgumentError("labels", rule, int(labels[outside][0]), "Renumber the training identities from 0.")
-        logits = self.classifier(features)
+        weight = self.classifier.weight
+        if features.dtype != weight.dtype and not torch.is_autocast_enabled(features.device.type):
+            # a half-precision encoder under a classifier in float32: in the dtype that holds both
+            common = torch.promote_types(features.dtype, weight.dtype)
+            features, weight = features.to(common), weight.to(common)
+        logits = nn.functional.linear(features, weight)
         return nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
     def extra_repr(self) -> str:
@@ -126,10 +135,7 @@ class WeightedSum(EmbeddingLoss):
     def forward(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], score: Score) -> Float[Tensor, ""]:
         """The weighted sum."""
         check_features(features, labels)
-        if not callable(score):
-            raise ArgumentError(
-                "score", "be a function of two feature matrices", type(score).__name__, "Give the metric."
-            )
+        check_function("score", score, "Give the metric.", takes=2)
         parts = [loss_of_features(loss, features, labels, score) for loss in self.losses]
         return torch.stack([weight * part for weight, part in zip(self.weights, parts, strict=True)]).sum()
 
@@ -141,24 +147,18 @@ def check_features(features: object, labels: object, width: int | None = None) -
         ArgumentError: the features are no floating-point matrix with values or have another width than `width`, or the
             labels are no whole numbers.
     """
-    matrix = isinstance(features, Tensor) and features.ndim == 2 and features.is_floating_point()
-    if not isinstance(features, Tensor) or not matrix or features.is_meta or features.layout != torch.strided:
+    if not holds_floats(features) or features.ndim != 2:
         rule, remedy = "be a floating-point matrix of features N×D", "Give one row per item."
-        raise ArgumentError("features", rule, _described(features), remedy)
+        raise ArgumentError("features", rule, described(features), remedy)
     if width is not None and features.shape[1] != width:
         remedy = "Build the loss with the width of the features."
-        raise ArgumentError("features", f"have {width} channels", _described(features), remedy)
+        raise ArgumentError("features", f"have {width} channels", described(features), remedy)
     rule = f"hold one whole number per row of `features` ({len(features)})"
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex() or labels.is_meta:
-        raise ArgumentError("labels", rule, _described(labels), "Number them.")
-
-
-def _described(value: object) -> str:
-    return (
-        f"{value.dtype} of shape {tuple(value.shape)} on {value.device}"
-        if isinstance(value, Tensor)
-        else repr(type(value).__name__)
-    )
+    if not holds_whole_numbers(labels) or labels.shape != features.shape[:1]:
+        raise ArgumentError("labels", rule, described(labels), "Number them.")
+    if labels.device != features.device:
+        rule = f"be on the device of `features`, {features.device}"
+        raise ArgumentError("labels", rule, labels.device, "Move them with .to(features.device).")
 
 
 def loss_of_features(

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gssf_plug.arguments import check_flag, checked_number
+from gssf_plug.arguments import checked_flag, checked_number
 from gssf_plug.losses.logit_scale import LearnedScale, checked_range
 from gssf_plug.losses.pair_masks import Pairs
 from gssf_plug.losses.row_loss import RowLoss, RowSum
@@ -73,7 +73,7 @@ class Hinge(RowLoss):
             "warmup_steps", warmup_steps, rule, remedy, lambda number: number >= 0 and number % 1 == 0
         )
         self.warmup_steps = int(steps)
-        check_flag("learned_scale", learned_scale)
+        learned_scale = checked_flag("learned_scale", learned_scale)
         self.scale = LearnedScale(1.0, *checked_range(scale_range)) if learned_scale else None
         self.register_buffer("calls", torch.tensor(0))
 

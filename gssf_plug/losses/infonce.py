@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from gssf_plug.arguments import check_flag
+from gssf_plug.arguments import checked_flag
 from gssf_plug.losses.logit_scale import LearnedScale, checked_range
 from gssf_plug.losses.pair_masks import Pairs
 from gssf_plug.losses.row_loss import RowLoss, RowSum
@@ -58,7 +58,7 @@ class InfoNCE(RowLoss):
         learned_scale: bool = True,
     ) -> None:
         super().__init__()
-        check_flag("learned_scale", learned_scale)
+        learned_scale = checked_flag("learned_scale", learned_scale)
         self.scale = LearnedScale(scale, *checked_range(scale_range)).requires_grad_(learned_scale)
 
     def begin(self) -> Callable[[Pairs], RowSum]:

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gssf_plug.arguments import described, holds_floats, is_dense
 from gssf_plug.errors import ArgumentError
-from gssf_plug.metric.arrays import Array, check_has_values, to_tensor
+from gssf_plug.metric.arrays import Array, to_tensor
 
 __all__ = ["Pairs", "relevance_by_id", "sort_pairs"]
 
@@ -39,11 +40,12 @@ def relevance_by_id(
     """
     sides = {"query_ids": to_tensor("query_ids", query_ids), "gallery_ids": to_tensor("gallery_ids", gallery_ids)}
     for name, ids in sides.items():
-        check_has_values(name, ids)
-        if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex():
-            got = f"{ids.dtype} of shape {tuple(ids.shape)}"
-            raise ArgumentError(name, "hold one whole number per item", got, "Number the items that belong together.")
-    return sides["query_ids"][:, None] == sides["gallery_ids"].to(sides["query_ids"].device)[None, :]
+        if not is_dense(ids) or ids.is_floating_point() or ids.is_complex() or ids.ndim != 1:
+            remedy = "Number the items that belong together."
+            raise ArgumentError(name, "hold one whole number per item", described(ids), remedy)
+    # in one dtype that torch can compare: it has no promotion for unsigned numbers of more than 8 bits
+    queries, gallery = (ids.long() for ids in sides.values())
+    return queries[:, None] == gallery.to(queries.device)[None, :]
 
 
 def sort_pairs(
@@ -63,30 +65,23 @@ def sort_pairs(
     Raises:
         ArgumentError: `scores` is no matrix of floating-point numbers, or a mask is not boolean or not of its shape.
     """
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or not scores.is_floating_point() or scores.is_meta:
+    if not holds_floats(scores) or scores.ndim != 2:
         rule, remedy = "be a matrix of floating-point scores (N, M)", "Give one row per query; losses take one batch."
-        raise ArgumentError("scores", rule, _described(scores), remedy)
+        raise ArgumentError("scores", rule, described(scores), remedy)
     for mask_name, mask in (("relevance", relevance), (name, exclude)):
         if mask_name == name and mask is None:
             continue
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != scores.shape:
+        if isinstance(mask, Tensor) and mask.device != scores.device:
+            remedy = "Move it with .to(scores.device)."
+            raise ArgumentError(mask_name, f"be on the device of `scores`, {scores.device}", mask.device, remedy)
+        if not is_dense(mask) or mask.dtype != torch.bool or mask.shape != scores.shape:
             raise ArgumentError(
                 mask_name,
                 f"be a boolean matrix of shape {tuple(scores.shape)}, one value per score",
-                _described(mask),
+                described(mask),
                 "Build it from ids with relevance_by_id(query_ids, gallery_ids).",
             )
-        if mask.device != scores.device:
-            remedy = "Move it with .to(scores.device)."
-            raise ArgumentError(mask_name, f"be on the device of `scores`, {scores.device}", mask.device, remedy)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if exclude is None:
         return Pairs(scores, relevance, ~relevance)
     return Pairs(scores, relevance & ~exclude, ~(relevance | exclude))
-
-
-def _described(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    place = " on the meta device" if value.is_meta else ""
-    return f"{value.dtype} of shape {tuple(value.shape)}{place}"

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from gssf_plug.arguments import check_flag
+from gssf_plug.arguments import checked_flag
 from gssf_plug.losses.logit_scale import LearnedScale, checked_range
 from gssf_plug.losses.pair_masks import Pairs
 from gssf_plug.losses.row_loss import RowLoss, RowSum
@@ -48,7 +48,7 @@ class Sigmoid(RowLoss):
 
     def __init__(self, *, learned: bool = False, scale_range: tuple[float, float] = (0.1, 1000.0)) -> None:
         super().__init__()
-        check_flag("learned", learned)
+        checked_flag("learned", learned)
         self.scale = LearnedScale(10.0, *checked_range(scale_range)) if learned else None
         self.bias = nn.Parameter(torch.tensor([-10.0])) if learned else None
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gssf_plug.arguments import check_flag, checked_number
+from gssf_plug.arguments import checked_flag, checked_number
 from gssf_plug.losses.logit_scale import LearnedScale
 from gssf_plug.losses.pair_masks import Pairs
 from gssf_plug.losses.row_loss import RowLoss, RowSum
@@ -35,7 +35,7 @@ class _Triplet(RowLoss):
                 "The usual margin is 0.3; None uses the soft margin log(1 + exp(x)).",
             )
             margin = checked_number("margin", margin, rule, remedy, lambda number: number > 0)
-        check_flag("learned_scale", learned_scale)
+        learned_scale = checked_flag("learned_scale", learned_scale)
         self.margin = margin
         self.scale = LearnedScale(1.0, 0.01, 100.0) if learned_scale else None
 

@@ -5,14 +5,25 @@ tensors without values) is refused by name.
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gssf_plug.arguments import FLOATS, described
 from gssf_plug.errors import ArgumentError
 
-__all__ = ["Array", "check_has_values", "checked_device", "float_features", "like_inputs", "to_tensor"]
+__all__ = [
+    "Array",
+    "check_broadcast",
+    "check_has_values",
+    "check_real",
+    "checked_device",
+    "float_features",
+    "like_inputs",
+    "to_tensor",
+]
 
 Array = Tensor | np.ndarray
 
@@ -61,15 +72,36 @@ def float_features(name: str, value: object) -> Tensor:
     """Features as a floating-point tensor: whole numbers and booleans are converted to torch's default dtype.
 
     Raises:
-        ArgumentError: the value is no array of real numbers, or a tensor on the meta device, which holds no values.
+        ArgumentError: the value is no array of real numbers, or is sparse, nested, quantized or of eight-bit floats.
     """
     features = to_tensor(name, value)
-    if features.is_complex() or features.is_quantized or features.layout != torch.strided:
-        got = f"{features.dtype} of layout {features.layout}"
-        raise ArgumentError(
-            name, "hold real numbers, densely stored", got, "Convert it, for instance with .to_dense()."
-        )
+    check_real(name, features)
     return features if features.is_floating_point() else features.to(torch.get_default_dtype())
+
+
+def check_real(name: str, tensor: Tensor) -> None:
+    """Refuse what arithmetic is not defined for, or what has no rows of equal length.
+
+    Raises:
+        ArgumentError: the tensor is complex, sparse, nested, quantized, or of eight-bit floats.
+    """
+    strange = tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_complex()
+    if strange or (tensor.is_floating_point() and tensor.dtype not in FLOATS):
+        remedy = "Convert it, for instance with .to_dense() or .float()."
+        raise ArgumentError(name, "hold real numbers, densely stored", described(tensor), remedy)
+
+
+def check_broadcast(names: tuple[str, str], shapes: tuple[Sequence[int], Sequence[int]]) -> None:
+    """Dimensions of two sides that stand above each other are equal, or one of them is 1.
+
+    Raises:
+        ArgumentError: two dimensions differ; the second side is named.
+    """
+    for one, other in zip(reversed(shapes[0]), reversed(shapes[1]), strict=False):
+        if one != other and one != 1 and other != 1:
+            rule = f"have leading dimensions that suit those of `{names[0]}`, {tuple(shapes[0])}"
+            remedy = "Give as many rows on both sides, or one row."
+            raise ArgumentError(names[1], rule, tuple(shapes[1]), remedy)
 
 
 def check_has_values(name: str, tensor: Tensor) -> None:

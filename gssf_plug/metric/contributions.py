@@ -7,17 +7,18 @@ parts of cosine, x̂_(k)ᵀ ŷ_(k).
 """
 
 from jaxtyping import Float
-from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.arrays import Array, check_broadcast, float_features, like_inputs
 from gssf_plug.metric.metric import GSSFMetric
+from gssf_plug.metric.options import check_metric
 
 __all__ = ["block_contributions"]
 
 
 def block_contributions(
-    metric: GSSFMetric, queries: Float[Tensor, "*#batch dim"], items: Float[Tensor, "*#batch dim"]
-) -> Float[Tensor, "*#batch blocks"]:
+    metric: GSSFMetric, queries: Float[Array, "*#batch dim"], items: Float[Array, "*#batch dim"]
+) -> Float[Array, "*#batch blocks"]:
     """What each block of channels adds to the scores of pairs; sums to `metric.aligned(queries, items)`.
 
     Block k holds the channels k·s … (k+1)·s - 1 in the order of `metric.grouping`, where s is the side of
@@ -30,10 +31,12 @@ def block_contributions(
             those of `queries`.
 
     Returns:
-        What each block adds to the score, (..., D/s) for blocks of s channels, in the dtype of the features.
+        What each block adds to the score, (..., D/s) for blocks of s channels, in the dtype of the features; an array
+        where the features are arrays.
 
     Raises:
-        ArgumentError: `metric` is no metric, or the features have another width.
+        ArgumentError: `metric` is no metric, the features have another width, or their leading dimensions cannot be
+            broadcast.
 
     Example:
         >>> import torch
@@ -45,8 +48,13 @@ def block_contributions(
     """
     if not isinstance(metric, GSSFMetric):
         raise ArgumentError("metric", "be a GSSFMetric", type(metric).__name__, "GSSFMetric(dim) is neutral: cosine.")
-    products = metric.fold(queries) * metric.gallery(items)
+    check_metric(metric, values=True)
+    folded = metric.fold(float_features("queries", queries))
+    given = metric.gallery(float_features("items", items))
+    check_broadcast(("queries", "items"), (folded.shape[:-1], given.shape[:-1]))
+    products = folded * given
     if metric.grouping is not None:
         products = products[..., metric.grouping]
     # a score is the sum of its channels' products: cut at the blocks, each part is one block's
-    return products.unflatten(-1, (-1, metric.blocks().shape[-1])).sum(-1)
+    size = metric.blocks().shape[-1]
+    return like_inputs(products.unflatten(-1, (metric.dim // size, size)).sum(-1), queries, items)

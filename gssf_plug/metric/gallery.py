@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from gssf_plug.arguments import check_flag
+from gssf_plug.arguments import checked_flag, described, is_dense
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, given_rows, plain_rows, raw_exponent
@@ -79,7 +79,7 @@ def prepare_gallery(
     """
     items = float_features("features", features)
     check_has_values("features", items)
-    check_flag("normalize", normalize)
+    checked_flag("normalize", normalize)
     if items.ndim != 2 or items.numel() == 0:
         got = f"shape {tuple(items.shape)}"
         raise ArgumentError("features", "be a matrix of features M×D with at least one row", got, "Give one per item.")
@@ -97,8 +97,8 @@ def _checked_room(rounded: object, items: Float[Tensor, "m dim"]) -> Shaped[Tens
     if rounded is None:
         return torch.empty(items.shape, dtype=dtypes[0], device=items.device)
     names = " or ".join(str(dtype) for dtype in dtypes)
-    if not isinstance(rounded, Tensor):
-        raise ArgumentError("rounded", f"be None or a tensor of {names}", type(rounded).__name__, "Leave it out.")
+    if not is_dense(rounded):
+        raise ArgumentError("rounded", f"be None or a tensor of {names}", described(rounded), "Leave it out.")
     if rounded.shape != items.shape or rounded.dtype not in dtypes or rounded.device != items.device:
         got, rule = f"{rounded.dtype} of shape {tuple(rounded.shape)}", f"be {names} of shape {tuple(items.shape)}"
         remedy = "Make it anew for each gallery, on its device."

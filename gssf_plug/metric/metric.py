@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gssf_plug.arguments import LARGEST, WHOLE, check_flag, checked_count, checked_number
+from gssf_plug.arguments import LARGEST, WHOLE, checked_count, checked_flag, checked_number
 from gssf_plug.errors import ArgumentError
 from gssf_plug.files import CardFacts, Format, HubModule, render_card
-from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs
+from gssf_plug.metric.arrays import Array, check_broadcast, check_has_values, float_features, like_inputs
 from gssf_plug.metric.checkpoint import read_metric
 from gssf_plug.metric.options import (
     Constraint,
@@ -131,18 +131,17 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
     ) -> None:
         super().__init__()
         dim = checked_count("dim", dim, "Give the width of the features.", rule=WHOLE, most=LARGEST)
-        check_flag("normalize", normalize)
+        self.normalize = checked_flag("normalize", normalize)
         check_constraint(constraint)
         if adjacency is None:
             self.terms: tuple[Term, ...] = canonical_terms(terms)
-            self.block_size = checked_block_size(block_size, dim) if "block_diagonal" in self.terms else block_size
-            self.structures = build_structures(dim, self.terms, block_size)
+            self.block_size = checked_block_size(block_size, dim, divides="block_diagonal" in self.terms)
+            self.structures = build_structures(dim, self.terms, self.block_size)
         else:
             check_adjacency(adjacency, dim, constraint)
             self.terms, self.block_size = (), dim
             self.structures = nn.ModuleDict({"adjacency": Masked(adjacency)})
         self.dim = dim
-        self.normalize = normalize
         self.constraint: Constraint | None = constraint
         self.register_buffer("grouping", None if grouping is None else checked_grouping(grouping, dim))
 
@@ -151,8 +150,12 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
     ) -> Float[Array, "*#batch n m"]:
         """Scores of all pairs. Leading dimensions are batches, broadcast as in `torch.matmul`; numpy gives numpy.
 
+        Two sides of different dtypes are scored in the one that holds both, as torch promotes them: float16 with
+        float32 in float32, float16 with bfloat16 in float32.
+
         Raises:
-            ArgumentError: a side has fewer than two dimensions, or another width than `dim`.
+            ArgumentError: a side has fewer than two dimensions, another width than `dim`, or leading dimensions that
+                cannot be broadcast.
         """
         sides = {"queries": float_features("queries", queries), "gallery": float_features("gallery", gallery)}
         for name, features in sides.items():
@@ -163,7 +166,12 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
                     f"shape {tuple(features.shape)}",
                     "Add a dimension with features[None], or score pairs with metric.pairwise(x, y).",
                 )
-        return like_inputs(self.fold(sides["queries"]) @ self.gallery(sides["gallery"]).mT, queries, gallery)
+        check_broadcast(("queries", "gallery"), (sides["queries"].shape[:-2], sides["gallery"].shape[:-2]))
+        folded, items = self.fold(sides["queries"]), self.gallery(sides["gallery"])
+        if folded.dtype != items.dtype:  # a product, unlike a sum, is refused by torch then
+            common = torch.promote_types(folded.dtype, items.dtype)
+            folded, items = folded.to(common), items.to(common)
+        return like_inputs(folded @ items.mT, queries, gallery)
 
     @overload
     def pairwise(
@@ -172,8 +180,13 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
     @overload
     def pairwise(self, x: Float[Array, "*#batch dim"], y: Float[Array, "*#batch dim"]) -> Float[Array, "*#batch"]: ...
     def pairwise(self, x: Float[Array, "*#batch dim"], y: Float[Array, "*#batch dim"]) -> Float[Array, "*#batch"]:
-        """Scores of pairs: s(x[i], y[i]). Shapes (..., D), (..., D) -> (...)."""
+        """Scores of pairs: s(x[i], y[i]). Shapes (..., D), (..., D) -> (...), in the dtype that holds both.
+
+        Raises:
+            ArgumentError: a side has another width than `dim`, or leading dimensions that cannot be broadcast.
+        """
         left, right = float_features("x", x), float_features("y", y)
+        check_broadcast(("x", "y"), (left.shape[:-1], right.shape[:-1]))
         return like_inputs((self.fold(left) * self.gallery(right)).sum(-1), x, y)
 
     aligned = pairwise  # its older name

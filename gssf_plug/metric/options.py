@@ -5,9 +5,9 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from gssf_plug.arguments import WHOLE, checked_count
+from gssf_plug.arguments import WHOLE, checked_count, described, holds_whole_numbers, is_dense
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.metric.arrays import to_tensor
 
@@ -46,17 +46,21 @@ def checked_chunk(name: str, value: object, of: int) -> int:
     return min(checked_count(name, value, "Use the default, or less where memory is short."), max(of, 1))
 
 
-def check_metric(metric: object) -> None:
-    """None, or a metric on a device that holds values.
+def check_metric(metric: object, *, values: bool = False) -> None:
+    """None, or a metric; with `values` one that can score by now, on a device that holds its weights.
 
     Raises:
         ArgumentError: the value is neither None nor a metric, or its weights are on the meta device.
     """
-    if metric is not None and not (hasattr(metric, "fold") and hasattr(metric, "gallery") and hasattr(metric, "dim")):
-        raise ArgumentError("metric", "be a GSSFMetric or None", type(metric).__name__, "None means cosine.")
+    if metric is None:
+        return
+    if not (hasattr(metric, "fold") and hasattr(metric, "gallery") and hasattr(metric, "dim")):
+        raise ArgumentError("metric", "be a GSSFMetric or None", described(metric), "None means cosine.")
+    if values and isinstance(metric, nn.Module) and any(one.is_meta for one in metric.parameters()):
+        raise ArgumentError("metric", "hold values", "weights on the meta device", "Load it, or train it first.")
 
 
-def require_metric(metric: object, remedy: str) -> None:
+def require_metric(metric: object, remedy: str, *, values: bool = False) -> None:
     """A metric, where None has no meaning.
 
     Raises:
@@ -64,13 +68,13 @@ def require_metric(metric: object, remedy: str) -> None:
     """
     if metric is None:
         raise ArgumentError("metric", "be a GSSFMetric", "None", remedy)
-    check_metric(metric)
+    check_metric(metric, values=values)
 
 
-def checked_block_size(block_size: int, dim: int) -> int:
-    """A divisor of `dim`."""
+def checked_block_size(block_size: int, dim: int, *, divides: bool = True) -> int:
+    """A divisor of `dim`, or any count where nothing is cut into blocks."""
     block_size = checked_count("block_size", block_size, f"Use a divisor of dim={dim}.", rule=WHOLE)
-    if dim % block_size:
+    if divides and dim % block_size:
         divisors = [size for size in range(1, min(dim, 1024) + 1) if dim % size == 0]
         raise ArgumentError("block_size", f"divide dim={dim}", block_size, f"Use one of {divisors}.")
     return block_size
@@ -89,8 +93,8 @@ def check_constraint(constraint: str | None) -> None:
 
 def check_adjacency(adjacency: Tensor, dim: int, constraint: str | None) -> None:
     """A boolean D×D matrix with a full diagonal that suits the constraint."""
-    if not isinstance(adjacency, Tensor):
-        raise ArgumentError("adjacency", f"be a boolean tensor of {dim}×{dim}", type(adjacency).__name__, "Convert it.")
+    if not is_dense(adjacency):
+        raise ArgumentError("adjacency", f"be a boolean tensor of {dim}×{dim}", described(adjacency), "Convert it.")
     if adjacency.dtype != torch.bool or adjacency.shape != (dim, dim):
         got = f"{adjacency.dtype} of shape {tuple(adjacency.shape)}"
         raise ArgumentError("adjacency", f"be a boolean matrix of {dim}×{dim}", got, "Convert it with .bool().")
@@ -121,9 +125,9 @@ def check_adjacency(adjacency: Tensor, dim: int, constraint: str | None) -> None
 def checked_grouping(grouping: Int[Tensor, " dim"], dim: int) -> Int[Tensor, " dim"]:
     """A copy of a permutation of 0 … D-1, in int64."""
     listed = to_tensor("grouping", grouping)
-    if listed.is_floating_point() or listed.is_complex() or listed.dtype == torch.bool:
-        remedy = "Convert it with .long() if its numbers are whole."
-        raise ArgumentError("grouping", f"hold whole numbers, a permutation of 0 … {dim - 1}", listed.dtype, remedy)
+    if not holds_whole_numbers(listed):
+        rule, remedy = f"hold whole numbers, a permutation of 0 … {dim - 1}", "Convert it with .long() if they are."
+        raise ArgumentError("grouping", rule, described(listed), remedy)
     permutation = listed.long().clone()
     if permutation.shape != (dim,) or not torch.equal(
         permutation.sort().values, torch.arange(dim, device=permutation.device)

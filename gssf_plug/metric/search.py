@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gssf_plug.arguments import checked_count
+from gssf_plug.arguments import check_function, checked_count
 from gssf_plug.distributed import gather_detached, process_count, share
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs, to_tensor
@@ -101,6 +101,8 @@ def topk(
         ArgumentError: an empty gallery, k below 1 or above M, NaN or infinite features or scores, another width than
             the metric's, `exclude` of another shape.
     """
+    if exclude is not None and forbidden is not None:
+        raise ArgumentError("forbidden", "be left out beside `exclude`", "both", "It is the older name of `exclude`.")
     name, mask = ("exclude", exclude) if exclude is not None else ("forbidden", forbidden)
     search = _checked_search(metric, queries, gallery, k, name, mask)
     whole, size = search.queries, len(search.features)
@@ -296,7 +298,7 @@ def _checked_search(
     name: str,
     exclude: object,
 ) -> _Search:
-    check_metric(metric)
+    check_metric(metric, values=True)
     rows = _checked_features("queries", queries)
     items = gallery.features if isinstance(gallery, PreparedGallery) else _checked_features("gallery", gallery)
     if len(items) == 0:
@@ -314,7 +316,9 @@ def _checked_search(
     check_finite("queries", rows, 0)
     if isinstance(exclude, np.ndarray):
         exclude = to_tensor(name, exclude)
-    if exclude is not None and not callable(exclude):
+    if callable(exclude):
+        check_function(name, exclude, "It gives a boolean matrix for query and item numbers.", takes=2)
+    elif exclude is not None:
         _check_mask(name, exclude, (len(rows), len(items)))
     source = gallery if isinstance(gallery, PreparedGallery) else items
     return _Search(metric, rows, source, items, count, exclude, [])  # type: ignore[arg-type]

@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gssf_plug.arguments import described
 from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.arrays import check_real
 
 __all__ = ["normalize_rows"]
 
@@ -19,7 +21,7 @@ def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"
     two, which rounds nothing. A row of zeros stays zero; it scores 0 with everything.
 
     Raises:
-        ArgumentError: the value is no floating-point tensor with a last dimension.
+        ArgumentError: the value is no floating-point tensor with a last dimension, or is not densely stored.
 
     Example:
         >>> normalize_rows(torch.tensor([[3e30, 4e30], [3e-40, 4e-40], [0.0, 0.0]]))
@@ -28,8 +30,9 @@ def normalize_rows(x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"
                 [0.0000, 0.0000]])
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
-        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ArgumentError("x", "be a floating-point tensor (..., D)", got, "Convert it, for instance with .float().")
+        remedy = "Convert it, for instance with .float()."
+        raise ArgumentError("x", "be a floating-point tensor (..., D)", described(x), remedy)
+    check_real("x", x)
     if x.shape[-1] == 0:
         return x
     accumulate = torch.promote_types(x.dtype, torch.float32)

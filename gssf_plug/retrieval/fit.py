@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gssf_plug.arguments import LARGEST, WHOLE, check_flag, checked_count
+from gssf_plug.arguments import LARGEST, WHOLE, checked_count, checked_flag
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.options import Rows
 from gssf_plug.metric.arrays import checked_device
@@ -84,7 +84,7 @@ def fit_metric(
         8
     """
     where, schedule = checked_device("device", device), _schedule(batch_size, max_epochs, patience, seed)
-    check_flag("progress", progress)
+    checked_flag("progress", progress)
     whole = read_part(("queries", "documents", "pairs", "ignored"), (queries, documents, pairs, ignored), where, None)
     splits = _splits(whole, validation, schedule.seed, where)
     tested = None if test is None else _given("test", test, where, whole.queries.dim)

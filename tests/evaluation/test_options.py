@@ -83,7 +83,9 @@ class TestBadInput:
         self.refuses(r"features N×D, but got torch.float32 of shape \(4,\)", torch.randn(4))
         self.refuses("`x` must be a tensor, .*, or lists of .* equal length", [[1.0, 2.0], [1.0]])
         self.refuses("`x` must hold at least one item, but got none", torch.randn(0, 4))
-        self.refuses("`x` must be stored densely, but got torch.sparse_coo", torch.ones(3, 4).to_sparse())
+        self.refuses(
+            "`x` must be stored densely, but got torch.float32 of layout torch.sparse_coo", torch.ones(3, 4).to_sparse()
+        )
         self.refuses("`x` must have the metric's 8 channels", torch.randn(3, 4), GSSFMetric(8, block_size=4))
         self.refuses("`x` must have the other side's 8 channels", torch.randn(3, 4), width=8)
         self.refuses("`metric` must be a GSSFMetric or None", torch.randn(3, 4), metric="cosine")

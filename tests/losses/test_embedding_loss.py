@@ -19,6 +19,21 @@ def cosine(x, y):
     return torch.nn.functional.cosine_similarity(x[:, None], y[None], dim=-1)
 
 
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float16, torch.float64])
+def test_identity_loss_takes_features_in_another_dtype_than_its_weights(given):
+    features, labels = batch()
+    loss, features = IdentityLoss(8, 6), features.to(given).requires_grad_()
+    torch.nn.init.normal_(loss.classifier.weight)
+    common = torch.promote_types(given, torch.float32)
+    value = loss(features, labels, cosine)
+    assert value.dtype == common
+    logits = features.to(common) @ loss.classifier.weight.to(common).T
+    torch.testing.assert_close(value, torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1))
+    value.backward()
+    assert features.grad.dtype == given
+    assert loss.classifier.weight.grad.dtype == torch.float32
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_identity_loss_follows_its_formula(smoothing):
     features, labels = batch()
@@ -68,6 +83,17 @@ class TestBadInput:
             ArgumentError, match="`labels` must lie in 0 … 3, one number per training identity, but got 4"
         ):
             IdentityLoss(8, 4)(torch.randn(2, 8), torch.tensor([0, 4]), cosine)
+
+    def test_one_label_for_each_row(self):
+        features = torch.randn(3, 8)
+        for wrong in (torch.arange(2), torch.ones(3), torch.ones(3).bool(), [0, 1, 2]):
+            with pytest.raises(ArgumentError, match=r"`labels` must hold one whole number per row of `features` \(3\)"):
+                IdentityLoss(8, 4)(features, wrong, cosine)
+
+    def test_a_score_takes_two_matrices(self):
+        features, labels = batch()
+        with pytest.raises(ArgumentError, match="`score` must be a function of 2 arguments"):
+            WeightedSum(InfoNCE())(features, labels, len)
 
     def test_smoothing(self):
         with pytest.raises(ArgumentError, match="`smoothing` must be at least 0 and below 1, but got 1.0"):

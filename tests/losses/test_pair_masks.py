@@ -65,8 +65,8 @@ class TestBadInput:
         self.refuses(f"`relevance` {rule} torch.float32", scores, relevance.float(), None)
         self.refuses(rf"`relevance` {rule} torch.bool of shape \(4, 3\)", scores, relevance.T, None)
         self.refuses(f"`relevance` {rule} NoneType", scores, None, None)
-        self.refuses(f"`exclude` {rule} ndarray", scores, relevance, exclude.numpy())
-        self.refuses(f"`forbidden` {rule} ndarray", scores, relevance, exclude.numpy(), "forbidden")
+        self.refuses(f"`exclude` {rule} an array of bool", scores, relevance, exclude.numpy())
+        self.refuses(f"`forbidden` {rule} an array of bool", scores, relevance, exclude.numpy(), "forbidden")
         self.refuses("`relevance` must be on the device of `scores`, cpu, but got meta", scores, relevance.to("meta"),
                      None)  # fmt: skip
 

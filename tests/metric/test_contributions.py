@@ -1,5 +1,6 @@
 """The parts of a score by blocks: exact, in the order of the grouping, cosine's for a neutral metric."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,3 +67,18 @@ def test_pruned_blocks_keep_their_place() -> None:
 def test_another_width_is_refused() -> None:
     with pytest.raises(ArgumentError, match="`items` must have 12 channels"):
         block_contributions(GSSFMetric(DIM, block_size=4), torch.randn(2, DIM), torch.randn(2, 8))
+
+
+@pytest.mark.bad_input
+def test_rows_that_do_not_suit_each_other_are_refused() -> None:
+    metric, x = GSSFMetric(DIM, block_size=4), torch.randn(6, DIM)
+    with pytest.raises(ArgumentError, match="`items` must have leading dimensions that suit those of `queries`"):
+        block_contributions(metric, x, x[:0])
+    assert block_contributions(metric, x[:0], x[:0]).shape == (0, DIM // 4)
+
+
+def test_arrays_give_arrays() -> None:
+    x = np.random.default_rng(0).standard_normal((6, DIM)).astype(np.float32)
+    parts = block_contributions(GSSFMetric(DIM, block_size=4), x, x)
+    assert isinstance(parts, np.ndarray)
+    assert parts.shape == (6, DIM // 4)

@@ -1,5 +1,6 @@
 """Bad input to GSSFMetric, the texts of its errors, and what the structures share."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,3 +113,35 @@ def test_a_new_grouping_in_a_state_dict_is_followed() -> None:
     x, y = torch.randn(3, 8), torch.randn(4, 8)
     assert torch.equal(metric(x, y), other(x, y))
     torch.testing.assert_close(metric.matrix(), other.matrix())
+
+
+@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16, torch.float64])
+def test_sides_of_two_dtypes_are_scored_in_the_one_that_holds_both(other: torch.dtype) -> None:
+    metric = GSSFMetric(8, block_size=4)
+    with torch.no_grad():
+        metric.structures["block_diagonal"].weight.normal_()
+    x, y = torch.randn(6, 8).half(), torch.randn(4, 8).to(other)
+    common = torch.promote_types(torch.float16, other)
+    right = metric.fold(x).to(common) @ metric.gallery(y).to(common).T
+    assert metric(x, y).dtype == common
+    torch.testing.assert_close(metric(x, y), right, rtol=0, atol=0)
+    assert metric(y, x).dtype == common
+    assert metric.pairwise(x[:4], y).dtype == common
+
+
+def test_rows_that_do_not_suit_each_other_are_refused() -> None:
+    metric, x = GSSFMetric(8, block_size=4), torch.randn(6, 8)
+    for wrong in (x[:0], x[:5]):
+        with pytest.raises(ArgumentError, match=r"`y` must have leading dimensions that suit those of `x`, \(6,\)"):
+            metric.pairwise(x, wrong)
+    with pytest.raises(ArgumentError, match=r"`gallery` must have leading .* of `queries`, \(2,\), but got \(3,\)"):
+        metric(torch.randn(2, 6, 8), torch.randn(3, 6, 8))
+    assert metric.pairwise(x, x[:1]).shape == (6,)
+    assert metric(torch.randn(2, 1, 6, 8), torch.randn(3, 4, 8)).shape == (2, 3, 6, 4)
+
+
+def test_options_come_out_as_plain_python() -> None:
+    """So that files can hold them."""
+    metric = GSSFMetric(np.int64(8), terms=("dense",), block_size=np.int64(4), normalize=np.bool_(True))
+    assert {type(metric.file_config()[name]) for name in ("dim", "block_size")} == {int}
+    assert metric.normalize is True

@@ -57,7 +57,7 @@ def test_adjacencies():
     options.check_adjacency(triangle, 3, None)
     options.check_adjacency(full, 3, "symmetric")
     check = options.check_adjacency
-    refuses("`adjacency` must be a boolean tensor of 3×3, but got ndarray", check, full.numpy(), 3, None)
+    refuses("`adjacency` must be a boolean tensor of 3×3, but got an array of bool", check, full.numpy(), 3, None)
     refuses("boolean matrix of 3×3, but got torch.float32", check, full.float(), 3, None)
     refuses(r"boolean matrix of 4×4, but got torch.bool of shape \(3, 3\)", check, full, 4, None)
     hole = full.clone()

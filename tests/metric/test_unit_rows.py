@@ -82,3 +82,21 @@ def test_lists_and_whole_numbers_are_taken_and_the_rest_is_named():
         group_channels(torch.ones(4, 8, dtype=torch.complex64), torch.ones(4, 8), 4)
     with pytest.raises(ArgumentError, match="`queries` must be a tensor, a numpy array"):
         metric.fold("features")
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore::UserWarning")  # sparse and quantized tensors are said to be young, or old
+def test_only_dense_real_numbers_have_unit_rows() -> None:
+    rows = torch.ones(3, 4)
+    strange = (
+        rows.to_sparse(),
+        rows.to_sparse_csr(),
+        torch.nested.nested_tensor([rows, rows[:2]], layout=torch.jagged),
+        rows.to(torch.float8_e4m3fn),
+    )
+    for wrong in strange:
+        with pytest.raises(ArgumentError, match="`x` must hold real numbers, densely stored, but got"):
+            normalize_rows(wrong)
+    for wrong in (rows.to(torch.complex64), torch.quantize_per_tensor(rows, 0.1, 0, torch.quint8), [1.0]):
+        with pytest.raises(ArgumentError, match="`x` must be a floating-point tensor"):
+            normalize_rows(wrong)

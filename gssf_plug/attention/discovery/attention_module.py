@@ -14,6 +14,7 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from gssf_plug.arguments import listed
 from gssf_plug.attention.discovery.candidates import Candidate
 from gssf_plug.attention.discovery.layouts import Layout, known, query_norms, resolve
 from gssf_plug.attention.discovery.query_access import CHILD, OutputSite, WeightSite
@@ -165,7 +166,7 @@ def select(modules: Mapping[str, AttentionModule], layers: Sequence[str | int] |
     """
     if layers is None:
         return dict(modules)
-    entries = () if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
+    entries = listed(layers) or ()
     strange = [entry for entry in entries if isinstance(entry, bool) or not isinstance(entry, (str, int))]
     if strange or not entries:
         got = repr(strange[0] if strange else layers)

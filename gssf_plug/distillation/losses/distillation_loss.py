@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gssf_plug.arguments import checked_number
+from gssf_plug.arguments import FLOATS, checked_number, described, is_dense
 from gssf_plug.distributed import gather, gather_detached
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import Mask, mean_pool
@@ -55,7 +55,7 @@ class DistillationLoss(nn.Module):
         _check_batches(student, teacher)
         if mask is not None and not _holds_numbers(mask):
             remedy = "Give the attention mask of the student's tokens, or None for vectors."
-            raise ArgumentError("mask", "be None or a tensor with one value per token", _described(mask), remedy)
+            raise ArgumentError("mask", "be None or a tensor with one value per token", described(mask), remedy)
         dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
         student, teacher = student.to(dtype), teacher.detach().to(dtype)
         if self.vectors:
@@ -128,7 +128,7 @@ def _check_batches(student: Tensor, teacher: Tensor) -> None:
     for name, features in (("student", student), ("teacher", teacher)):
         if not _holds_numbers(features):
             remedy = "Give the features as the model returns them; dense, and on a device that holds values."
-            raise ArgumentError(name, "be a tensor of real numbers", _described(features), remedy)
+            raise ArgumentError(name, "be a tensor of real numbers", described(features), remedy)
         if features.ndim not in (2, 3):
             raise ArgumentError(
                 name,
@@ -146,20 +146,7 @@ def _check_batches(student: Tensor, teacher: Tensor) -> None:
 
 
 def _holds_numbers(value: object) -> TypeGuard[Tensor]:
-    return (
-        isinstance(value, Tensor)
-        and not value.is_complex()
-        and not value.is_quantized
-        and not value.is_meta
-        and value.layout == torch.strided
-    )
-
-
-def _described(value: object) -> str:
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    where = f" of layout {value.layout}" if value.layout != torch.strided else " on meta" if value.is_meta else ""
-    return f"{value.dtype}{where} of shape {tuple(value.shape)}"
+    return is_dense(value) and not value.is_complex() and (not value.is_floating_point() or value.dtype in FLOATS)
 
 
 def _check_two_examples(name: str, count: int) -> None:

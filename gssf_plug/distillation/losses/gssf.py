@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gssf_plug.arguments import check_flag
+from gssf_plug.arguments import checked_flag
 from gssf_plug.distillation.losses.distillation_loss import DistillationLoss, mean_per_example, require_positive
 from gssf_plug.distillation.losses.relational import same_example
 from gssf_plug.errors import ArgumentError
@@ -48,11 +48,10 @@ class Relation(DistillationLoss):
     def __init__(self, metric: GSSFMetric, *, projected: bool = False, temperature: float | None = None) -> None:
         super().__init__()
         require_metric(metric, "Build one of the student's width: GSSFMetric(dim, constraint='symmetric').")
-        check_flag("projected", projected)
         if temperature is not None:
             require_positive("temperature", temperature)
         self.metric = metric
-        self.same_width = projected
+        self.same_width = checked_flag("projected", projected)
         self.temperature = temperature
 
     def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:

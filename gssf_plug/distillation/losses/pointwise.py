@@ -1,5 +1,7 @@
 """The classic losses that each example has alone: FitNets, cosine, attention transfer, VID, MGD, softened logits."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -84,7 +86,9 @@ class VID(DistillationLoss):
         dim = checked_count("dim", dim, "Give the width of the features.", rule=WHOLE, most=LARGEST)
         require_positive("initial_variance", initial_variance)
         require_positive("initial_variance - 1e-5", initial_variance - 1e-5)
-        start = torch.tensor(initial_variance - 1e-5).expm1().log()
+        # the inverse of softplus, in double precision; where e^x is beyond it, x itself
+        above = float(initial_variance) - 1e-5
+        start = torch.tensor(above + math.log(-math.expm1(-above)))
         self.raw_variance = nn.Parameter(start.repeat(dim))
 
     def compute(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Float[Tensor, ""]:
@@ -126,6 +130,10 @@ class MGD(DistillationLoss):
             # one draw for all tokens of an example: a channel is dropped everywhere or nowhere
             channels = (len(student), *[1] * (student.ndim - 2), student.shape[-1])
             student = student * (torch.rand(channels, device=student.device) >= self.share)
+        weight = self.generator[0].weight
+        if student.dtype != weight.dtype and not torch.is_autocast_enabled(student.device.type):
+            rule = f"be in {weight.dtype}, as the weights of MGD are, or in a shorter dtype"
+            raise ArgumentError("student", rule, student.dtype, "Convert the loss: loss.double().")
         return mean_per_example((self.generator(student) - teacher).square().mean(-1), mask)
 
 

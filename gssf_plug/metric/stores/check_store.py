@@ -60,7 +60,7 @@ def check_store(
     one query and more than M items (for M up to 4,096).
     """
     _check_search(search)
-    require_metric(metric, "Give the metric whose gallery side the store holds.")
+    require_metric(metric, "Give the metric whose gallery side the store holds.", values=True)
     asking, held = to_tensor("queries", queries), to_tensor("gallery", gallery)
     exact = topk(metric, asking, held, k)
     if not len(asking):

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
+from gssf_plug.arguments import described, is_dense
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, to_tensor
 from gssf_plug.metric.stores.number_forms import FORMS
@@ -159,9 +159,9 @@ def _real(name: str, value: object) -> np.ndarray:
     """A row or table of real numbers, in float64."""
     tensor = to_tensor(name, value)
     check_has_values(name, tensor)
-    if tensor.is_complex() or tensor.layout != torch.strided or not tensor.ndim:
-        got = f"{tensor.dtype} of shape {tuple(tensor.shape)} and layout {tensor.layout}"
-        raise ArgumentError(name, "be a row or table of real numbers, densely stored", got, "Convert it first.")
+    if not is_dense(tensor) or tensor.is_complex() or not tensor.ndim:
+        rule = "be a row or table of real numbers, densely stored"
+        raise ArgumentError(name, rule, described(tensor), "Convert it first.")
     return tensor.detach().cpu().double().numpy()
 
 

@@ -105,7 +105,7 @@ class Run:
         fused = device.type in ("cpu", "cuda")
         optimizer = torch.optim.Adam(_groups(metric, loss), betas=(0.9, 0.99), fused=fused)
         rates = [group["lr"] for group in optimizer.param_groups]
-        pool = max(POOL, 2 * self.schedule.batch_size), self.part.documents.dim
+        pool = max(POOL, 2 * min(self.schedule.batch_size, self.batches.pairs)), self.part.documents.dim
         noise = _Noise(self.noise, pool, self.schedule.seed, device)
         self._mean = _MeanWeights(metric)
         steps = self.schedule.steps(self.batches.pairs) if steps is None else steps

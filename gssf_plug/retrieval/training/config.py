@@ -139,6 +139,8 @@ _FREE_ON_RESUME = {
     "progress", "patience", "plot",
 }  # fmt: skip
 
+LARGEST_FLOAT = 1e308  # infinity is above it, and so are numbers that torch cannot take
+
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
     """YAML gives `5e-4` as a string and any Literal unchecked, so nothing is taken on trust."""
@@ -166,6 +168,7 @@ def _has_type(value: Any, types: tuple[type, ...]) -> bool:
 
 
 def _check_range(name: str, value: float | None, lowest: float, highest: float) -> None:
-    if value is not None and not (lowest <= value <= highest and math.isfinite(value)):
+    # compared as it came: a whole number of hundreds of digits is no float
+    if value is not None and not (lowest <= value <= highest and abs(value) < LARGEST_FLOAT):
         bounds = f"at least {lowest}" if highest == math.inf else f"between {lowest} and {highest}"
         raise ArgumentError(name, f"be {bounds} and finite", value, "See the description in RetrievalConfig.")

@@ -112,7 +112,7 @@ class TestBadInput:
             (None, "NoneType"),
             ([[1.0, 2.0]], "list"),
             (torch.zeros(1, 2, dtype=torch.complex64), r"torch.complex64 of shape \(1, 2\)"),
-            (torch.empty(1, 2, device="meta"), "torch.float32 on meta"),
+            (torch.empty(1, 2, device="meta"), r"torch.float32 of shape \(1, 2\) on the meta device"),
             (torch.eye(1, 2).to_sparse(), "torch.float32 of layout torch.sparse_coo"),
         ],
     )

@@ -70,10 +70,10 @@ class TestVID(DistillationLossContract):
         constant = 0.5 * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
         return slow_mean(normal, student, teacher, mask) - constant
 
-    def test_starts_at_its_variance(self):
-        torch.testing.assert_close(
-            torch.nn.functional.softplus(VID(3, initial_variance=5.0).raw_variance) + 1e-5, torch.full((3,), 5.0)
-        )
+    @pytest.mark.parametrize("variance", [1e-4, 5.0, 5000.0])
+    def test_starts_at_its_variance(self, variance):
+        start = torch.nn.functional.softplus(VID(3, initial_variance=variance).raw_variance) + 1e-5
+        torch.testing.assert_close(start, torch.full((3,), variance))
 
 
 class TestMGD(DistillationLossContract):
