@@ -35,7 +35,7 @@ from gssf_plug.evaluation.scores import slices
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.pair_products import ascending, pair_products
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
-from gssf_plug.metric.farthest import nearest_and_farthest
+from gssf_plug.metric.farthest import Ends, nearest_and_farthest
 
 __all__ = ["KReciprocal"]
 
@@ -92,8 +92,9 @@ class KReciprocal:
             raise ArgumentError("k1", f"be below the number of items, {items}", self.k1, "Lower it.")
         metric = checked_metric(metric, query)
         features = promoted(torch.cat([query, gallery]))
+        ends = nearest_and_farthest(metric, features, self.k1 + 1)
         folded, indexed = _both_sides(metric, features)
-        near = _neighbourhoods(metric, features, folded, indexed, self.k1)
+        near = _neighbourhoods(ends, folded, indexed)
         encoding = _encode(folded, indexed, near, self.k1)
         if self.k2 > 1:
             encoding = _expand(encoding, near.indices[:, : self.k2])
@@ -165,15 +166,15 @@ def _starts(rows: Int[Tensor, " entries"], count: int) -> Int[Tensor, " rows_and
     return torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=count).cumsum(0)])
 
 
-def _neighbourhoods(metric: GSSFMetric, features: Tensor, folded: Tensor, indexed: Tensor, k1: int) -> _Near:
-    """The lists by exact search, so that ties stand in the order of index, each item first in its own."""
-    own = torch.arange(len(features), device=features.device)
-    found, farthest = nearest_and_farthest(metric, features, k1 + 1)
+def _neighbourhoods(ends: Ends, folded: Tensor, indexed: Tensor) -> _Near:
+    """The lists of exact search, in which ties stand in the order of index, each item first in its own."""
+    found, farthest = ends
+    own = torch.arange(len(found), device=found.device)
     others = found != own[:, None]
     others[others.all(1), -1] = False  # the item itself is not among its nearest: the last makes room
-    others = found[others].view(len(found), k1)
-    ends = [_pair_scores(folded, indexed, own, other) for other in (own, others[:, 0], farthest)]
-    return _Near(torch.cat([own[:, None], others], dim=1), torch.maximum(*ends[:2]), torch.minimum(*ends[::2]))
+    others = found[others].view(len(found), -1)
+    scores = [_pair_scores(folded, indexed, own, other) for other in (own, others[:, 0], farthest)]
+    return _Near(torch.cat([own[:, None], others], dim=1), torch.maximum(*scores[:2]), torch.minimum(*scores[::2]))
 
 
 def _both_sides(metric: GSSFMetric, features: Float[Tensor, "items dim"]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gssf_plug.metric.exact.falling import largest
 from gssf_plug.metric.exact.fast_scores import FastQueries
-from gssf_plug.metric.exact.first_look import FirstLook, Found, Look, Part, WholeLook
+from gssf_plug.metric.exact.first_look import FirstLook, Found, Look, Part
 from gssf_plug.metric.exact.reaching import places
 
 __all__ = ["Candidates", "pad_pairs"]
@@ -47,30 +47,14 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.rows) + sum(len(part[0]) for part in self._parts)
 
-    def add(self, part: Part, start: int, hidden: Bool[Tensor, "n m"] | None) -> Look | WholeLook:
-        """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates.
-
-        Returns:
-            the look at all pairs that was taken, which others may `see` before the next part is added.
-        """
-        if self._knows_nothing:
+    def add(self, part: Part, start: int, hidden: Bool[Tensor, "n m"] | None) -> None:
+        """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates."""
+        if not len(self) and self.guessed is None:  # nothing to compare scores with yet
             found, least = self.first.begin(part, hidden, self.k)
             self.least = torch.maximum(self.least, least)
         else:
             found = self.first.at_most(part, hidden, self.least)
         self._keep(found, part, start)
-        return found.look
-
-    def see(self, look: Look | WholeLook, part: Part, start: int) -> None:
-        """The same part by a look that is there already."""
-        if self._knows_nothing:
-            self.least = torch.maximum(self.least, look.at_least(self.k))
-        self._keep(Found(look, look.reaching(self.least)), part, start)
-
-    @property
-    def _knows_nothing(self) -> bool:
-        """Whether there is nothing to compare scores with."""
-        return not len(self) and self.guessed is None
 
     def guess(self, look: Look, rank: int) -> None:
         """Start from the score of so high a rank among items from all over the gallery; `missed` says where in vain."""

@@ -24,7 +24,7 @@ from gssf_plug.metric.exact.sums import correct_roots, correct_sums, exact_produ
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.structures import Structure
 
-__all__ = ["CanonicalQueries", "canonical_queries", "canonical_scores", "fold_exactly"]
+__all__ = ["CanonicalQueries", "canonical_queries", "canonical_scores", "fold_exactly", "folds_nothing"]
 
 SHORT_BITS = 20  # of an entry: products have 40, so that 2¹² of them add up exactly in 53
 LONGEST_SHORT = 4096
@@ -56,6 +56,11 @@ class CanonicalQueries:
             else torch.where(self.squares > 0, factors / correct_roots(self.squares), 0.0)
         )
 
+    def part(self, rows: slice | Int[Tensor, " some"]) -> "CanonicalQueries":
+        """Some of the queries."""
+        squares = None if self.squares is None else self.squares[rows]
+        return CanonicalQueries(self.folded[rows], self.exponents[rows], squares)
+
     def opposite(self) -> "CanonicalQueries":
         """The same of -x."""
         return replace(self, folded=-self.folded)
@@ -71,7 +76,9 @@ def canonical_queries(metric: GSSFMetric | None, queries: Float[Tensor, "n dim"]
     """
     rows, exponents = scale_rows(queries)
     squares = _squares(rows) if metric is None or metric.normalize else None
-    folded, folded_exponents = scale_rows(rows if metric is None else fold_exactly(metric, rows))
+    folded, folded_exponents = rows, torch.zeros_like(exponents)
+    if not folds_nothing(metric):
+        folded, folded_exponents = scale_rows(fold_exactly(cast(GSSFMetric, metric), rows))
     # x and ‖x‖ were scaled alike, so the power leaves a normalised score again
     return CanonicalQueries(folded, folded_exponents + (exponents if squares is None else 0), squares)
 
@@ -151,6 +158,12 @@ def _times_powers(values: Float[Tensor, " n"], *exponents: Int[Tensor, " n"]) ->
     return values
 
 
+def folds_nothing(metric: GSSFMetric | None) -> bool:
+    """Whether folded rows are the rows themselves: under cosine, and a metric that is not trained yet."""
+    structures = () if metric is None else cast(Iterable[Structure], metric.structures.children())
+    return not any(bool(structure.deviation().any()) for structure in structures)
+
+
 def fold_exactly(metric: GSSFMetric, rows: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
     """x (W ⊙ U) of float64 rows with the metric's weights in float64, the same however many rows come at once."""
     precise = copy.deepcopy(metric).double()
@@ -161,6 +174,7 @@ def fold_exactly(metric: GSSFMetric, rows: Float[Tensor, "n dim"]) -> Float[Tens
             deviation = structure.deviation()
             if precise.constraint == "symmetric":
                 deviation = (deviation + deviation.mT) / 2
-            y = y + exact_product(x, deviation.mT if factor == "first" else deviation)
+            if bool(deviation.any()):  # a neutral part adds nothing
+                y = y + exact_product(x, deviation.mT if factor == "first" else deviation)
         x = y
     return x if precise.grouping is None else torch.empty_like(x).index_copy(-1, precise.grouping, x)

@@ -11,7 +11,7 @@ result to bfloat16. A value that fast scores are compared with is rounded as the
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -56,10 +56,6 @@ class FastQueries:
     def part(self, rows: slice) -> "FastQueries":
         """Some of the queries."""
         return FastQueries(self.rows[rows], self.exponent, self.norms[rows], self.rests[rows])
-
-    def opposite(self) -> "FastQueries":
-        """The same of -x."""
-        return replace(self, rows=-self.rows)
 
     def product(self, items: FastRows, *, out: Float[Tensor, "n m"] | None = None) -> Float[Tensor, "n m"]:
         """The fast scores, times 2^-(exponents of both sides); in float64 where `out` is, if that is given."""

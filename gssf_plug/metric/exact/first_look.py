@@ -8,7 +8,7 @@ A gallery that was rounded to int8 beforehand is looked at in int8 by any number
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from gssf_plug.metric.exact.canonical import CanonicalQueries
+from gssf_plug.metric.exact.falling import largest
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_dtype
 from gssf_plug.metric.exact.fast_scores import FastQueries, fast_queries
 from gssf_plug.metric.exact.reaching import GROUP, group_peaks, reaching, reaching_groups
@@ -71,25 +72,35 @@ class _AllPairs:
         """Where a canonical score may be at least its row's `least`, counted through all rows, ascending."""
         raise NotImplementedError
 
-    def at_least(self, rank: int, *, surely: bool = True) -> Float[Tensor, " n"]:
+    def at_least(self, rank: int, *, surely: bool = True, scattered: bool = False) -> Float[Tensor, " n"]:
         """What so many canonical scores of each query are at least, -inf where there are fewer.
 
-        `surely` takes off how far a score may be from the canonical one.
+        Args:
+            rank: how many.
+            surely: whether how far a score may be from the canonical one is taken off.
+            scattered: whether items that are alike do not stand together, so that large groups tell as much.
         """
         width = self.scores.shape[1]
         if rank > width:
             return torch.full((len(self.scores),), -torch.inf, dtype=torch.float64, device=self.scores.device)
         # where the rank is far below their number, the largest of some are nearly as good as all
-        size = LOOKED_AT if rank * 4 <= width // LOOKED_AT else 1
-        return self._values(group_peaks(self.scores, size) if size > 1 else self.scores, size, rank, surely)
+        if scattered and rank * 4 <= width // GROUP:
+            return self._values(self.peaks, rank, surely)
+        few = rank * 4 <= width // LOOKED_AT
+        return self._values(group_peaks(self.scores, LOOKED_AT) if few else self.scores, rank, surely)
 
-    def _values(self, scores: Shaped[Tensor, "n groups"], size: int, rank: int, surely: bool) -> Float[Tensor, " n"]:
-        """The same of scores, each of which is the largest of `size` in a row."""
+    @cached_property
+    def peaks(self) -> Shaped[Tensor, "n groups"]:
+        """Those of whole groups of scores."""
+        return group_peaks(self.scores)
+
+    def _values(self, scores: Shaped[Tensor, "n some"], rank: int, surely: bool) -> Float[Tensor, " n"]:
+        """The same of scores, each of which is the largest of so many in a row."""
         raise NotImplementedError
 
-    def negate(self) -> None:
-        """Make it the look of the opposite queries, -x, whose bounds are the same; nothing may be hidden."""
-        self.scores.neg_()
+    def opposite(self) -> "_AllPairs":
+        """The look of the opposite queries, -x, whose bounds are the same; in its memory, and nothing may be hidden."""
+        raise NotImplementedError
 
     def leaves_little(self, places: Int[Tensor, " places"]) -> bool:
         """Whether so few of the pairs are open that they are worth a closer look one by one."""
@@ -114,13 +125,17 @@ class Look(_AllPairs):
 
     def reaching(self, least: Float[Tensor, " n"]) -> Int[Tensor, " places"]:
         """As above; a hidden pair reaches nothing."""
-        peaks = group_peaks(self.scores) if self.scores.numel() > FEW_SCORES else None
+        peaks = self.peaks if self.scores.numel() > FEW_SCORES else None
         at = reaching(self.scores, self.fast.least(least, self.items), peaks)
         if self.some_hidden:  # which reach a bound that is not known yet
             at = at[self.scores.flatten().index_select(0, at) > float("-inf")]
         return at
 
-    def _values(self, scores: Float[Tensor, "n groups"], size: int, rank: int, surely: bool) -> Float[Tensor, " n"]:
+    def opposite(self) -> "Look":
+        """As above."""
+        return replace(self, scores=self.scores.neg_())
+
+    def _values(self, scores: Float[Tensor, "n some"], rank: int, surely: bool) -> Float[Tensor, " n"]:
         best = scores.topk(rank, dim=1, sorted=False).values.amin(1)
         margins = self.fast.margins(self.items) if surely else torch.zeros_like(self.fast.norms)
         return self.fast.between(best, margins, self.items).low
@@ -142,12 +157,18 @@ class WholeLook(_AllPairs):
 
     def reaching(self, least: Float[Tensor, " n"]) -> Int[Tensor, " places"]:
         """As above; neither a hidden pair nor what stands behind the last item reaches anything."""
-        return reaching_groups(self.scores, self.whole.least(least, self.items))
+        return reaching_groups(self.scores, self.whole.least(least, self.items), self.peaks)
 
-    def _values(self, scores: Int[Tensor, "n groups"], size: int, rank: int, surely: bool) -> Float[Tensor, " n"]:
-        values = scores * self.items.steps.repeat_interleave(GROUP // size)
-        best = values.topk(rank, dim=1, sorted=False).values.amin(1)
-        return self.whole.scores(best, self.items, surely=surely)
+    def surely_reaching(self, least: Float[Tensor, " n"]) -> Int[Tensor, " places"]:
+        """Where, but for rounding, it certainly is at least that."""
+        return reaching_groups(self.scores, self.whole.surely(least, self.items), self.peaks)
+
+    def opposite(self) -> "WholeLook":
+        """As above."""
+        return replace(self, scores=self.scores.neg_())  # the lowest of all numbers stays: `HIDDEN`
+
+    def _values(self, scores: Int[Tensor, "n some"], rank: int, surely: bool) -> Float[Tensor, " n"]:
+        return largest(self.whole.scores(scores, self.items, surely=surely), rank).amin(1)
 
 
 class Found(NamedTuple):

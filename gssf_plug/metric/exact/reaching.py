@@ -75,14 +75,17 @@ def reaching(
     return torch.cat([found.add_(rows * (width - whole)), rest * width + (whole + column)]).sort().values
 
 
-def reaching_groups(sums: Int[Tensor, "n m"], least: Int[Tensor, "n groups"]) -> Int[Tensor, " places"]:
+def reaching_groups(
+    sums: Int[Tensor, "n m"], least: Int[Tensor, "n groups"], peaks: Int[Tensor, "n groups"]
+) -> Int[Tensor, " places"]:
     """Where whole numbers, in whole groups, are at least what their row asks of their group; counted as above.
 
     Args:
         sums: contiguous.
         least: one bound for each row and group.
+        peaks: peaks from `group_peaks`.
     """
-    high = places(at_least(group_peaks(sums), least))
+    high = places(at_least(peaks, least))
     return _inside(sums.unflatten(1, (-1, GROUP)), high, least.flatten().index_select(0, high))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 __all__ = ["correct_roots", "correct_sums", "exact_product", "power_of_two", "scale_rows"]
 
-ENTRIES_AT_ONCE = 131_072  # of rows that are multiplied: 1 MB, so that what is made of them stays in the cache
+ENTRIES_AT_ONCE = 131_072  # of rows: 1 MB, so that what is made of them stays in the cache
 SLICED_BITS = 66  # of a factor, below its row's largest entry; float64 itself has 53
 
 
@@ -33,9 +33,15 @@ def scale_rows(x: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n dim"], Int[T
         scaled: `x · 2^-exponent`, row by row. A row of zeros stays as it is.
         exponent: whole numbers.
     """
-    values = x.double()
-    exponent = torch.frexp(values.abs().amax(dim=1)).exponent.long().clamp_min(-1022)
-    return values * power_of_two(-exponent)[:, None], exponent
+    scaled = torch.empty(x.shape, dtype=torch.float64, device=x.device)
+    exponents = []
+    size = max(1, ENTRIES_AT_ONCE // max(1, x.shape[1]))
+    for some, out in zip(x.split(size), scaled.split(size), strict=True):  # in the cache when it is multiplied
+        values = some.double()
+        exponent = torch.frexp(values.abs().amax(dim=1)).exponent.long().clamp_min(-1022)
+        torch.mul(values, power_of_two(-exponent)[:, None], out=out)
+        exponents.append(exponent)
+    return scaled, torch.cat(exponents)
 
 
 def correct_sums(terms: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:

@@ -109,18 +109,27 @@ class WholeQueries:
 
     def least(self, values: Float[Tensor, " n"], items: WholeRows) -> Int[Tensor, "n groups"]:
         """What the sums of a query with the items of each group reach where a canonical score may be `values`."""
+        return self._sums_at(values, items, -1)
+
+    def surely(self, values: Float[Tensor, " n"], items: WholeRows) -> Int[Tensor, "n groups"]:
+        """What they reach, but for rounding, where it certainly is."""
+        return self._sums_at(values, items, 1)
+
+    def scores(self, sums: Int[Tensor, "n some"], items: WholeRows, *, surely: bool) -> Float[Tensor, "n some"]:
+        """Scores of sums, equally many of every group; `surely`: what the canonical ones are at least."""
+        every = sums.shape[1] // len(items.steps)
+        values = (sums * self.steps[:, None]).mul_(items.steps.repeat_interleave(every))
+        if surely:
+            values.addcmul_(self.norms[:, None], items.rests.repeat_interleave(every), value=-1)
+            values -= (self.rests * items.norm)[:, None]
+        return values.mul_(2.0 ** max(-1000, min(1000, self.exponent + items.exponent)))
+
+    def _sums_at(self, values: Float[Tensor, " n"], items: WholeRows, sign: int) -> Int[Tensor, "n groups"]:
         values = values * 2.0 ** -max(-1000, min(1000, self.exponent + items.exponent))
-        # (v − ‖r‖‖y‖ − ‖σm‖‖t‖) / στ for all queries and groups
-        of_queries = torch.stack([(values - self.rests * items.norm) / self.steps, -self.norms / self.steps], dim=1)
+        # (v ∓ (‖r‖‖y‖ + ‖σm‖‖t‖)) / στ for all queries and groups
+        of_queries = torch.stack([values + sign * self.rests * items.norm, sign * self.norms], 1) / self.steps[:, None]
         of_groups = torch.stack([torch.ones_like(items.rests), items.rests]) / items.steps
         return (of_queries @ of_groups).floor_().clamp_(HIDDEN + 1, -HIDDEN - 1).int()
-
-    def scores(self, products: Float[Tensor, " n"], items: WholeRows, *, surely: bool) -> Float[Tensor, " n"]:
-        """What canonical scores are whose τ (m·n) is given, one for each query; `surely`: what they are at least."""
-        values = products * self.steps
-        if surely:
-            values = values - self.rests * items.norm - self.norms * items.rests.max()
-        return values * 2.0 ** max(-1000, min(1000, self.exponent + items.exponent))
 
 
 def whole_queries(queries: CanonicalQueries) -> WholeQueries:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from metric.scored import DIM, KINDS, NARROW, OPTIONS, canonical, perturbed
 
-from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
+from gssf_plug import GSSFMetric
+from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores, fold_exactly, folds_nothing
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -92,3 +93,29 @@ def test_a_canonical_score_is_that_of_its_pair_alone(kind, options):
         for row, column in set(zip(rows.tolist(), columns.tolist(), strict=True))
     }
     assert found.tolist() == [alone[pair] for pair in zip(rows.tolist(), columns.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("constraint", [None, "symmetric", "psd"])
+def test_an_untrained_metric_folds_nothing(constraint):
+    metric = GSSFMetric(DIM, block_size=4, constraint=constraint, grouping=torch.randperm(DIM))
+    features = torch.randn(7, DIM)
+    own, plain = canonical_queries(metric, features), canonical_queries(None, features)
+    assert folds_nothing(metric)
+    assert folds_nothing(None)
+    assert torch.equal(own.folded, plain.folded)
+    assert torch.equal(own.factors, plain.factors)
+    assert torch.equal(fold_exactly(metric, plain.folded), plain.folded)
+    with torch.no_grad():  # the sum of its terms is still neutral, and folds
+        metric.structures["diagonal"].weight.add_(1)
+        metric.structures["block_diagonal"].weight.sub_(torch.eye(4))
+    assert not folds_nothing(metric)
+
+
+def test_some_of_the_queries():
+    queries = canonical_queries(None, torch.randn(9, DIM))
+    some = queries.part(torch.tensor([4, 2]))
+    assert torch.equal(some.folded, queries.folded[[4, 2]])
+    assert torch.equal(some.factors, queries.factors[[4, 2]])
+    raw = canonical_queries(GSSFMetric(DIM, normalize=False), torch.ones(3, DIM)).part(slice(1))
+    assert raw.exponents.tolist() == [1]
+    assert raw.squares is None

@@ -10,6 +10,7 @@ from gssf_plug.metric.exact.canonical import canonical_queries
 from gssf_plug.metric.exact.fast_rows import given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
 from gssf_plug.metric.exact.first_look import FirstLook, Look, Part, WholeLook, short_dtypes
+from gssf_plug.metric.exact.whole_numbers import whole_queries, whole_rows
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,55 @@ def test_canonical_scores_lie_within_the_bounds_of_every_look(kind, options):
     pairs = close.pairs(rows, items, columns).view(80, 200)
     low, high = close.between(pairs, close.margins(items, of_pairs=True)[:, None], items)
     assert bool(((low <= right) & (right <= high)).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [66, 1000])
+@pytest.mark.parametrize("scattered", [True, False])
+def test_what_so_many_items_score_at_least(kind, size, scattered):
+    """And for the opposite queries, the other end."""
+    features, gallery = KINDS[kind](40), KINDS[kind](size)
+    queries, items = canonical_queries(None, features), given_rows(gallery, True)
+    close, rows = fast_queries(queries, torch.float32), whole_rows(items)
+    right = canonical(None, features, gallery)
+    for rank in (1, 3, size):
+        for look in (Look(close, items, close.product(items), False), whole_look(queries, rows)):
+            scores = right
+            for _ in range(2):
+                kth = scores.sort(dim=1, descending=True).values[:, rank - 1]
+                low = look.at_least(rank, scattered=scattered)
+                assert bool((low <= kth).all())
+                assert bool((low > -2).all())
+                wanted = torch.zeros(40, size, dtype=torch.bool)
+                wanted.view(-1)[_of(look.reaching(low), look, size)] = True
+                assert bool(wanted[scores >= kth[:, None]].all())
+                look, scores = look.opposite(), -scores
+        assert bool((look.at_least(look.scores.shape[1] + 1) == -torch.inf).all())
+
+
+def whole_look(queries, rows):
+    whole = whole_queries(queries)
+    return WholeLook(whole, rows, whole.sums(rows, torch.empty(40, rows.padded, dtype=torch.int32)))
+
+
+def _of(places, look, size):
+    """Places of a padded look in a table of so many columns."""
+    width = look.scores.shape[1]
+    assert bool((places % width < size).all())
+    return places // width * size + places % width
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_surely_reaches_a_score_does(kind):
+    features, gallery = KINDS[kind](40), KINDS[kind](200)
+    queries, rows = canonical_queries(None, features), whole_rows(given_rows(gallery, True))
+    look = whole_look(queries, rows)
+    right = canonical(None, features, gallery)
+    least = right.sort(dim=1).values[:, 150]
+    sure = _of(look.surely_reaching(least), look, 200)
+    one = look.whole.steps[:, None] * rows.steps.max()  # what a sum is rounded by
+    assert bool((right + one >= least[:, None]).flatten()[sure].all())
+    assert set(sure.tolist()) <= set(_of(look.reaching(least), look, 200).tolist())
 
 
 def used(monkeypatch, gallery, queries=100, k=3):

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from gssf_plug.metric.exact import sums
 from gssf_plug.metric.exact.sums import correct_roots, correct_sums, exact_product, power_of_two, scale_rows
 
 
@@ -44,7 +45,9 @@ def test_roots_are_correctly_rounded():
     assert correct_roots(squares).tolist() == [math.sqrt(square) for square in squares.tolist()]
 
 
-def test_powers_of_two_and_scaled_rows():
+@pytest.mark.parametrize("at_once", [1, 6, 131_072])
+def test_powers_of_two_and_scaled_rows(at_once, monkeypatch):
+    monkeypatch.setattr(sums, "ENTRIES_AT_ONCE", at_once)
     exponents = torch.arange(-1022, 1024)
     assert power_of_two(exponents).tolist() == [2.0**e for e in exponents.tolist()]
     rows = torch.tensor([[3.0, -1e-40], [1e-45, 0.0], [3e38, 1.0], [0.0, -0.0]])
