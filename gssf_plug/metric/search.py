@@ -9,9 +9,9 @@ For approximate search put `metric.gallery(items)` into any inner-product index,
 `metric.fold(queries)`.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,6 @@ from gssf_plug.metric.exact.candidates import Candidates
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores
 from gssf_plug.metric.exact.choosing import Ranked, RowsOfScores, choose_best
 from gssf_plug.metric.exact.decisions import best_of_candidates
-from gssf_plug.metric.exact.fast_rows import given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
 from gssf_plug.metric.exact.first_look import Part, first_look
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
@@ -36,6 +35,7 @@ from gssf_plug.metric.exact.whole_numbers import WholeRows
 from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import check_metric, checked_chunk
+from gssf_plug.metric.sample import Sample
 
 __all__ = ["MANY", "Neighbours", "topk"]
 
@@ -44,9 +44,6 @@ ExcludedPairs = Callable[[Int[Tensor, " n"], Int[Tensor, " m"]], Bool[Tensor, "n
 MANY = 64  # k at which a 64th of the gallery or more is wanted: a float64 product is then cheaper than candidates
 FEW_AT_ONCE = 4  # chunks of the gallery, for a few queries, whose chunks cost more to begin than to hold
 OF_A_CHUNK = 8  # an eighth of it: so many scores of a gallery of whole numbers are worth beginning
-SAMPLE = 4096  # items of a gallery that is at least so many times as large
-TIMES = 16
-IN_A_ROW = 8  # of the sample: single rows of a file would cost as much to read
 
 
 class Neighbours(NamedTuple):
@@ -208,8 +205,10 @@ def _screened(
         if candidates is None:
             close = fast_queries(queries, items.dtype)
             candidates = Candidates(close, search.k, first_look(queries, close, is_whole=items.whole is not None))
-            if guess and candidates.first.shortest is not None and not candidates.first.few:
-                _guess(search, candidates, rows)
+            sample = Sample.of(search.parts, search.k) if guess and candidates.first.looks_short else None
+            if sample is not None:
+                hidden = partial(search.hidden_items, rows)
+                candidates.guess(sample.least(candidates.first, search.features, search.normalize, hidden))
         candidates.add(items, part.start, search.hidden(rows, part))
         if candidates.too_many(part.stop - part.start):
             return False
@@ -224,35 +223,6 @@ def _screened(
         for all_rows, found in zip(result, again, strict=True):
             all_rows[missed] = found
     return True
-
-
-def _guess(search: "_Search", candidates: Candidates, rows: Int[Tensor, " n"]) -> None:
-    """Start from what a sample of a large gallery says: whole numbers would leave much of its beginning open."""
-    sampled = _sample(search.parts, search.k)
-    if sampled is None:
-        return
-    items, rank = sampled
-    features = search.features[items.to(search.features.device)].to(search.queries.device)
-    given = given_rows(features, search.normalize)
-    if math.isfinite(given.rest):  # else the part that is not finite says so
-        candidates.guess(candidates.first.at(Part.of(given), search.hidden_items(rows, items)), rank)
-
-
-def _sample(parts: list[slice], k: int) -> tuple[Int[Tensor, " items"], int] | None:
-    """Items from all over the parts of a gallery, and the rank that nearly always stands below the k-th best of these.
-
-    Returns:
-        items and rank, or None where the gallery is small.
-    """
-    size = sum(part.stop - part.start for part in parts)
-    if size < TIMES * SAMPLE:
-        return None
-    step = IN_A_ROW * (size // SAMPLE)
-    ends = [max(part.start, part.stop - IN_A_ROW + 1) for part in parts]  # a part may be too short
-    first = torch.cat([torch.arange(part.start, end, step) for part, end in zip(parts, ends, strict=True)])
-    items = (first[:, None] + torch.arange(IN_A_ROW)).flatten()
-    expected = k * len(items) / size  # of the k best, and by chance some more
-    return items, math.ceil(expected + 4 * math.sqrt(expected) + 4)
 
 
 def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"], result: Ranked) -> None:

@@ -9,7 +9,7 @@ from metric.scored import KINDS, NARROW, sum_exactly
 
 from gssf_plug import GSSFMetric
 from gssf_plug.metric import gallery as prepared_gallery
-from gssf_plug.metric import prepare_gallery, search, topk
+from gssf_plug.metric import prepare_gallery, sample, search, topk
 from gssf_plug.metric.exact import candidates, falling, first_look
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
 
@@ -215,8 +215,8 @@ def test_a_memory_mapped_prepared_gallery(tmp_path, form):
 @pytest.mark.parametrize(("items", "chunk"), [(300, 64), (259, 64), (257, 4)])  # the last part of few items, or all
 def test_a_sample_that_says_where_to_begin_changes_nothing(path, kind, excluded, items, chunk, monkeypatch):
     """Also where it says too much: then the queries are searched for once more."""
-    monkeypatch.setattr(search, "SAMPLE", 64)
-    monkeypatch.setattr(search, "TIMES", 4)
+    monkeypatch.setattr(sample, "SAMPLED", 64)
+    monkeypatch.setattr(sample, "TIMES", 4)
     queries, gallery = KINDS[kind](QUERIES), KINDS[kind](items)
     hidden = torch.rand(QUERIES, items) < 0.5
     given = {"gallery_chunk": chunk, "exclude": (lambda rows, items: hidden[rows][:, items]) if excluded else None}
@@ -227,27 +227,27 @@ def test_a_sample_that_says_where_to_begin_changes_nothing(path, kind, excluded,
 
 
 def test_a_sample_of_all_the_best_is_found_out(path, monkeypatch):
-    monkeypatch.setattr(search, "SAMPLE", 64)
-    monkeypatch.setattr(search, "TIMES", 4)
+    monkeypatch.setattr(sample, "SAMPLED", 64)
+    monkeypatch.setattr(sample, "TIMES", 4)
     queries, gallery, sampled, missed = KINDS["random"](QUERIES), KINDS["random"](320), [], []
-    sample, count_missed = search._sample, candidates.Candidates.missed
+    least, count_missed = sample.Sample.least, candidates.Candidates.missed
 
-    def near(*given):
-        sampled.append(sample(*given))
-        return sampled[-1]
+    def near(self, *given):
+        sampled.append(self.items)
+        return least(self, *given)
 
     def seen(self):
         missed.append(count_missed(self))
         return missed[-1]
 
-    monkeypatch.setattr(search, "_sample", near)
+    monkeypatch.setattr(sample.Sample, "least", near)
     monkeypatch.setattr(candidates.Candidates, "missed", seen)
     topk(None, queries, gallery, 60, gallery_chunk=64)
     if path != "int8":
         assert not sampled
         return
     assert not len(missed[0])
-    items, rank = sampled[0]
+    items = sampled[0]
     gallery[items] = queries[0] + 0.01 * torch.randn(len(items), NARROW)  # the first query's 80 best
     found = topk(None, queries, gallery, 60 + len(items), gallery_chunk=64)
     scores, indices = reference(None, queries, gallery, 60 + len(items))

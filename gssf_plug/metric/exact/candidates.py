@@ -56,9 +56,10 @@ class Candidates:
             found = self.first.at_most(part, hidden, self.least)
         self._keep(found, part, start)
 
-    def guess(self, look: Look, rank: int) -> None:
-        """Start from the score of so high a rank among items from all over the gallery; `missed` says where in vain."""
-        self.guessed = self.least = look.at_least(rank, surely=False)  # no bound is asked of it
+    def guess(self, least: Float[Tensor, " n"] | None) -> None:
+        """Start from scores that k items are expected to reach, if they are known; `missed` says where in vain."""
+        if least is not None:
+            self.guessed = self.least = least
 
     def missed(self) -> Int[Tensor, " missed"]:
         """Queries whose guess was too high: what is kept for them is not enough."""

@@ -197,6 +197,11 @@ class FirstLook:
         # of one part after the other: fresh memory costs as much again
         self._sums, self._room = torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int8)
 
+    @property
+    def looks_short(self) -> bool:
+        """Whether many queries look in whole numbers, which would leave much of a gallery's beginning open."""
+        return self.shortest is not None and not self.few
+
     def at(self, part: Part, hidden: Bool[Tensor, "n m"] | None) -> Look:
         """A look in the usual dtype."""
         items = part.rows.to(self.usual.rows.dtype)
