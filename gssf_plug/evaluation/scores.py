@@ -24,7 +24,7 @@ from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores, fold_exactly
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, pair_rows
 from gssf_plug.metric.exact.fast_scores import FastQueries, Open, fast_queries
-from gssf_plug.metric.exact.pair_products import float64_products
+from gssf_plug.metric.exact.pair_products import converted_products
 from gssf_plug.metric.exact.sums import scale_rows
 
 __all__ = ["FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores", "slices"]
@@ -218,7 +218,9 @@ class _FeatureQueries:
         return self._fast[dtype].part(rows)
 
     def close(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        products = float64_products(self.near.folded, rows, self.scores.gallery, columns, scaled=self.scores.normalize)
+        products = converted_products(
+            self.near.folded, rows, self.scores.gallery, columns, scaled=self.scores.normalize
+        )
         products = products.mul_(self.near.factors.index_select(0, rows))
         if self.scores.normalize:
             return products.div_(self.scores.item_norms.index_select(0, columns))

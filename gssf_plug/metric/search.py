@@ -43,6 +43,7 @@ ExcludedPairs = Callable[[Int[Tensor, " n"], Int[Tensor, " m"]], Bool[Tensor, "n
 
 MANY = 64  # k at which a 64th of the gallery or more is wanted: a float64 product is then cheaper than candidates
 FEW_AT_ONCE = 4  # chunks of the gallery, for a few queries, whose chunks cost more to begin than to hold
+CONVERTED_AT_ONCE = 16_777_216  # entries of a gallery: 64 MB in float32
 OF_A_CHUNK = 8  # an eighth of it: so many scores of a gallery of whole numbers are worth beginning
 
 
@@ -153,6 +154,9 @@ class _Search:
             return items * FEW_AT_ONCE if few <= FEW_QUERIES else items
         at_once = items * max(1, queries // (OF_A_CHUNK * few))
         at_once = min(at_once, max(items, -(-len(self.features) // processes)))
+        if self.features.dtype != torch.float32 or self.queries.device != self.features.device:
+            # where whole numbers say too little, a part is converted
+            at_once = min(at_once, max(items, CONVERTED_AT_ONCE // self.features.shape[1]))
         return -(-at_once // GROUP) * GROUP
 
     def unranked(self, count: int) -> Neighbours:

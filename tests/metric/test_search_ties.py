@@ -119,6 +119,9 @@ def test_few_queries_look_at_as_much_of_a_gallery_of_whole_numbers_as_a_chunk_ma
         assert sizes == {(1, 1): 1600, (1, 3): 1600, (8, 1): 256, (1000, 1): 128}
     else:
         assert sizes == {(1, 1): 400, (1, 3): 400, (8, 1): 100, (1000, 1): 100}
+    monkeypatch.setattr(search, "CONVERTED_AT_ONCE", 500 * NARROW)
+    half = search._Search(None, torch.randn(1, NARROW), prepared, prepared.features.half(), 3, None, [])
+    assert form != torch.int8 or half.items_at_once(128, 100, 1) == 512
     small = search._Search(None, torch.randn(1, NARROW), prepared, prepared.features[:256], 3, None, [])
     assert form != torch.int8 or small.items_at_once(1024, 8, 4) == 64
 

@@ -67,7 +67,7 @@ class FastRows:
             return self  # factors of short floats would be rounded once more
         rows, exact, computed = self.rows.to(dtype), self.rows, 0.0
         if self.factors is not None:
-            exact = self.rows.float() * self.factors[:, None]
+            exact = self.rows * self.factors[:, None]  # in float32, whatever the rows are
             rows, computed = exact.to(dtype), self.norm * 2.0**-23
         away = 0.0
         if dtype.itemsize < 4 and len(rows):

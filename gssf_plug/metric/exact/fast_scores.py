@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gssf_plug.metric.exact.canonical import CanonicalQueries
 from gssf_plug.metric.exact.fast_rows import TINY, FastRows
-from gssf_plug.metric.exact.pair_products import pair_products
+from gssf_plug.metric.exact.pair_products import converted_products, pair_products
 
 __all__ = ["FastQueries", "Open", "exact_pieces", "fast_queries"]
 
@@ -67,7 +67,8 @@ class FastQueries:
         self, rows: Int[Tensor, " pairs"], items: FastRows, columns: Int[Tensor, " pairs"]
     ) -> Float[Tensor, " pairs"]:
         """The fast scores of some pairs alone, in float32 or float64."""
-        products = pair_products(self.rows, rows, items.rows, columns)
+        multiply = pair_products if items.rows.dtype == self.rows.dtype else converted_products
+        products = multiply(self.rows, rows, items.rows, columns)
         return products if items.factors is None else products.mul_(items.factors.index_select(0, columns))
 
     def margins(self, items: FastRows, *, of_pairs: bool = False) -> Float[Tensor, " n"]:

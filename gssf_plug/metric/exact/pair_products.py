@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gssf_plug.metric.exact.sums import scale_rows
 
-__all__ = ["ascending", "float64_products", "pair_products"]
+__all__ = ["ascending", "converted_products", "pair_products"]
 
 FEW_PAIRS = 1024  # below, setting up the sparse matrix costs more than it saves
 ENTRIES_AT_ONCE = 131_072  # of gathered rows: 1 MB in float64, which stays in the cache
@@ -35,19 +35,17 @@ def pair_products(
     items: Float[Tensor, "m dim"],
     columns: Int[Tensor, " pairs"],
 ) -> Float[Tensor, " pairs"]:
-    """Products of query `rows[p]` with item `columns[p]`, summed in the queries' dtype in any order.
+    """Products of query `rows[p]` with item `columns[p]`, summed in their dtype in any order.
 
     Args:
         queries: N×D, float32 or float64.
         rows: numbers of queries.
-        items: M×D of this dtype, or a shorter one, on the same device, such as a memory-mapped gallery: only the rows
-            named are read, where they are few.
+        items: M×D of the same dtype and device, such as a memory-mapped gallery: only the rows named are read.
         columns: numbers of items, in any order.
     """
     dense = len(rows) * 16 >= len(items) and len(rows) <= len(queries) * len(items)  # torch takes no more
     if len(rows) < FEW_PAIRS or not dense or not queries.numel() or not _samples(queries.device.type):
         return _gathered(queries, rows, items, columns)
-    items = items.to(queries.dtype)
     cached, dim = items.numel() <= CACHED, items.shape[1]
     blocks = queries.numel() > CACHED >= dim and len(rows) * CACHED > PAIRS_OF_BLOCK * items.numel()
     if (cached or blocks) and bool((rows[1:] >= rows[:-1]).all()):
@@ -84,26 +82,26 @@ def _sampled(first: Tensor, rows: Tensor, second: Tensor, columns: Tensor) -> Fl
 
 
 @torch.no_grad()
-def float64_products(
+def converted_products(
     queries: Float[Tensor, "n dim"],
     rows: Int[Tensor, " pairs"],
     gallery: Float[Tensor, "m dim"],
     columns: Int[Tensor, " pairs"],
     *,
-    scaled: bool,
+    scaled: bool = False,
 ) -> Float[Tensor, " pairs"]:
-    """The same in float64 with items of any float dtype on any device, some of which are converted at a time.
+    """The same with items of any float dtype on any device, some of which are converted to the queries' at a time.
 
     Args:
-        queries: N×D in float64.
+        queries: N×D in float32 or float64.
         rows: numbers of queries.
         gallery: M×D.
         columns: numbers of items, in any order.
-        scaled: whether float64 items are first divided by the power of two of their largest entry.
+        scaled: whether float64 items are first divided by the power of two of their largest entry; default False.
     """
     scaled = scaled and gallery.dtype == torch.float64
     if len(rows) * FEW_OF_ITEMS <= len(gallery) or not _samples(queries.device.type):
-        return _gathered_in_float64(queries, rows, gallery, columns, scaled)
+        return _converted_and_gathered(queries, rows, gallery, columns, scaled)
     order = ascending(columns)
     rows, columns = rows.index_select(0, order), columns.index_select(0, order)
     size = max(1, CONVERTED_AT_ONCE // max(1, gallery.shape[1]))
@@ -121,7 +119,7 @@ def float64_products(
     return torch.empty_like(products).index_copy_(0, order, products)
 
 
-def _gathered_in_float64(
+def _converted_and_gathered(
     queries: Tensor, rows: Tensor, gallery: Tensor, columns: Tensor, scaled: bool
 ) -> Float[Tensor, " pairs"]:
     dim = gallery.shape[1]

@@ -8,7 +8,7 @@ import torch
 from metric.scored import DIM, FEATURES, all_pairs, canonical, perturbed
 
 from gssf_plug.metric.exact.canonical import canonical_queries
-from gssf_plug.metric.exact.fast_rows import FastRows, fast_dtype, fast_rows, given_rows, pair_rows
+from gssf_plug.metric.exact.fast_rows import FastRows, fast_dtype, fast_rows, given_rows, pair_rows, plain_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
 from gssf_plug.metric.exact_scores import ExactScores
 
@@ -47,6 +47,24 @@ def test_canonical_scores_lie_between_the_bounds_of_every_road(kind, normalize):
     rows, columns = all_pairs(5, 30)
     low, high = fast.between(fast.pairs(rows, items, columns), fast.margins(items)[rows], items)
     assert ((low <= right[rows, columns]) & (right[rows, columns] <= high)).all()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_pairs_and_products_of_rows_as_they_were_given(dtype, normalize):
+    """Rows that nothing was converted of, with factors that keep their precision."""
+    metric, queries = perturbed(block_size=4, normalize=normalize), torch.randn(5, DIM)
+    gallery = (torch.randn(30, DIM) * 3).to(dtype)
+    right, sides = canonical(metric, queries, gallery), canonical_queries(metric, queries)
+    items = replace(plain_rows(gallery, normalize), rows=gallery)
+    fast, (rows, columns) = fast_queries(sides, torch.float32), all_pairs(5, 30)
+    low, high = fast.between(fast.pairs(rows, items, columns), fast.margins(items, of_pairs=True)[rows], items)
+    assert ((low <= right[rows, columns]) & (right[rows, columns] <= high)).all()
+    assert (high - low).max() < 1e-4 * right.abs().max()
+    for short in DTYPES:
+        fast, converted = fast_queries(sides, short), items.to(short)
+        low, high = fast.between(fast.product(converted), fast.margins(converted)[:, None], converted)
+        assert ((low <= right) & (right <= high)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gssf_plug.metric.exact import pair_products as module
-from gssf_plug.metric.exact.pair_products import ascending, float64_products, pair_products
+from gssf_plug.metric.exact.pair_products import ascending, converted_products, pair_products
 from gssf_plug.metric.exact.sums import scale_rows
 
 
@@ -62,14 +62,16 @@ def test_what_memory_held_before_does_not_show():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("pairs", [0, 7, 3000])
 @pytest.mark.parametrize("at_once", [100, 524_288])
-def test_float64_products_of_any_items(dtype, pairs, at_once, monkeypatch):
+@pytest.mark.parametrize(("precise", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-4)])
+def test_products_of_any_items(dtype, pairs, at_once, precise, tolerance, monkeypatch):
     monkeypatch.setattr(module, "CONVERTED_AT_ONCE", at_once)
     monkeypatch.setattr(module, "ENTRIES_AT_ONCE", at_once)
-    queries, items = torch.randn(20, 33).double(), torch.randn(90, 33).to(dtype)
+    queries, items = torch.randn(20, 33).to(precise), torch.randn(90, 33).to(dtype)
     rows, columns = torch.randint(20, (pairs,)), torch.randint(90, (pairs,))
-    right = (queries @ items.double().T)[rows, columns]
-    got = float64_products(queries, rows, items, columns, scaled=False)
-    torch.testing.assert_close(got, right, rtol=0, atol=1e-13)
+    right = (queries.double() @ items.double().T)[rows, columns]
+    got = converted_products(queries, rows, items, columns)
+    assert got.dtype == precise
+    torch.testing.assert_close(got.double(), right, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("pairs", [7, 3000])
@@ -77,5 +79,5 @@ def test_scaled_items_do_not_overflow(pairs):
     queries, items = torch.randn(20, 33).double(), torch.randn(90, 33).double() * 1e300
     rows, columns = torch.randint(20, (pairs,)), torch.randint(90, (pairs,))
     right = (queries @ scale_rows(items)[0].T)[rows, columns]
-    got = float64_products(queries, rows, items, columns, scaled=True)
+    got = converted_products(queries, rows, items, columns, scaled=True)
     torch.testing.assert_close(got, right, rtol=0, atol=1e-13)
