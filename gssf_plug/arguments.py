@@ -8,7 +8,7 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any, TypeGuard
 
@@ -29,10 +29,12 @@ __all__ = [
     "check_positive",
     "check_text",
     "checked_count",
+    "checked_epoch",
     "checked_flag",
     "checked_number",
     "checked_seed",
     "described",
+    "has_rows",
     "holds_floats",
     "holds_whole_numbers",
     "is_dense",
@@ -91,6 +93,15 @@ def checked_seed(value: object) -> int:
         ArgumentError: the value is negative, of more than 63 bits, or no whole number.
     """
     return checked_count("seed", value, "Use 0 or more.", rule="be at least 0", least=0, most=SEEDS - 1)
+
+
+def checked_epoch(value: object) -> int:
+    """The number of an epoch, from 0.
+
+    Raises:
+        ArgumentError: the value is negative or no whole number.
+    """
+    return checked_count("epoch", value, "Count them from 0.", rule="be at least 0", least=0, most=SEEDS - 1)
 
 
 def checked_number(
@@ -178,6 +189,17 @@ def check_function(name: str, value: object, remedy: str, *, takes: int | None =
         raise ArgumentError(name, f"{prefix}a function", described(value), remedy)
     if takes is not None and not _may_take(value, takes):
         raise ArgumentError(name, f"{prefix}a function of {takes} arguments", described(value), remedy)
+
+
+def has_rows(value: object) -> bool:
+    """Whether rows can be asked for by number, and counted; a mapping, such as a `DatasetDict`, has names instead."""
+    if isinstance(value, str | bytes | Mapping | type) or not hasattr(value, "__getitem__"):
+        return False
+    try:
+        len(value)  # type: ignore[arg-type]
+    except (RuntimeError, TypeError):  # streams; arrays and tensors of no dimension, nested tensors
+        return False
+    return True
 
 
 def is_dense(value: object) -> TypeGuard[Tensor]:

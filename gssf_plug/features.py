@@ -20,6 +20,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from gssf_plug.arguments import (
+    FLOATS,
+    LARGEST,
+    check_function,
+    check_text,
+    checked_count,
+    checked_number,
+    described,
+)
 from gssf_plug.errors import ArgumentError
 
 __all__ = [
@@ -57,6 +66,8 @@ def feature_tensor(output: Any, *, name: str | None = None) -> Tensor:
     Raises:
         ArgumentError: there is no such entry, or nothing in the output is a tensor.
     """
+    if name is not None:
+        check_text("name", name, "be None or the name of an entry", "Such as 'pooler_output'.")
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
@@ -85,6 +96,8 @@ def as_tokens(features: Tensor) -> Float[Tensor, "n t dim"]:
     Raises:
         ArgumentError: the tensor has another number of dimensions than 2, 3 or 4.
     """
+    if not isinstance(features, Tensor) or features.is_nested:
+        raise ArgumentError("features", "be a tensor", described(features), "Take it from what the encoder returns.")
     if features.ndim == 2:
         return features[:, None]
     if features.ndim == 3:
@@ -101,6 +114,7 @@ def as_tokens(features: Tensor) -> Float[Tensor, "n t dim"]:
 
 def cls_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
     """The first valid token of each row (the first of all where padding is on the right)."""
+    _check_tokens(tokens)
     if mask is None:
         return tokens[:, 0]
     valid = _valid(tokens, mask)
@@ -112,11 +126,13 @@ def cls_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Floa
 
 def last_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
     """The last valid token of each row: the state of a forward GRU that has read all words."""
-    return cls_pool(tokens.flip(1), None if mask is None else mask.flip(1))
+    _check_tokens(tokens)
+    return cls_pool(tokens.flip(1), None if mask is None else _valid(tokens, mask).flip(1))
 
 
 def mean_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
     """The mean of the valid tokens."""
+    _check_tokens(tokens)
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     if mask is None:
         return tokens.mean(dim=1, dtype=dtype).to(tokens.dtype)
@@ -127,6 +143,7 @@ def mean_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Flo
 
 def max_pool(tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
     """The largest value of each channel over the valid tokens."""
+    _check_tokens(tokens)
     if mask is None:
         return tokens.amax(dim=1)
     valid = _valid(tokens, mask)[..., None]
@@ -157,13 +174,14 @@ class SizeAugmentation(nn.Module):
 
     def __init__(self, pooling: Pooling, share: float = 0.2) -> None:
         super().__init__()
-        if not 0 <= share < 1:
-            raise ArgumentError("share", "be at least 0 and below 1", share, "VSE∞ uses 0.2.")
+        check_function("pooling", pooling, "Such as GPO().", takes=2)
+        rule, remedy = "be at least 0 and below 1", "VSE∞ uses 0.2."
         self.pooling = pooling
-        self.share = share
+        self.share = checked_number("share", share, rule, remedy, lambda number: 0 <= number < 1)
 
     def forward(self, tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
         """Pool what is left."""
+        _check_tokens(tokens)
         if self.training and self.share > 0:
             valid = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else _valid(tokens, mask)
             kept = valid & (torch.rand(tokens.shape[:2], device=tokens.device) >= self.share)
@@ -194,8 +212,11 @@ class GPO(nn.Module):
 
     def __init__(self, *, code: int = 32, hidden: int = 32) -> None:
         super().__init__()
-        if code < 2 or code % 2:
-            raise ArgumentError("code", "be even and at least 2", code, "VSE∞ uses 32.")
+        rule, remedy = "be even and at least 2", "VSE∞ uses 32."
+        code = checked_count("code", code, remedy, rule=rule, least=2, most=LARGEST)
+        if code % 2:
+            raise ArgumentError("code", rule, code, remedy)
+        hidden = checked_count("hidden", hidden, remedy, most=LARGEST)
         self.code = code
         self.hidden = hidden
         self.gru = nn.GRU(code, hidden, batch_first=True, bidirectional=True)
@@ -203,6 +224,7 @@ class GPO(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "n t dim"], mask: Mask | None = None) -> Float[Tensor, "n dim"]:
         """Pooled features; a row without any valid token gives zeros."""
+        _check_tokens(tokens)
         valid = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else _valid(tokens, mask)
         hidden = ~valid[..., None]
         # -inf sorts behind everything: the valid values come first, channel by channel
@@ -245,17 +267,27 @@ class BNNeck(nn.BatchNorm1d):
     """
 
     def __init__(self, dim: int) -> None:
+        dim = checked_count("dim", dim, "Give the width of the features.", most=LARGEST)
         super().__init__(dim)
         self.dim = dim
         self.bias.requires_grad_(False)
 
 
+def _check_tokens(tokens: Tensor) -> None:
+    plain = isinstance(tokens, Tensor) and tokens.dtype in FLOATS and tokens.layout == torch.strided
+    if not plain or tokens.is_nested or tokens.ndim != 3 or tokens.shape[1] == 0:
+        rule, remedy = "be floating-point tokens (N, T, D) with T of at least 1", "See as_tokens for maps and vectors."
+        raise ArgumentError("tokens", rule, described(tokens), remedy)
+
+
 def _valid(tokens: Tensor, mask: Tensor) -> Bool[Tensor, "n t"]:
-    if mask.shape != tokens.shape[:2]:
-        raise ArgumentError(
-            "mask",
-            f"have shape {tuple(tokens.shape[:2])}, one value per token",
-            tuple(mask.shape),
-            "Give the attention mask that the encoder was given.",
-        )
+    remedy = "Give the attention mask that the encoder was given."
+    rule = f"have shape {tuple(tokens.shape[:2])}, one value per token"
+    if not isinstance(mask, Tensor) or mask.is_nested or mask.layout != torch.strided or mask.is_quantized:
+        raise ArgumentError("mask", rule, described(mask), remedy)
+    if mask.shape != tokens.shape[:2] or mask.is_complex():
+        raise ArgumentError("mask", rule, described(mask) if mask.is_complex() else tuple(mask.shape), remedy)
+    if mask.device != tokens.device:
+        rule, remedy = f"be on the device of the tokens, {tokens.device}", "Move it with .to(tokens.device)."
+        raise ArgumentError("mask", rule, mask.device, remedy)
     return mask.bool()

@@ -20,25 +20,35 @@ from wrong_calls.attention import ATTENTION
 from wrong_calls.distillation import DISTILLATION
 from wrong_calls.door import outcome, wrong_calls
 from wrong_calls.evaluation import EVALUATION
+from wrong_calls.features import FEATURES
 from wrong_calls.losses import LOSSES, weighted_sum
 from wrong_calls.metric import METRIC
+from wrong_calls.models import MODELS
+from wrong_calls.reading import READING
 from wrong_calls.retrieval import RETRIEVAL
+from wrong_calls.taps import TAPS
 
 from gssf_plug.losses import WeightedSum
 
 AT_MOST = 0.01  # of the calls may end in an error from deep inside
 
 ROOMS = {
+    "features": FEATURES,
+    "reading": READING,
+    "models": MODELS,
     "metric": METRIC,
     "losses": LOSSES,
     "evaluation": EVALUATION,
     "retrieval": RETRIEVAL,
-    "distillation": DISTILLATION,
+    "distillation": [*DISTILLATION, *TAPS],
     "attention": ATTENTION,
 }
 
 
-SWEPT = ("metric", "metric.stores", "evaluation", "losses", "distillation.losses")
+SWEPT = (
+    "metric", "metric.stores", "evaluation", "losses", "features", "retrieval", "retrieval.data", "retrieval.models",
+    "distillation", "distillation.losses",
+)  # fmt: skip
 STANDS_FOR = {weighted_sum: WeightedSum}  # doors that call a public name in another way
 NO_DOOR = {
     "metric.Neighbours": "a NamedTuple that topk returns",
@@ -48,8 +58,32 @@ NO_DOOR = {
     "metric.stores.StoreReport": "what check_store returns; its method `scores` has a door",
     "losses.EmbeddingLoss": "a base class; what inherits it has doors",
     "losses.FeatureLoss": "the older name of EmbeddingLoss",
+    "features.Pooling": "a type",
+    "retrieval.Embedding": "a NamedTuple that models return; who reads one checks it, which has a door",
+    "retrieval.FitResult": "what fit_metric returns",
+    "retrieval.FitRow": "a row of what fit_metric returns",
+    "retrieval.Fragments": "a pair that models return; who reads one checks it, which has a door",
+    "retrieval.ImageTextModel": "a base class; what inherits it has doors",
+    "retrieval.NotFiniteError": "an error",
+    "retrieval.Progress": "what training returns",
+    "retrieval.RetrievalModel": "a base class; what inherits it has doors",
+    "retrieval.models.Embedding": "see retrieval.Embedding",
+    "retrieval.models.Fragments": "see retrieval.Fragments",
+    "retrieval.models.ImageTextModel": "a base class; what inherits it has doors",
+    "retrieval.models.RetrievalModel": "a base class; what inherits it has doors",
+    "distillation.Feature": "a NamedTuple that taps return",
     "distillation.losses.DistillationLoss": "a base class; what inherits it has doors",
     "distillation.losses.FeatureLoss": "the older name of DistillationLoss",
+}
+NO_FORWARD = {
+    "BNNeck": "torch's own BatchNorm1d",
+    "AnySize": "the caller's own encoder answers",
+    "FrozenNorms": "the caller's own encoder answers",
+    "LastStrideOne": "the caller's own encoder answers",
+    "Tower": "the caller's own encoder answers; its poolings have doors",
+    "DualEncoder": "inherited, as TwoTower's, which has a door",
+    "LocalAlignment": "inherited, as TwoTower's, which has a door; its `score` has one, too",
+    "Distiller": "called inside a function that plans first, which has a door",
 }
 
 
@@ -100,7 +134,7 @@ def test_every_public_callable_has_a_door() -> None:
         builds = not (module and value.__init__ is nn.Module.__init__)  # or its constructor takes nothing
         if builds and not any(value is call for call in called):
             missing.append(f"{name} is not called")
-        if module and value not in forwarded:
+        if module and value not in forwarded and value.__name__ not in NO_FORWARD:
             missing.append(f"{name}.forward is not called")
     assert not missing, "\n".join(missing)
 
@@ -110,6 +144,8 @@ def test_what_has_no_door_is_public_and_has_none() -> None:
     public = _public()
     assert set(NO_DOOR) <= set(public)
     assert not [name for name in NO_DOOR if any(public[name] is call for call in (*called, *forwarded))]
+    assert set(NO_FORWARD) <= {getattr(value, "__name__", "") for value in public.values()}
+    assert not [value for value in forwarded if value.__name__ in NO_FORWARD]
 
 
 def test_no_parameter_is_left_out_in_silence() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from gssf_plug.arguments import checked_flag
 from gssf_plug.attention.query_layer import CHILD, LayerMetric
 from gssf_plug.attention.saving import BESIDE, metric_layers, refill_adapter
 from gssf_plug.errors import ArgumentError
@@ -54,7 +55,9 @@ class AdapterCallback(TrainerCallback):
     """Made by `AttentionPatch.callback`; see there."""
 
     def __init__(self, patch: Patch, *, save_base: bool, fold_evaluation: bool) -> None:
-        self.patch, self.save_base, self.fold_evaluation = patch, save_base, fold_evaluation
+        self.patch = patch
+        self.save_base = checked_flag("save_base", save_base)
+        self.fold_evaluation = checked_flag("fold_evaluation", fold_evaluation)
         self._evaluation = ExitStack()
         self._before: dict[str, Any] = {}  # what stood in the place of the model's own method already
 

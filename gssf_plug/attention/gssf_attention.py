@@ -13,8 +13,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from gssf_plug.arguments import LARGEST, checked_count, checked_flag, checked_number, described, is_dense
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric, Term, normalize_rows
+from gssf_plug.metric.options import canonical_terms
 
 __all__ = ["GSSFAttention"]
 
@@ -66,10 +68,18 @@ class GSSFAttention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or embed_dim % num_heads:
-            raise ArgumentError("num_heads", f"divide embed_dim={embed_dim}", num_heads, "Use one of its divisors.")
-        if not 0.0 <= dropout < 1.0:
-            raise ArgumentError("dropout", "lie in [0, 1)", dropout, "Use 0.0 for none.")
+        embed_dim = checked_count("embed_dim", embed_dim, "Give the width of the queries.", most=LARGEST)
+        rule, remedy = f"divide embed_dim={embed_dim}", "Use one of its divisors."
+        num_heads = checked_count("num_heads", num_heads, remedy, rule=rule)
+        if embed_dim % num_heads:
+            raise ArgumentError("num_heads", rule, num_heads, remedy)
+        kdim, vdim = (
+            width if width is None else checked_count(name, width, "None takes embed_dim.", most=LARGEST)
+            for name, width in (("kdim", kdim), ("vdim", vdim))
+        )
+        normalize, bias = checked_flag("normalize", normalize), checked_flag("bias", bias)
+        remedy = "Use 0.0 for none."
+        dropout = checked_number("dropout", dropout, "lie in [0, 1)", remedy, lambda number: 0 <= number < 1)
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.normalize, self.dropout = normalize, dropout
         self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
@@ -110,6 +120,8 @@ class GSSFAttention(nn.Module):
         key = query if key is None else key
         value = key if value is None else value
         self._check_widths(query, key, value)
+        _check_masks(key_padding_mask, attn_mask, query, key, self.num_heads)
+        is_causal, need_weights = checked_flag("is_causal", is_causal), checked_flag("need_weights", need_weights)
         q, k, v = (self._heads(x) for x in (self.q_proj(query), self.k_proj(key), self.v_proj(value)))
         if self.normalize:
             q, k = normalize_rows(q), normalize_rows(k)
@@ -129,13 +141,14 @@ class GSSFAttention(nn.Module):
 
     def _metric(self, terms: Sequence[Term], block_size: int) -> GSSFMetric:
         """One metric over all heads' channels; blocks divide a head, so it is one per head."""
-        if "dense" in terms:
-            terms, block_size = ["block_diagonal" if term == "dense" else term for term in terms], self.head_dim
-        if "block_diagonal" in terms and (block_size < 1 or self.head_dim % block_size):
-            raise ArgumentError(
-                "block_size", f"divide the head dimension {self.head_dim}", block_size, "Use one of its divisors."
-            )
-        return GSSFMetric(self.embed_dim, terms=terms, block_size=block_size, normalize=False)
+        rule, remedy = f"divide the head dimension {self.head_dim}", "Use one of its divisors."
+        block_size = checked_count("block_size", block_size, remedy, rule=rule)
+        chosen = list(canonical_terms(terms))
+        if "dense" in chosen:
+            chosen, block_size = ["block_diagonal" if term == "dense" else term for term in chosen], self.head_dim
+        if "block_diagonal" in chosen and self.head_dim % block_size:
+            raise ArgumentError("block_size", rule, block_size, remedy)
+        return GSSFMetric(self.embed_dim, terms=chosen, block_size=block_size, normalize=False)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
@@ -143,13 +156,29 @@ class GSSFAttention(nn.Module):
     def _check_widths(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         pairs = (("query", query, self.q_proj), ("key", key, self.k_proj), ("value", value, self.v_proj))
         for name, x, projection in pairs:
-            if x.ndim != 3 or x.shape[-1] != projection.in_features:
-                raise ArgumentError(
-                    name,
-                    f"have the shape (batch, length, {projection.in_features})",
-                    tuple(x.shape),
-                    "Batch comes first; set kdim and vdim for other widths.",
-                )
+            plain = isinstance(x, Tensor) and x.is_floating_point() and x.layout == torch.strided and not x.is_nested
+            if not plain or x.ndim != 3 or x.shape[-1] != projection.in_features:
+                rule = f"have the shape (batch, length, {projection.in_features})"
+                remedy = "Batch comes first; set kdim and vdim for other widths."
+                raise ArgumentError(name, rule, tuple(x.shape) if plain else described(x), remedy)
+            if x.shape[0] not in (1, query.shape[0]) or (name == "value" and x.shape[:2] != key.shape[:2]):
+                rule = "have the keys' batch and length" if name == "value" else "have the queries' batch"
+                raise ArgumentError(name, rule, tuple(x.shape), "A value belongs to each key, row by row.")
+
+
+def _check_masks(padding: Tensor | None, mask: Tensor | None, query: Tensor, key: Tensor, heads: int) -> None:
+    wanted = (query.shape[0], key.shape[1])
+    if padding is not None and (not is_dense(padding) or padding.dtype != torch.bool or padding.shape != wanted):
+        rule, remedy = f"be boolean of shape {wanted}, one value per key", "True is padding."
+        raise ArgumentError("key_padding_mask", rule, described(padding), remedy)
+    if mask is None:
+        return
+    scores = (query.shape[0], heads, query.shape[1], key.shape[1])
+    suits = is_dense(mask) and mask.ndim <= 4 and (mask.dtype == torch.bool or mask.is_floating_point())
+    # aligned at the last dimension, as torch broadcasts; each is that of the scores, or 1
+    if not suits or any(a not in (1, b) for a, b in zip(reversed(mask.shape), reversed(scores), strict=False)):
+        rule, remedy = f"be boolean or floating point and broadcast to {scores}", "True forbids; floats are added."
+        raise ArgumentError("attn_mask", rule, described(mask), remedy)
 
 
 def _joined(

@@ -10,6 +10,7 @@ from os import PathLike
 
 from torch import nn
 
+from gssf_plug.arguments import checked_flag
 from gssf_plug.attention.callback import AdapterCallback, accepted_by_trainer, forget_files
 from gssf_plug.attention.merging.fold import MergeReport
 from gssf_plug.attention.merging.merge import fold_for_a_while, merge, switch, unfold, unmerge
@@ -163,7 +164,7 @@ class AttentionPatch:
             UserWarning: rounding to the data type of the weights lost more than a tenth of what a layer had learned.
         """
         self._check_acting("merged")
-        return merge(self.model, self.layers, partial=partial)
+        return merge(self.model, self.layers, partial=checked_flag("partial", partial))
 
     def unmerge(self) -> None:
         """Undo `merge`: the replaced weights return bit for bit, and the metrics act again.

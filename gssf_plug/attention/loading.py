@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gssf_plug.adapters import AdapterKind, register
+from gssf_plug.arguments import checked_flag
 from gssf_plug.attention.discovery.prober import Prober
 from gssf_plug.attention.handle import AttentionPatch
 from gssf_plug.attention.options import check_adapter_name, check_dtype
@@ -76,6 +77,8 @@ def load_attention(
     """
     check_adapter_name(adapter_name)
     check_dtype(dtype)
+    hot_swap = checked_flag("hot_swap", hot_swap)
+    local_files_only = checked_flag("local_files_only", local_files_only)
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     if hot_swap:
         patch = AttentionPatch(_unwrapped(model))

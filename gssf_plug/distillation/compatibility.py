@@ -8,12 +8,15 @@ from typing import Any
 from torch import nn
 from transformers import TrainingArguments
 
+from gssf_plug.arguments import check_module, described
 from gssf_plug.distillation.distiller import Distiller
 from gssf_plug.errors import ArgumentError
 from gssf_plug.wrappers import unwrap
 
 __all__ = [
     "check_arguments",
+    "check_base",
+    "check_given",
     "check_last_batches",
     "check_optimizer",
     "check_student",
@@ -30,6 +33,34 @@ REFUSED: dict[str, tuple[object, str]] = {
     "optim_target_modules": (None, "Paths begin with 'student.' here; give an optimizer by `optimizers`."),
 }
 REFUSED_OPTIMIZERS = ("lomo", "adalomo")
+
+
+def check_base(base: object) -> None:
+    """A class to train with.
+
+    Raises:
+        ArgumentError: the value is no class with a `training_step`, as a Trainer has.
+    """
+    if not isinstance(base, type) or not hasattr(base, "training_step"):
+        rule, remedy = "be a Trainer class", "Such as transformers.Trainer, or a subclass of it."
+        raise ArgumentError("base", rule, described(base), remedy)
+
+
+def check_given(distiller: object, model: object, given: Mapping[str, object]) -> None:
+    """What a Trainer is made of, before transformers reads it.
+
+    Raises:
+        ArgumentError: the distiller is none, the model is no module, or the arguments are no `TrainingArguments`.
+    """
+    if not isinstance(distiller, Distiller):
+        remedy = "Build one: Distiller(student, teacher, pairs)."
+        raise ArgumentError("distiller", "be a Distiller", described(distiller), remedy)
+    # where a new model is to be made, `check_student` says why not
+    check_module("model", model, "Give the distiller's student.", optional="model_init" in given)
+    args = given.get("args")
+    if args is not None and not isinstance(args, TrainingArguments):
+        remedy = "Build them: TrainingArguments(output_dir)."
+        raise ArgumentError("args", "be None or TrainingArguments", described(args), remedy)
 
 
 def check_student(model: nn.Module, distiller: Distiller, model_init: object) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from gssf_plug.arguments import check_module
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.wrappers import plain_modules
 
@@ -81,6 +82,7 @@ def suggest_taps(model: nn.Module) -> list[TapSuggestion]:
         >>> [suggestion.path for suggestion in suggest_taps(model)]
         ['0', '1', '2']
     """
+    check_module("model", model, "Give the model itself.")
     layers, modules = layer_paths(model), plain_modules(model)
     others = [name for name in modules if name and name.count(".") < 3 and name not in layers]
     return [

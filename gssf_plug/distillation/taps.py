@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gssf_plug.arguments import check_function, check_module, check_text, checked_flag, described, listed
 from gssf_plug.distillation.module_paths import find_modules, is_compiled
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import Pooling, feature_tensor
@@ -68,6 +69,15 @@ class Tap:
     masked: bool = True
 
     def __post_init__(self) -> None:
+        check_text("path", self.path, "be the path of a module", "Such as 'encoder.layer.2'; '' is the model.")
+        if self.output is not None and (isinstance(self.output, bool) or not isinstance(self.output, str | int)):
+            rule, remedy = "be None, a key or an index of the output", "Such as 'last_hidden_state' or 0."
+            raise ArgumentError("output", rule, described(self.output), remedy)
+        check_function("pooling", self.pooling, "Such as mean_pool.", takes=2, optional=True)
+        if self.token is not None and (isinstance(self.token, bool) or not isinstance(self.token, int)):
+            remedy = "Such as 0 for the class token."
+            raise ArgumentError("token", "be None or the place of a token", described(self.token), remedy)
+        checked_flag("masked", self.masked)
         if self.pooling is not None and self.token is not None:
             raise ArgumentError("token", "not be used together with pooling", self.token, "Choose one of the two.")
 
@@ -114,7 +124,7 @@ class Tap:
             return output
         try:
             return output[self.output]
-        except (KeyError, IndexError, TypeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             has = sorted(map(str, output)) if isinstance(output, Mapping) else type(output).__name__
             raise ArgumentError(
                 "output", f"be a part of what '{self.path}' returns", repr(self.output), f"It returns {has}."
@@ -164,6 +174,9 @@ class FeatureTaps:
         mask_argument: str = "attention_mask",
         attach: bool = True,
     ) -> None:
+        check_module("model", model, "Give the model itself.")
+        check_text("mask_argument", mask_argument, "be the name of an argument", "Such as 'attention_mask'.")
+        attach = checked_flag("attach", attach)
         self.taps = _resolve(model, taps)
         self.mask_argument = mask_argument
         self.forwards = 0  # of the model, since the taps were attached
@@ -303,13 +316,19 @@ class _Reader:
 
 
 def _resolve(model: nn.Module, taps: Mapping[str, str | Tap] | Sequence[str]) -> dict[str, Tap]:
-    if not taps or isinstance(taps, str):
-        raise ArgumentError("taps", "be a mapping of names to paths, or a list of paths", repr(taps), "Name a module.")
+    rule, remedy = "be a mapping of names to paths, or a list of paths", "Name a module."
+    names = listed(taps)
+    if not names:
+        raise ArgumentError("taps", rule, repr(taps) if names is not None else described(taps), remedy)
+    for name in names:
+        check_text("taps", name, rule, remedy)
     if not isinstance(taps, Mapping):
-        return {path: Tap(path) for pattern in taps for path in find_modules(model, pattern, argument="taps")}
+        return {path: Tap(path) for pattern in names for path in find_modules(model, pattern, argument="taps")}
     resolved = {}
     for name, tap in taps.items():
-        tap = tap if isinstance(tap, Tap) else Tap(tap)
+        if not isinstance(tap, Tap):
+            check_text(name, tap, "be a path or a Tap", "Such as 'encoder.layer.2'.")
+            tap = Tap(tap)
         found = find_modules(model, tap.path, argument=name)
         if len(found) > 1:
             raise ArgumentError(

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from gssf_plug.arguments import check_function, check_module, checked_flag
 from gssf_plug.distillation.module_paths import find_modules, is_compiled, layer_paths
 from gssf_plug.distillation.taps import Complete, Feature, FeatureTaps, Tap
 from gssf_plug.errors import ArgumentError
@@ -83,6 +84,7 @@ class TeacherModel:
         device: torch.device | str | None = None,
         early_exit: bool | None = None,
     ) -> None:
+        check_module("model", model, "Give the model itself.")
         if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
             remedy = "Such as torch.bfloat16; None leaves the teacher as it is."
             raise ArgumentError("dtype", "be None or a floating-point dtype of torch", repr(dtype), remedy)
@@ -91,9 +93,11 @@ class TeacherModel:
         if inputs is not None and not callable(inputs) and not isinstance(inputs, Mapping):
             rule, remedy = "be None, a mapping of arguments to columns, or a function", "None takes the columns."
             raise ArgumentError("inputs", rule, type(inputs).__name__, remedy)
+        if callable(inputs):
+            check_function("inputs", inputs, "It gets the batch.", takes=1)
         self.inputs = inputs
         self.dtype = dtype
-        self.early_exit = early_exit
+        self.early_exit = None if early_exit is None else checked_flag("early_exit", early_exit)
         self.model.eval()
         self._taps: FeatureTaps | None = None
 
@@ -258,6 +262,9 @@ def call(model: nn.Module, inputs: Any, side: str) -> Any:
 def _explain(model: nn.Module, inputs: Any, side: str, error: Exception) -> None:
     """Raise the sentence that says why a model failed on its inputs, where they show it."""
     given = inputs if isinstance(inputs, Mapping) else {"batch": inputs}
+    if not isinstance(inputs, Mapping | Tensor | list | tuple) and isinstance(error, TypeError):
+        remedy = f"Let the collator make them. (The {side} said: {error})"
+        raise ArgumentError("batch", "be a tensor, or a mapping of tensors", type(inputs).__name__, remedy) from error
     empty = [name for name, value in given.items() if isinstance(value, Tensor) and value.ndim and not len(value)]
     if empty:
         raise ArgumentError(
@@ -271,6 +278,7 @@ def _explain(model: nn.Module, inputs: Any, side: str, error: Exception) -> None
             ", ".join(odd),
             f"Let the collator make tensors. (The {side} said: {error})",
         ) from error
+    _explain_dtype(model, given, side, error)
     # required arguments, and the one that transformers calls the main input, which has a default of None
     main = getattr(unwrap(model), "main_input_name", None)
     signature = inspect.signature(unwrap(model).forward).parameters.values()
@@ -284,6 +292,18 @@ def _explain(model: nn.Module, inputs: Any, side: str, error: Exception) -> None
             f"only {sorted(given)}",
             (teaching if side == "teacher" else "Add the columns, or give student_inputs") + f". ({error})",
         ) from error
+
+
+def _explain_dtype(model: nn.Module, given: Mapping[str, Any], side: str, error: Exception) -> None:
+    """Where the model's numbers are of another dtype than the batch's, outside autocast, or are not there at all."""
+    own = next((one for one in model.parameters() if one.is_floating_point()), None)
+    other = next((one for one in given.values() if isinstance(one, Tensor) and one.is_floating_point()), None)
+    if own is not None and own.is_meta:
+        remedy = "Load its weights first."
+        raise ArgumentError(side, "hold values", "weights on the meta device", remedy) from error
+    if own is not None and other is not None and own.dtype != other.dtype and isinstance(error, RuntimeError):
+        rule, remedy = f"hold numbers in {own.dtype}, as the {side} has them", f"Convert the batch or the {side}."
+        raise ArgumentError("batch", rule, other.dtype, f"{remedy} ({error})") from error
 
 
 def _is_fit(value: Any) -> bool:
@@ -311,6 +331,10 @@ def check_finite(feature: Feature, path: str) -> None:
 
 
 def _check_same_examples(batch: Mapping[str, Any]) -> None:
+    strange = next((name for name in batch if not isinstance(name, str)), None)
+    if strange is not None:
+        remedy = "Let the collator name them."
+        raise ArgumentError("batch", "have names of columns as its keys", repr(strange), remedy)
     ours, theirs = batch.get("example_id"), batch.get(EXAMPLE)
     if ours is not None and theirs is not None and not torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs)):
         raise ArgumentError(

@@ -33,6 +33,8 @@ from gssf_plug.distillation.checkpoint import check_batch, find_checkpoint, rest
 from gssf_plug.distillation.columns import TeacherColumns, take_first_rows
 from gssf_plug.distillation.compatibility import (
     check_arguments,
+    check_base,
+    check_given,
     check_last_batches,
     check_optimizer,
     check_student,
@@ -82,6 +84,7 @@ class DistillationMixin(Above):
         show_arguments(cls, DistillationMixin)
 
     def __init__(self, *args: Any, distiller: Distiller, **kwargs: Any) -> None:
+        check_given(distiller, kwargs.get("model", args[0] if args else None), kwargs)
         self.distiller = distiller
         self._parts: dict[str, list[Tensor]] = {}
         self._shown = 0.0
@@ -323,6 +326,7 @@ def distillation_trainer(base: type[Trainer]) -> type[Trainer]:
     that forward; one that runs it more often (a sentence transformer's, once per column) needs a Distiller with
     `student_inputs`, which says what to distil on, and costs one forward more.
     """
+    check_base(base)
     return type(f"Distillation{base.__name__}", (DistillationMixin, base), {"__doc__": DistillationMixin.__doc__})
 
 

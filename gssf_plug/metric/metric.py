@@ -150,22 +150,17 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
     ) -> Float[Array, "*#batch n m"]:
         """Scores of all pairs. Leading dimensions are batches, broadcast as in `torch.matmul`; numpy gives numpy.
 
-        Two sides of different dtypes are scored in the one that holds both, as torch promotes them: float16 with
-        float32 in float32, float16 with bfloat16 in float32.
+        Sides of two dtypes are scored in the one that holds both, as torch promotes them.
 
         Raises:
-            ArgumentError: a side has fewer than two dimensions, another width than `dim`, or leading dimensions that
-                cannot be broadcast.
+            ArgumentError: a side has fewer than two dimensions, another width, or others that cannot be broadcast.
         """
         sides = {"queries": float_features("queries", queries), "gallery": float_features("gallery", gallery)}
         for name, features in sides.items():
             if features.ndim < 2:
-                raise ArgumentError(
-                    name,
-                    "be a matrix of features (..., N, D)",
-                    f"shape {tuple(features.shape)}",
-                    "Add a dimension with features[None], or score pairs with metric.pairwise(x, y).",
-                )
+                rule, got = "be a matrix of features (..., N, D)", f"shape {tuple(features.shape)}"
+                remedy = "Add a dimension with features[None], or score pairs with metric.pairwise(x, y)."
+                raise ArgumentError(name, rule, got, remedy)
         check_broadcast(("queries", "gallery"), (sides["queries"].shape[:-2], sides["gallery"].shape[:-2]))
         folded, items = self.fold(sides["queries"]), self.gallery(sides["gallery"])
         if folded.dtype != items.dtype:  # a product, unlike a sum, is refused by torch then
@@ -180,11 +175,7 @@ class GSSFMetric(nn.Module, HubModule, library_name="gssf-plug"):
     @overload
     def pairwise(self, x: Float[Array, "*#batch dim"], y: Float[Array, "*#batch dim"]) -> Float[Array, "*#batch"]: ...
     def pairwise(self, x: Float[Array, "*#batch dim"], y: Float[Array, "*#batch dim"]) -> Float[Array, "*#batch"]:
-        """Scores of pairs: s(x[i], y[i]). Shapes (..., D), (..., D) -> (...), in the dtype that holds both.
-
-        Raises:
-            ArgumentError: a side has another width than `dim`, or leading dimensions that cannot be broadcast.
-        """
+        """Scores of pairs: s(x[i], y[i]). Shapes (..., D), (..., D) -> (...), in the dtype that holds both."""
         left, right = float_features("x", x), float_features("y", y)
         check_broadcast(("x", "y"), (left.shape[:-1], right.shape[:-1]))
         return like_inputs((self.fold(left) * self.gallery(right)).sum(-1), x, y)

@@ -46,7 +46,7 @@ def checked_chunk(name: str, value: object, of: int) -> int:
     return min(checked_count(name, value, "Use the default, or less where memory is short."), max(of, 1))
 
 
-def check_metric(metric: object, *, values: bool = False) -> None:
+def check_metric(metric: object, *, values: bool = False, name: str = "metric") -> None:
     """None, or a metric; with `values` one that can score by now, on a device that holds its weights.
 
     Raises:
@@ -55,9 +55,9 @@ def check_metric(metric: object, *, values: bool = False) -> None:
     if metric is None:
         return
     if not (hasattr(metric, "fold") and hasattr(metric, "gallery") and hasattr(metric, "dim")):
-        raise ArgumentError("metric", "be a GSSFMetric or None", described(metric), "None means cosine.")
+        raise ArgumentError(name, "be a GSSFMetric or None", described(metric), "None means cosine.")
     if values and isinstance(metric, nn.Module) and any(one.is_meta for one in metric.parameters()):
-        raise ArgumentError("metric", "hold values", "weights on the meta device", "Load it, or train it first.")
+        raise ArgumentError(name, "hold values", "weights on the meta device", "Load it, or train it first.")
 
 
 def require_metric(metric: object, remedy: str, *, values: bool = False) -> None:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gssf_plug.arguments import check_function, checked_count
+from gssf_plug.arguments import check_function, checked_count, checked_flag
 from gssf_plug.distributed import gather_detached, process_count, share
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features, like_inputs, to_tensor
@@ -101,6 +101,7 @@ def topk(
     """
     if exclude is not None and forbidden is not None:
         raise ArgumentError("forbidden", "be left out beside `exclude`", "both", "It is the older name of `exclude`.")
+    distributed = checked_flag("distributed", distributed)
     name, mask = ("exclude", exclude) if exclude is not None else ("forbidden", forbidden)
     search = _checked_search(metric, queries, gallery, k, name, mask)
     whole, size = search.queries, len(search.features)

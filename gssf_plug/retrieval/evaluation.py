@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from gssf_plug.arguments import checked_count, described
 from gssf_plug.distributed import gather_detached, process_count
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation import (
@@ -34,11 +35,14 @@ from gssf_plug.evaluation import (
     instance_recall,
     reid_ranking,
 )
+from gssf_plug.evaluation.ranking import checked_ranks
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.retrieval.data.batches import BatchReader, load_batches
+from gssf_plug.retrieval.data.feeds import check_map_style
 from gssf_plug.retrieval.data.images import Rows
 from gssf_plug.retrieval.models.embedding import Embedding, gather_embedding, join_embeddings, vectors
 from gssf_plug.retrieval.models.two_tower import RetrievalModel
+from gssf_plug.retrieval.options import check_embedding, check_relevant, checked_choice, checked_column
 from gssf_plug.retrieval.training.sharding import WholeWeights
 
 __all__ = [
@@ -108,6 +112,7 @@ def image_text_measures(
         ArgumentError: no image has the id of a text, or the embedding holds fragments, which are for
             `alignment_measures`.
     """
+    check_embedding(embedding)
     first, owners = _owners(embedding)
     images, texts = vectors("queries", embedding.queries)[first], vectors("gallery", embedding.gallery)
     return image_text_recall(images, texts, owners, metric=metric, folds=folds, distributed=process_count() > 1)
@@ -121,9 +126,15 @@ def alignment_measures(model: RetrievalModel, *, folds: int | None = None) -> Ev
             not.
         folds: number of galleries, as in `image_text_recall`.
     """
+    if not isinstance(model, RetrievalModel):
+        remedy = "Give the model that is trained, such as LocalAlignment."
+        raise ArgumentError("model", "be a RetrievalModel", described(model), remedy)
+    if folds is not None:
+        folds = checked_count("folds", folds, "None ranks all images at once.")
 
     @torch.no_grad()
     def evaluation(embedding: Embedding, metric: GSSFMetric | None) -> dict[str, float]:
+        check_embedding(embedding)
         first, owners = _owners(embedding)
         shares = first.tensor_split(process_count())
         rank = torch.distributed.get_rank() if len(shares) > 1 else 0
@@ -154,7 +165,10 @@ def reid_measures(
         ArgumentError: no query's identity is seen by another camera in the gallery, as where all rows have one camera.
             This is said when the evaluation is made, before anything is trained.
     """
-    is_query = _renamed(is_query, asks)
+    ids = checked_column("ids", ids)
+    cameras = checked_column("cameras", cameras, len(ids))
+    is_query = checked_choice(_renamed(is_query, asks), len(ids))
+    ranks = checked_ranks("ranks", ranks)
     _check_cameras(ids, cameras, is_query)
 
     def evaluation(embedding: Embedding, metric: GSSFMetric | None) -> dict[str, float]:
@@ -203,7 +217,9 @@ def instance_measures(
         ks: places k of "R@k".
         asks: the former name of `is_query`.
     """
-    is_query = _renamed(is_query, asks)
+    labels = checked_column("labels", labels)
+    is_query = checked_choice(_renamed(is_query, asks), len(labels))
+    ks = checked_ranks("ks", ks)
 
     def evaluation(embedding: Embedding, metric: GSSFMetric | None) -> dict[str, float]:
         features, rows = vectors("queries", embedding.queries), embedding.query_ids.cpu()
@@ -226,7 +242,12 @@ def document_measures(relevant: Int[Tensor, "pairs 2"] | None = None, *, ks: Seq
         relevant: (P, 2) pairs (id of a query, id of a document); pairs of ids that are not in the data are passed over.
             None (default): a document is relevant where its id is the query's.
         ks: places k of accuracy@k, precision@k and recall@k.
+
+    Raises:
+        ArgumentError: the pairs are no two columns of whole numbers.
     """
+    ks = checked_ranks("ks", ks)
+    check_relevant(relevant)
 
     def evaluation(embedding: Embedding, metric: GSSFMetric | None) -> dict[str, float]:
         queries, documents = vectors("queries", embedding.queries), vectors("gallery", embedding.gallery)
@@ -289,13 +310,18 @@ class WithRowNumbers:
     """
 
     def __init__(self, rows: Rows) -> None:
+        check_map_style("rows", rows, optional=False)
         self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], "row": index}
+        row = self.rows[index]
+        if not isinstance(row, Mapping):
+            rule, remedy = "have rows that are mappings from columns to values", "Such as a datasets.Dataset."
+            raise ArgumentError("rows", rule, described(row), remedy)
+        return {**row, "row": index}
 
 
 Numbered = WithRowNumbers  # its name before

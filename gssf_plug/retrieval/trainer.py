@@ -34,6 +34,7 @@ from gssf_plug.retrieval.evaluation import (
     image_text_measures,
 )
 from gssf_plug.retrieval.models.two_tower import Embedding, RetrievalModel
+from gssf_plug.retrieval.options import check_parts
 from gssf_plug.retrieval.plots import draw_run
 from gssf_plug.retrieval.training.accelerator import check_accelerator, make_accelerator, prepare
 from gssf_plug.retrieval.training.best_weights import BestWeights
@@ -110,6 +111,7 @@ class RetrievalTrainer:
         evaluation: Evaluation | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
+        check_parts(model, loss, config, collate, eval_collate, evaluation, (eval_data, eval_gallery))
         self.config = config
         self.model = model
         self.train_data, self.collate = train_data, collate
@@ -117,9 +119,7 @@ class RetrievalTrainer:
         self.evaluation = evaluation or (image_text_measures if eval_gallery is None else document_measures())
         self.folder = Path(config.output_dir)
         check_folder(self.folder)
-        for name, rows in (("eval_data", eval_data), ("eval_gallery", eval_gallery)):
-            check_map_style(name, rows)
-        self.accelerator = accelerator or make_accelerator(config)
+        self.accelerator = make_accelerator(config) if accelerator is None else accelerator
         check_accelerator(self.accelerator, config)
         check_chunks(model, self.accelerator, config.chunk_size)
         self.feed = make_feed(
@@ -238,7 +238,7 @@ class RetrievalTrainer:
 
     def _begin(self, resume: bool | Literal["anyway"]) -> None:
         """Restore the last checkpoint, or seed everything."""
-        if resume not in (True, False, "anyway"):
+        if not isinstance(resume, bool) and not (isinstance(resume, str) and resume == "anyway"):
             raise ArgumentError("resume", "be True, False or 'anyway'", repr(resume), "See RetrievalTrainer.train.")
         if self.accelerator.is_main_process:
             make_folder(self.folder)

@@ -203,7 +203,7 @@ def test_bad_parts_are_named():
         LocalAlignment(None, None, alignments=[])
     with pytest.raises(ArgumentError, match="`attention_metric` must normalise where fragments are aligned"):
         LocalAlignment(None, None, attention_metric=GSSFMetric(4, block_size=2, normalize=False))
-    with pytest.raises(ArgumentError, match=r"`queries` must be Fragments, but got shape \(2, 4\)"):
+    with pytest.raises(ArgumentError, match=r"`queries` must be Fragments, but got torch.float32 of shape \(2, 4\)"):
         LocalAlignment(None, None).score(torch.ones(2, 4), torch.ones(2, 4))
     scan = frameworks.scan(True, frameworks.tokenizer())
     batch = PairCollator(frameworks.tokenizer())(frameworks.pairs(4, "features"))

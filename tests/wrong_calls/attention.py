@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel
-from wrong_calls.door import Door
+from wrong_calls.door import Door, tokens
 
-from gssf_plug.attention import patch_attention
+from gssf_plug.attention import GSSFAttention, patch_attention
 
 __all__ = ["ATTENTION"]
 
@@ -21,4 +21,22 @@ def _attention() -> dict[str, Any]:
     }  # fmt: skip
 
 
-ATTENTION = [Door(patch_attention, _attention)]
+def _attending() -> dict[str, Any]:
+    forbidden = torch.zeros(6, 3).bool()
+    return {
+        "query": tokens(), "key": tokens(), "value": tokens(), "key_padding_mask": forbidden,
+        "attn_mask": torch.zeros(3, 3), "is_causal": False, "need_weights": True,
+    }  # fmt: skip
+
+
+ATTENTION = [
+    Door(patch_attention, _attention),
+    Door(
+        GSSFAttention,
+        lambda: {
+            "embed_dim": 8, "num_heads": 2, "terms": ("diagonal",), "block_size": 4, "kdim": 8, "vdim": 8,
+            "normalize": False, "bias": True, "dropout": 0.0,
+        },
+    ),
+    Door(GSSFAttention(8, 2, block_size=4).forward, _attending, nan_passes=True),
+]  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wrong_calls.values import CHANGES, VALUES, Change, Value
 
 from gssf_plug import GSSFMetric
+from gssf_plug.arguments import holds_floats
 from gssf_plug.errors import GSSFError
 
 __all__ = ["Call", "Door", "features", "label_ids", "metric", "outcome", "tokens", "wrong_calls"]
@@ -32,6 +33,7 @@ class Door(NamedTuple):
     check: Callable[[Any], None] | None = None
     right: tuple[tuple[str, str], ...] = ()  # parameters with values that are right, and would take long
     left_out: tuple[str, ...] = ()  # parameters that `arguments` leaves out, each with a reason beside it
+    open: tuple[str, ...] = ()  # parameters whose annotation is a protocol, which strange things may keep
     name: str = ""  # where the function's own says too little
 
     @property
@@ -127,7 +129,8 @@ def _taken(call: Call, given: dict[str, Any], result: Any) -> tuple[str, str]:
     for parameter, value in call.wrong:
         annotation = inspect.signature(door.call).parameters[parameter].annotation
         passes = door.nan_passes and "matrix" in value.name
-        if value.kind is not None and not may_be(annotation, value.kind) and not passes:
+        closed = parameter not in door.open and not passes
+        if value.kind is not None and closed and not may_be(annotation, value.kind):
             return "silent", "taken, which its annotation rules out"
     if holds_nan(result) and not (door.nan_passes and {"NaN matrix", "infinite matrix"} & set(names)):
         return "silent", "NaN"
@@ -140,6 +143,8 @@ def may_be(annotation: Any, kind: type) -> bool:
     """Whether an annotation holds this type; `Any` holds all of them."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return any(may_be(part, kind) for part in typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Literal:
+        return any(isinstance(one, kind) for one in typing.get_args(annotation))
     return annotation in (Any, kind) or (annotation is None and kind is type(None))
 
 
@@ -148,7 +153,7 @@ def holds_nan(result: Any) -> bool:
     if isinstance(result, float):
         return result != result
     if isinstance(result, Tensor):
-        return result.is_floating_point() and not result.is_meta and bool(result.isnan().any())
+        return holds_floats(result) and bool(result.isnan().any())
     if isinstance(result, np.ndarray):
         return result.dtype.kind == "f" and bool(np.isnan(result).any())
     if isinstance(result, nn.Module):

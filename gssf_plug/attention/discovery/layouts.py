@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from gssf_plug.arguments import described
 from gssf_plug.errors import ArgumentError
 
 __all__ = [
@@ -142,6 +143,9 @@ def register(layout: Layout) -> None:
         >>> register(Layout("mine", query="make_query", key="make_key"))
         >>> unregister("mine")
     """
+    if not isinstance(layout, Layout):
+        remedy = 'Such as Layout("mine", query="make_query", key="make_key").'
+        raise ArgumentError("layout", "be a Layout", described(layout), remedy)
     if any(layout.name == other.name for other in known()):
         raise ArgumentError("layout", "have a new name", repr(layout.name), "Choose another, or unregister it first.")
     _registered.insert(0, layout)

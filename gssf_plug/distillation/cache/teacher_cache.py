@@ -25,6 +25,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from gssf_plug.arguments import (
+    check_function,
+    check_module,
+    check_path,
+    checked_count,
+    checked_flag,
+    described,
+    holds_whole_numbers,
+)
 from gssf_plug.distillation.cache.digests import (
     digest_architecture,
     digest_inputs,
@@ -32,11 +41,13 @@ from gssf_plug.distillation.cache.digests import (
     digest_weights,
     tap_key,
 )
+from gssf_plug.distillation.cache.options import check_dataset, checked_columns, checked_taps
 from gssf_plug.distillation.cache.shards import MANIFEST, VERSION, digest_file, read_manifest, read_shard
 from gssf_plug.distillation.taps import Feature, Tap
 from gssf_plug.distillation.teacher import ROW, TeacherInputs, TeacherModel, get_inputs, moved
 from gssf_plug.errors import ArgumentError, CheckpointError, near_matches
 from gssf_plug.files import named_folder, write_atomically
+from gssf_plug.metric.arrays import to_tensor
 
 __all__ = ["TeacherCache", "precompute"]
 
@@ -59,6 +70,9 @@ class TeacherCache:
     def __init__(
         self, folder: str | os.PathLike[str], *, teacher: nn.Module | None = None, verify: bool = True
     ) -> None:
+        check_path("folder", folder)
+        check_module("teacher", teacher, "None trusts the folder.", optional=True)
+        verify = checked_flag("verify", verify)
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         if teacher is not None and self.manifest["key"]["teacher"] != digest_weights(teacher):
@@ -121,7 +135,11 @@ class TeacherCache:
                 sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__,
                 "Add it with cache.attach(dataset), and keep it in the collator.",
             )
-        rows = torch.as_tensor(batch[ROW]).cpu()
+        rows = to_tensor(ROW, batch[ROW])
+        if rows.ndim != 1 or not (holds_whole_numbers(rows) or rows.numel() == 0):
+            rule, remedy = "be whole numbers, one for each example", "Keep the column as the collator gives it."
+            raise ArgumentError(ROW, rule, described(rows), remedy)
+        rows = rows.long().cpu()
         if len(rows) == 0:
             raise ArgumentError("batch", "hold at least one example", "none", "Leave empty batches out.")
         if not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
@@ -200,20 +218,18 @@ def precompute(
     """
     folder = named_folder("folder", folder)
     source = teacher if isinstance(teacher, TeacherModel) else TeacherModel(teacher, inputs=teacher_inputs)
-    listed = list(taps.values()) if isinstance(taps, Mapping) else list(taps)
-    if len(dataset) == 0:
-        raise ArgumentError("dataset", "hold at least one example", "none", "Give the training data.")
-    chosen = sorted(columns if columns is not None else dataset[0])
-    if not chosen:
-        raise ArgumentError(
-            "columns", "name at least one column, by which examples are told apart", "none", "Name the teacher's."
-        )
+    wanted = checked_taps(taps)
+    check_dataset(dataset)
+    check_function("collate", collate, "It makes a batch of a list of rows.", takes=1)
+    batch_size = checked_count("batch_size", batch_size, "Such as 64.")
+    shard_batches = checked_count("shard_batches", shard_batches, "Such as 16.")
+    chosen = checked_columns(columns, dataset[0])
     digests = [digest_row(dataset[row], chosen) for row in tqdm(range(len(dataset)), desc="examples", leave=False)]
     _check_distinct(digests, lambda row: get_inputs(source.model, collate([dataset[row]]), source.inputs))
     folder.mkdir(parents=True, exist_ok=True)
     first = collate([dataset[row] for row in range(min(batch_size, len(dataset)))])
-    manifest = _start(folder, _key(source, listed, chosen, first), digests)
-    source.watch({str(number): tap for number, tap in enumerate(listed)})
+    manifest = _start(folder, _key(source, wanted, chosen, first), digests)
+    source.watch({str(number): tap for number, tap in enumerate(wanted)})
     size = batch_size * shard_batches
     done = sum(shard["rows"] for shard in manifest["shards"])
     for start in tqdm(range(done, len(dataset), size), desc="teacher features", initial=done // size):

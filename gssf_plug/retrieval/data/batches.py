@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from gssf_plug.arguments import LARGEST, checked_count, checked_epoch, checked_seed
 from gssf_plug.errors import ArgumentError, DataError, GSSFError
 from gssf_plug.retrieval.data.images import UNREADABLE, Rows, UnreadableError
 
@@ -67,16 +68,18 @@ class RandomBatches:
     """
 
     def __init__(self, rows: int, batch_size: int, *, seed: int = 0) -> None:
+        rows = checked_count("rows", rows, "Give len(data).", most=LARGEST**2)
+        batch_size = checked_count("batch_size", batch_size, "Use such as 128.")
         if rows < batch_size:
             raise ArgumentError("batch_size", f"be at most the {rows} rows of the data", batch_size, "Make it smaller.")
         self.rows = rows
         self.batch_size = batch_size
-        self.seed = seed
+        self.seed = checked_seed(seed)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch."""
-        self.epoch = epoch
+        self.epoch = checked_epoch(epoch)
 
     def __len__(self) -> int:
         return self.rows // self.batch_size
@@ -90,13 +93,16 @@ class RandomBatches:
 
 def check_batches(batches: BatchSampler) -> None:
     """Raise `ArgumentError` where a sampler has no `set_epoch` or nothing to give."""
-    if not hasattr(batches, "set_epoch"):
+    if not hasattr(batches, "set_epoch") or isinstance(batches, type):
         raise ArgumentError(
             "batches",
             "have a method set_epoch(epoch), or a resumed run could not find its place",
             type(batches).__name__,
             "Give it one; RandomBatches in gssf_plug.retrieval shows how.",
         )
+    if not hasattr(batches, "__len__") or not hasattr(batches, "__iter__"):
+        rule, remedy = "have a length, and give lists of row numbers", "RandomBatches in gssf_plug.retrieval shows how."
+        raise ArgumentError("batches", rule, type(batches).__name__, remedy)
     if len(batches) == 0:
         raise ArgumentError("batches", "hold at least one batch", 0, "Make the batches smaller.")
 

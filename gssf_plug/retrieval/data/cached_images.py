@@ -13,7 +13,7 @@ the images themselves.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from gssf_plug.arguments import checked_count, checked_flag, described
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files import parse_json, write_atomically
-from gssf_plug.retrieval.data.image_sources import ImageSources, Size, check_size
+from gssf_plug.retrieval.data.image_sources import ImageSources, Size, check_cached, check_size
 from gssf_plug.retrieval.data.images import Rows, UnreadableError
 
 __all__ = ["CachedImages", "cache_images"]
@@ -57,6 +58,7 @@ class CachedImages:
         column: str = "image",
         transform: Callable[[Image.Image], Any] | None = None,
     ) -> None:
+        check_cached(rows, folder, column, transform)
         self.rows: Any = rows.remove_columns(column) if hasattr(rows, "remove_columns") else rows
         self.folder = Path(folder)
         self.column = column
@@ -67,7 +69,11 @@ class CachedImages:
         return len(self.index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.rows[index], self.column: self._image(index)}
+        row = self.rows[index]
+        if not isinstance(row, Mapping):
+            rule, remedy = "have rows that are mappings from columns to values", "Give those the cache was made from."
+            raise ArgumentError("rows", rule, described(row), remedy)
+        return {**row, self.column: self._image(index)}
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Several rows at once."""
@@ -149,7 +155,10 @@ def cache_images(
         >>> cached[2]["image"].size, cached[2]["label"]
         ((4, 8), 2)
     """
+    check_cached(rows, folder, column, transform)
     check_size(size)
+    workers = checked_count("workers", workers, "0 decodes in this process.", rule="be at least 0", least=0)
+    skip_unreadable, progress = checked_flag("skip_unreadable", skip_unreadable), checked_flag("progress", progress)
     sources = ImageSources(rows, column, size)
     if len(sources) == 0:
         raise ArgumentError("rows", "hold at least one row", 0, "Nothing would be cached.")

@@ -17,7 +17,19 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from gssf_plug.arguments import (
+    LARGEST,
+    check_function,
+    check_text,
+    checked_count,
+    checked_number,
+    described,
+    holds_whole_numbers,
+    is_dense,
+    listed,
+)
 from gssf_plug.errors import ArgumentError
+from gssf_plug.metric.arrays import to_tensor
 
 __all__ = ["LabelCollator", "PairCollator", "ProcessorTransform", "WordAugmentation"]
 
@@ -33,7 +45,9 @@ class ProcessorTransform:
     """
 
     def __init__(self, processor: Any) -> None:
-        self.processor = getattr(processor, "image_processor", processor)
+        found = getattr(processor, "image_processor", processor)
+        check_function("processor", found, "Such as CLIPImageProcessor() of transformers.")
+        self.processor = found
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
         """The tensor of an image."""
@@ -59,10 +73,10 @@ class WordAugmentation:
     """
 
     def __init__(self, tokenizer: Any, *, share: float = 0.2) -> None:
-        if not 0 <= share <= 1:
-            raise ArgumentError("share", "lie in 0 … 1", share, "VSE∞ uses 0.2.")
-        if tokenizer.mask_token_id is None or not tokenizer.is_fast:
-            got = "one without a mask token" if tokenizer.is_fast else type(tokenizer).__name__
+        share = checked_number("share", share, "lie in 0 … 1", "VSE∞ uses 0.2.", lambda number: 0 <= number <= 1)
+        fast = getattr(tokenizer, "is_fast", False) is True
+        if not fast or tokenizer.mask_token_id is None:
+            got = "one without a mask token" if fast else described(tokenizer)
             remedy = "Use a fast tokenizer, and add_special_tokens({'mask_token': '<mask>'}) before the model is built."
             raise ArgumentError("tokenizer", "be a fast tokenizer with a mask token", got, remedy)
         self.mask, self.size, self.share = tokenizer.mask_token_id, len(tokenizer), share
@@ -74,6 +88,9 @@ class WordAugmentation:
             tokens: token ids of one text, special tokens included.
             words: number of the word of each token; None for special tokens, which stay.
         """
+        if not isinstance(tokens, Sequence) or not isinstance(words, Sequence) or len(tokens) != len(words):
+            rule, remedy = "hold one number of a word, or None, per token", "Take both from one encoding."
+            raise ArgumentError("words", rule, f"{described(words)} for {described(tokens)}", remedy)
         # one draw for a word: all of its tokens share it. Half are masked, a tenth replaced, the rest left out
         fates = {word: random.random() for word in dict.fromkeys(words) if word is not None}
         changed: list[int] = []
@@ -119,8 +136,16 @@ class PairCollator:
         padding: Literal[True, "max_length"] = True,
         words: WordAugmentation | None = None,
     ) -> None:
-        if captions not in ("one", "all"):
+        check_function("tokenizer", tokenizer, "Give a tokenizer of transformers.")
+        check_function("transform", transform, "Give one from image to tensor.", takes=1, optional=True)
+        check_function("words", words, "Give WordAugmentation(tokenizer).", takes=2, optional=True)
+        if not isinstance(captions, str) or captions not in ("one", "all"):
             raise ArgumentError("captions", "be 'one' or 'all'", repr(captions), "Take 'one' for training.")
+        if padding is not True and not (isinstance(padding, str) and padding == "max_length"):
+            remedy = "True pads to the longest text of the batch."
+            raise ArgumentError("padding", "be True or 'max_length'", repr(padding), remedy)
+        if max_length is not None:
+            max_length = checked_count("max_length", max_length, "None takes the tokenizer's.", most=LARGEST)
         limit = getattr(tokenizer, "model_max_length", None)
         self.tokenizer, self.transform, self.words = tokenizer, transform, words
         self.captions, self.padding = captions, padding
@@ -128,8 +153,9 @@ class PairCollator:
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """One batch."""
+        _check_rows(rows)
         texts = [self._get_captions(row) for row in rows]
-        ids = torch.tensor([_column(row, "label") for row in rows])
+        ids = _ids(rows, "label")
         counts = torch.tensor([len(own) for own in texts])
         return {
             "images": _image_inputs(rows, self.transform),
@@ -140,7 +166,11 @@ class PairCollator:
 
     def _get_captions(self, row: Row) -> list[str]:
         captions = _column(row, "captions")
-        captions = [captions] if isinstance(captions, str) else list(captions)
+        captions = [captions] if isinstance(captions, str) else list(listed(captions) or ())
+        strange = [caption for caption in captions if not isinstance(caption, str)]
+        if strange:
+            remedy = "Name the column of texts with read_columns(captions=...)."
+            raise ArgumentError("captions", "hold texts", described(strange[0]), remedy)
         if not captions:
             raise ArgumentError(
                 "captions", "hold at least one text in every row", "none", "Drop images without captions."
@@ -176,24 +206,53 @@ class LabelCollator:
     """
 
     def __init__(self, *, transform: Transform | None = None, ids: str = "label") -> None:
+        check_function("transform", transform, "Give one from image to tensor.", takes=1, optional=True)
+        check_text("ids", ids, "be the name of a column", "Such as 'label', or 'row'.")
         self.transform = transform
         self.ids = ids
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """One batch."""
-        labels = torch.tensor([_column(row, self.ids) for row in rows])
+        _check_rows(rows)
+        labels = _ids(rows, self.ids)
         return {"inputs": _image_inputs(rows, self.transform), "labels": labels}
+
+
+def _check_rows(rows: Any) -> None:
+    """At least one row, each a mapping."""
+    listing = isinstance(rows, Sequence) and not isinstance(rows, str | bytes)
+    if not listing or not rows or not all(isinstance(row, Mapping) for row in rows):
+        got = described(rows) if not listing else described(rows[0]) if rows else "none"
+        remedy = "A data set gives mappings from columns to values; see read_columns."
+        raise ArgumentError("rows", "be a list of at least one mapping", got, remedy)
+
+
+def _ids(rows: Sequence[Row], name: str) -> Tensor:
+    """The ids in a column, which are whole numbers."""
+    values = [_column(row, name) for row in rows]
+    try:
+        ids = torch.tensor(values)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        ids = None
+    if ids is None or ids.ndim != 1 or not holds_whole_numbers(ids):
+        got = repr(values[0]) if ids is None else described(ids)
+        remedy = "Number them: sorted(set(ids)).index(id)."
+        raise ArgumentError("rows", f"hold one whole number each in the column '{name}'", got, remedy)
+    return ids
 
 
 def _image_inputs(rows: Sequence[Row], transform: Transform | None) -> dict[str, Tensor]:
     if "features" in rows[0] and (transform is None or "image" not in rows[0]):
-        return _padded([torch.as_tensor(row["features"]) for row in rows])
+        return _padded([to_tensor("features", _column(row, "features")) for row in rows])
     if transform is None:
         got = f"None for rows with the columns {sorted(rows[0])}"
         raise ArgumentError(
             "transform", "be given where rows have no 'features'", got, "Give one from image to tensor."
         )
     pixels = [transform(_column(row, "image")) for row in rows]
+    strange = [one for one in pixels if not isinstance(one, Tensor)]
+    if strange:
+        raise ArgumentError("transform", "make a tensor of an image", described(strange[0]), "Let it end in one.")
     sizes = sorted({tuple(image.shape) for image in pixels})
     if len(sizes) > 1:
         raise ArgumentError("transform", "make tensors of one size", f"{sizes[0]} and {sizes[1]}", "Let it resize.")
@@ -202,6 +261,11 @@ def _image_inputs(rows: Sequence[Row], transform: Transform | None) -> dict[str,
 
 def _padded(features: Sequence[Tensor]) -> dict[str, Tensor]:
     """Vectors (D) to (N, D); regions (R, D) to (N, R, D) with a mask."""
+    shapes = {(one.ndim, one.shape[-1]) for one in features if is_dense(one) and one.ndim in (1, 2)}
+    if len(shapes) != 1 or not all(is_dense(one) and one.ndim in (1, 2) for one in features):
+        got = " and ".join(sorted({described(one) for one in features})[:2])
+        rule = "be vectors (D), or regions (R, D), of one width in all rows"
+        raise ArgumentError("features", rule, got, "Pool maps first, and project to one width.")
     if features[0].ndim == 1:
         return {"features": torch.stack(list(features))}
     lengths = torch.tensor([len(own) for own in features])

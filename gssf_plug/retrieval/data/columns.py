@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gssf_plug.arguments import check_path, check_text
 from gssf_plug.errors import ArgumentError, DataError, near_matches
 from gssf_plug.retrieval.data.images import Rows
 from gssf_plug.retrieval.data.source_files import StrPath, column, decode_columns, existing_folder, numbered
@@ -59,11 +60,14 @@ def read_columns(
         >>> read_columns(rows, features="vec", captions="text", label="who")[1]["label"]
         1
     """
+    named = {"image": image, "features": features, "captions": captions, "label": label, "camera": camera}
+    for ours, theirs in named.items():
+        if theirs is not None:
+            check_text(ours, theirs, "be None or the name of a column", "Name it as the set does.")
     if (image is None) == (features is None):
         got = "both" if image is not None else "neither"
         raise ArgumentError("image", "be named, or else features", got, "Name the column that is to be encoded.")
     rows = _load(source, split)
-    named = {"image": image, "features": features, "captions": captions, "label": label, "camera": camera}
     wanted = {ours: theirs for ours, theirs in named.items() if theirs is not None}
     for ours, theirs in wanted.items():
         if theirs not in rows.column_names:
@@ -98,8 +102,9 @@ def _renamed(rows: "Dataset", wanted: dict[str, str]) -> "Dataset":
 
 
 def _numbers(name: str, values: list[Any]) -> list[int]:
-    if None in values:
-        got = f"none in row {values.index(None)}"
+    missing = next((row for row, value in enumerate(values) if value is None or value != value), None)  # None, NaN
+    if missing is not None:
+        got = f"none in row {missing}"
         raise ArgumentError(name, "be filled in every row", got, "Drop these rows, or name another column.")
     return values if all(isinstance(value, int) for value in values) else numbered([str(value) for value in values])
 
@@ -107,8 +112,10 @@ def _numbers(name: str, values: list[Any]) -> list[int]:
 def _load(source: "Dataset | StrPath", split: str) -> "Dataset":
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+    check_text("split", split, "be the name of a split", "Such as 'train'.")
     if isinstance(source, Dataset):
         return source
+    check_path("source", source)
     path = Path(source).expanduser()
     if path.suffix in READERS and path.is_file():
         return load_dataset(READERS[path.suffix], data_files=str(path), split="train")

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from gssf_plug.arguments import has_rows
 from gssf_plug.errors import ArgumentError, DataError
 from gssf_plug.retrieval.data.batches import (
     BatchReader,
@@ -36,9 +37,14 @@ def is_stream(rows: Any) -> bool:
     return isinstance(rows, IterableDataset) or not hasattr(rows, "__getitem__")
 
 
-def check_map_style(name: str, rows: Any) -> None:
-    """Raise `ArgumentError` where rows that are read by number, in several passes, are a stream; None is no rows."""
-    if rows is not None and (is_stream(rows) or not hasattr(rows, "__len__")):
+def check_map_style(name: str, rows: Any, *, optional: bool = True) -> None:
+    """Raise `ArgumentError` where rows that are read by number, in several passes, are a stream; None is no rows.
+
+    A mapping, such as a `DatasetDict`, has names where rows have numbers.
+    """
+    if rows is None and optional:
+        return
+    if is_stream(rows) or not has_rows(rows):
         remedy = "Collect it first: datasets.Dataset.from_list(list(stream)), or list(stream)."
         raise ArgumentError(name, "be a data set with a length and rows by number", type(rows).__name__, remedy)
 
@@ -64,7 +70,7 @@ def make_feed(
     """
     if not is_stream(rows):
         check_map_style("train_data", rows)
-        sampler = batches or RandomBatches(len(rows), batch_size, seed=seed)
+        sampler = RandomBatches(len(rows), batch_size, seed=seed) if batches is None else batches
         check_batches(sampler)
         return PlannedFeed(
             rows, collate, sampler, workers=workers, skip_unreadable=skip_unreadable, seed=seed, process=process,

@@ -2,12 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from PIL import Image
 from torch.utils.data import Dataset
 
+from gssf_plug.arguments import check_function, check_path, check_text, described, has_rows
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.retrieval.data.images import UnreadableError, open_image
 
@@ -60,9 +61,9 @@ class ImageSources(Dataset[DecodedImage]):
         Raises:
             ArgumentError: there is no such column, or the images are of another kind.
         """
-        columns = list(self.rows[0])
+        columns = list(self._row(0))
         if self.column not in columns:
-            remedy = near_matches(self.column, columns)
+            remedy = near_matches(self.column, map(str, columns))
             raise ArgumentError("column", f"be a column of the rows, {columns}", repr(self.column), remedy)
         whole = hashlib.blake2b(f"{len(self)} {self.size}".encode(), digest_size=16)
         for source in self._values():
@@ -75,7 +76,14 @@ class ImageSources(Dataset[DecodedImage]):
                 yield from batch[self.column]
         else:
             for number in range(len(self)):
-                yield self.rows[number][self.column]
+                yield self._row(number).get(self.column)
+
+    def _row(self, number: int) -> Mapping[str, Any]:
+        row = self.rows[number]
+        if not isinstance(row, Mapping):
+            rule, remedy = "have rows that are mappings from columns to values", "Such as a datasets.Dataset."
+            raise ArgumentError("rows", rule, described(row), remedy)
+        return row
 
 
 def _described(source: Any, column: str) -> bytes:
@@ -104,6 +112,20 @@ def _resized(image: Image.Image, size: Size) -> Image.Image:
     else:
         height, width = size
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def check_cached(rows: Any, folder: Any, column: Any, transform: Any) -> None:
+    """What a cache of images is made of, or opened with.
+
+    Raises:
+        ArgumentError: the rows are no mappings by number, the folder no path, or column and transform are none.
+    """
+    if not has_rows(rows):
+        rule, remedy = "be a data set with a length and rows by number", "Take one split, or collect a stream first."
+        raise ArgumentError("rows", rule, described(rows), remedy)
+    check_path("folder", folder)
+    check_text("column", column, "be the name of a column", "Such as 'image'.")
+    check_function("transform", transform, "It gets each image.", takes=1, optional=True)
 
 
 def check_size(size: Any) -> None:

@@ -19,6 +19,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gssf_plug.arguments import (
+    checked_count,
+    checked_epoch,
+    checked_flag,
+    checked_seed,
+    described,
+    holds_whole_numbers,
+)
 from gssf_plug.errors import ArgumentError
 
 __all__ = ["IdentityBatches", "LengthBatches"]
@@ -62,13 +70,11 @@ class IdentityBatches:
         resample: bool = False,
         processes: int = 1,
     ) -> None:
-        for name, value in (("identities", identities), ("images", images)):
-            if value < 2:
-                remedy = "A triplet needs a positive and a negative; the usual batch is 16 × 4."
-                raise ArgumentError(name, "be at least 2", value, remedy)
-        for name, value, least in (("processes", processes, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ArgumentError(name, f"be at least {least}", value, f"Use {least} or more.")
+        remedy = "A triplet needs a positive and a negative; the usual batch is 16 × 4."
+        identities = checked_count("identities", identities, remedy, rule="be at least 2", least=2)
+        images = checked_count("images", images, remedy, rule="be at least 2", least=2)
+        processes, seed = checked_count("processes", processes, "Use 1 or more."), checked_seed(seed)
+        resample = checked_flag("resample", resample)
         if identities % processes:
             remedy = "Otherwise an identity is torn apart between two processes."
             raise ArgumentError("identities", f"be a multiple of the {processes} processes", identities, remedy)
@@ -85,7 +91,7 @@ class IdentityBatches:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch."""
-        self.epoch = epoch
+        self.epoch = checked_epoch(epoch)
 
     def __len__(self) -> int:
         return self._length
@@ -111,8 +117,9 @@ class IdentityBatches:
         Raises:
             ArgumentError: `process` is outside 0 … processes-1, or P is no multiple of `processes`.
         """
-        if not 0 <= process < processes:
-            raise ArgumentError("process", f"lie in 0 … {processes - 1}", process, "Give the rank of this process.")
+        processes = checked_count("processes", processes, "Give the number of processes.")
+        rule, remedy = f"lie in 0 … {processes - 1}", "Give the rank of this process."
+        process = checked_count("process", process, remedy, rule=rule, least=0, most=processes - 1)
         if self.identities % processes:
             remedy = "Otherwise an identity is torn apart between two processes."
             raise ArgumentError("processes", f"divide the {self.identities} identities of a batch", processes, remedy)
@@ -156,15 +163,15 @@ class ProcessPart:
 def _as_numbers(labels: Any) -> Tensor:
     try:
         return torch.as_tensor(labels)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
         remedy = "Number the identities: sorted(set(labels)).index(label)."
         raise ArgumentError("labels", "hold one whole number per row", type(labels).__name__, remedy) from error
 
 
 def _rows_of_identities(labels: Int[Tensor, " rows"]) -> dict[int, list[int]]:
-    if labels.ndim != 1 or len(labels) == 0 or labels.is_floating_point():
-        got = f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise ArgumentError("labels", "hold one whole number per row", got, "Give the identity of every row.")
+    if not holds_whole_numbers(labels) or labels.ndim != 1 or len(labels) == 0:
+        rule, remedy = "hold one whole number per row", "Give the identity of every row."
+        raise ArgumentError("labels", rule, described(labels), remedy)
     rows: dict[int, list[int]] = {}
     for row, identity in enumerate(labels.tolist()):
         rows.setdefault(identity, []).append(row)
@@ -213,22 +220,26 @@ class LengthBatches:
     def __init__(
         self, lengths: Int[Tensor, " rows"] | Sequence[int], batch_size: int, *, pool: int = 20, seed: int = 0
     ) -> None:
-        self.lengths = np.asarray(lengths)
+        try:
+            self.lengths = np.asarray(lengths)
+        except (RuntimeError, TypeError, ValueError):
+            rule, remedy = "hold one whole number per row", "Count the tokens of every row."
+            raise ArgumentError("lengths", rule, described(lengths), remedy) from None
         if self.lengths.ndim != 1 or not np.issubdtype(self.lengths.dtype, np.integer):
             got = f"{self.lengths.dtype} of shape {self.lengths.shape}"
             raise ArgumentError("lengths", "hold one whole number per row", got, "Count the tokens of every row.")
+        if (self.lengths < 0).any():
+            got = f"{self.lengths.min()} in row {self.lengths.argmin()}"
+            raise ArgumentError("lengths", "be at least 0", got, "Count the tokens of every row.")
         rows = len(self.lengths)
-        if not 1 <= batch_size <= rows:
-            remedy = "Make it smaller."
-            raise ArgumentError("batch_size", f"be between 1 and the {rows} rows of the data", batch_size, remedy)
-        for name, value, least in (("pool", pool, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ArgumentError(name, f"be at least {least}", value, f"Use {least} or more.")
+        rule = f"be between 1 and the {rows} rows of the data"
+        batch_size = checked_count("batch_size", batch_size, "Make it smaller.", rule=rule, most=rows)
+        pool, seed = checked_count("pool", pool, "Use 1 or more."), checked_seed(seed)
         self.batch_size, self.pool, self.seed, self.epoch = batch_size, pool, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch."""
-        self.epoch = epoch
+        self.epoch = checked_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.lengths) // self.batch_size

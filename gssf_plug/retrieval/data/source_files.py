@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gssf_plug.arguments import check_choice, check_path, described
 from gssf_plug.errors import ArgumentError, DataError, near_matches
 from gssf_plug.retrieval.data.images import open_image
 
@@ -31,12 +32,14 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".web
 StrPath = str | os.PathLike[str]
 
 
-def existing_folder(root: StrPath) -> Path:
+def existing_folder(root: StrPath, argument: str = "root") -> Path:
     """The folder of a data set; `~` is the home folder.
 
     Raises:
+        ArgumentError: the value is no path.
         DataError: there is no such folder; near names beside it are offered.
     """
+    check_path(argument, root)
     folder = Path(root).expanduser()
     if folder.is_dir():
         return folder
@@ -120,7 +123,7 @@ def read_lines(path: Path) -> list[str]:
 def check_split(split: str, splits: Iterable[str]) -> None:
     """Raise `ArgumentError` for a split that the set does not have."""
     splits = tuple(splits)
-    if split not in splits:
+    if not isinstance(split, str) or split not in splits:
         raise ArgumentError("split", f"be one of {splits}", repr(split), near_matches(str(split), splits))
 
 
@@ -197,7 +200,14 @@ def decode_columns(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def column(rows: Any, name: str) -> list[Any]:
-    """A whole column of a `datasets.Dataset` without decoding its images."""
+    """A whole column of a `datasets.Dataset` without decoding its images.
+
+    Raises:
+        ArgumentError: the rows are no `datasets.Dataset`, or have no such column.
+    """
+    if not hasattr(rows, "with_format") or not isinstance(getattr(rows, "column_names", None), list):
+        raise ArgumentError("rows", "be a datasets.Dataset", described(rows), "See read_columns; take one split.")
+    check_choice("name", name, rows.column_names)
     return list(rows.with_format(None)[name])
 
 

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gssf_plug.arguments import check_function, checked_number, described, holds_floats, is_dense
 from gssf_plug.errors import ArgumentError
 
 __all__ = ["Aggregate", "Alignment", "Block", "ImageToText", "LogSumExp", "TextToImage", "align", "average"]
@@ -59,12 +60,20 @@ Alignment = Callable[[Block], Tensor]
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ArgumentError(name, "be above 0", value, "SCAN uses values from 4 to 20.")
+    checked_number(name, value, "be above 0", "SCAN uses values from 4 to 20.", lambda number: number > 0)
+
+
+def _check_values(values: Tensor, mask: Tensor) -> None:
+    if not holds_floats(values) or values.ndim == 0:
+        raise ArgumentError("values", "be floating-point numbers (..., K)", described(values), "Give similarities.")
+    if not is_dense(mask) or mask.dtype != torch.bool or mask.shape != values.shape:
+        rule, remedy = f"be boolean, of the shape of `values`, {tuple(values.shape)}", "Convert it with .bool()."
+        raise ArgumentError("mask", rule, described(mask), remedy)
 
 
 def average(values: Float[Tensor, "*batch k"], mask: Bool[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
     """The mean over the last dimension where the mask is True; 0 where it is nowhere."""
+    _check_values(values, mask)
     return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
 
 
@@ -85,6 +94,9 @@ class LogSumExp:
 
     def __call__(self, values: Float[Tensor, "*batch k"], mask: Bool[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """Over the values where the mask is True; 0 where it is nowhere."""
+        _check_values(values, mask)
+        if values.shape[-1] == 0:
+            return values.sum(-1)
         anywhere = mask.any(-1)
         # rows without any valid value are left unmasked, since log Σ of nothing is −∞ and its gradient NaN
         scaled = (self.sharpness * values).masked_fill(~mask & anywhere[..., None], float("-inf"))
@@ -99,8 +111,9 @@ class _CrossAttention:
     aggregate: Aggregate
 
     def __post_init__(self) -> None:
-        """Check the temperature."""
+        """Check the temperature and the function."""
         _check_positive("temperature", self.temperature)
+        check_function("aggregate", self.aggregate, "Such as LogSumExp(6.0) or average.", takes=2)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gssf_plug.arguments import check_module
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import feature_tensor
 from gssf_plug.metric import GSSFMetric
@@ -57,6 +58,7 @@ class DualEncoder(ImageTextModel):
         processors: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(metric, processors=processors)
+        check_module("encoder", encoder, "Such as CLIPModel of transformers.")
         needed = ("get_image_features", "get_text_features", "vision_model", "text_model")
         lacking = [name for name in needed if not hasattr(encoder, name)]
         if lacking:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from gssf_plug.arguments import described, holds_floats
 from gssf_plug.distributed import gather, gather_detached
 from gssf_plug.errors import ArgumentError
 
@@ -67,7 +68,7 @@ def vectors(name: str, side: Side) -> Float[Tensor, "n dim"]:
     """A side that must be one vector per item.
 
     Raises:
-        ArgumentError: the side is `Fragments`.
+        ArgumentError: the side is `Fragments`, or no matrix of features.
     """
     if isinstance(side, Fragments):
         raise ArgumentError(
@@ -76,6 +77,9 @@ def vectors(name: str, side: Side) -> Float[Tensor, "n dim"]:
             f"fragments of shape {tuple(side.features.shape)}",
             "Fragments are compared by their model: pass evaluation=alignment_measures(model) to the trainer.",
         )
+    if not holds_floats(side) or side.ndim != 2:
+        rule = "be a floating-point matrix of features N×D"
+        raise ArgumentError(name, rule, described(side), "Give one row per item.")
     return side
 
 

@@ -16,6 +16,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from gssf_plug.arguments import (
+    LARGEST,
+    check_module,
+    checked_count,
+    checked_flag,
+    checked_number,
+    described,
+    holds_floats,
+    holds_whole_numbers,
+    is_dense,
+)
 from gssf_plug.errors import ArgumentError
 
 __all__ = ["AnySize", "FrozenNorms", "LastStrideOne", "ResidualMLP", "WordGRU"]
@@ -55,16 +66,22 @@ class WordGRU(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.vocabulary, self.dim, self.embedding = vocabulary, dim, embedding
-        self.layers, self.bidirectional, self.dropout = layers, bidirectional, dropout
-        self.words = nn.Embedding(vocabulary, embedding)
+        self.vocabulary = checked_count("vocabulary", vocabulary, "Give len(tokenizer).", most=LARGEST)
+        self.dim = checked_count("dim", dim, "Give the width of the features.", most=LARGEST)
+        self.embedding = checked_count("embedding", embedding, "The usual width is 300.", most=LARGEST)
+        self.layers = checked_count("layers", layers, "The usual number is 1.", most=LARGEST)
+        self.bidirectional = checked_flag("bidirectional", bidirectional)
+        rule, remedy = "be at least 0 and below 1", "Use 0.0 for none."
+        self.dropout = checked_number("dropout", dropout, rule, remedy, lambda number: 0 <= number < 1)
+        self.words = nn.Embedding(self.vocabulary, self.embedding)
         nn.init.uniform_(self.words.weight, -0.1, 0.1)
-        self.gru = nn.GRU(embedding, dim, layers, batch_first=True, bidirectional=bidirectional)
+        self.gru = nn.GRU(self.embedding, self.dim, self.layers, batch_first=True, bidirectional=self.bidirectional)
 
     def forward(
         self, input_ids: Int[Tensor, "n t"], attention_mask: Int[Tensor, "n t"] | Bool[Tensor, "n t"] | None = None
     ) -> Float[Tensor, "n t dim"]:
         """States of the words; a row without words is zero."""
+        _check_ids(input_ids, attention_mask)
         valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         lengths = valid.sum(dim=1)
         # right-padded means: position t is valid exactly where t < length
@@ -85,7 +102,7 @@ class WordGRU(nn.Module):
 
     def _embedded(self, input_ids: Int[Tensor, "n t"]) -> Float[Tensor, "n t embedding"]:
         try:
-            embedded: Tensor = self.words(input_ids)
+            embedded: Tensor = self.words(input_ids.long())
             return embedded
         except IndexError as error:  # on a GPU torch itself can only abort
             raise ArgumentError(
@@ -94,6 +111,17 @@ class WordGRU(nn.Module):
                 f"{int(input_ids.min())} … {int(input_ids.max())}",
                 "Build WordGRU(len(tokenizer), ...) for the tokenizer that made them.",
             ) from error
+
+
+def _check_ids(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    if not holds_whole_numbers(input_ids) or input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        rule = "be whole numbers (N, T) with T of at least 1"
+        raise ArgumentError("input_ids", rule, described(input_ids), "Take them from a tokenizer.")
+    if attention_mask is None:
+        return
+    if not is_dense(attention_mask) or attention_mask.is_complex() or attention_mask.shape != input_ids.shape:
+        rule, remedy = f"have the shape of `input_ids`, {tuple(input_ids.shape)}", "Take both from one tokenizer."
+        raise ArgumentError("attention_mask", rule, described(attention_mask), remedy)
 
 
 class ResidualMLP(nn.Module):
@@ -114,6 +142,9 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
+        inputs = checked_count("inputs", inputs, "Give the width of the regions.", most=LARGEST)
+        rule, remedy = "be a whole number of at least 2, twice the hidden width", "Give the width of the joint space."
+        outputs = checked_count("outputs", outputs, remedy, rule=rule, least=2, most=LARGEST)
         self.inputs, self.outputs = inputs, outputs
         self.in_features = inputs
         hidden = outputs // 2
@@ -126,6 +157,9 @@ class ResidualMLP(nn.Module):
 
     def forward(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
         """Project rows."""
+        if not holds_floats(rows) or rows.ndim != 2 or rows.shape[1] != self.inputs:
+            rule = f"be a floating-point matrix of {self.inputs} columns"
+            raise ArgumentError("rows", rule, described(rows), "Build ResidualMLP for the width of the regions.")
         return self.linear(rows) + self.mlp(rows)
 
 
@@ -145,6 +179,7 @@ class LastStrideOne(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
+        check_module("encoder", encoder, "Such as ResNetModel of transformers.")
         self.encoder = encoder
         stages = getattr(getattr(encoder, "encoder", None), "stages", None)
         convolutions = [part for part in stages[-1].modules() if isinstance(part, nn.Conv2d)] if stages else []
@@ -175,6 +210,7 @@ class AnySize(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
+        check_module("encoder", encoder, "Such as ViTModel of transformers.")
         self.encoder = encoder
 
     def forward(self, pixel_values: Float[Tensor, "n channels h w"]) -> Any:
@@ -194,6 +230,7 @@ class FrozenNorms(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
+        check_module("encoder", encoder, "Give the encoder itself.")
         self.encoder = encoder
         for norm in self._norms():
             norm.requires_grad_(False)

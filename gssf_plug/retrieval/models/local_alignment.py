@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from gssf_plug.arguments import check_function, described, listed
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric, normalize_rows
+from gssf_plug.metric.options import check_metric
 from gssf_plug.retrieval.models.cross_attention import Alignment, TextToImage, align
 from gssf_plug.retrieval.models.embedding import Fragments, Side
 from gssf_plug.retrieval.models.tower import Inputs, as_tower
@@ -71,10 +73,13 @@ class LocalAlignment(ImageTextModel):
         processors: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(metric, processors=processors)
-        if not alignments:
-            raise ArgumentError(
-                "alignments", "hold at least one alignment", "none", "Give TextToImage() or ImageToText()."
-            )
+        given, remedy = listed(alignments), "Give TextToImage() or ImageToText()."
+        if not given:
+            got = "none" if given is not None else described(alignments)
+            raise ArgumentError("alignments", "hold at least one alignment", got, remedy)
+        for alignment in given:
+            check_function("alignments", alignment, remedy, takes=1)
+        check_metric(attention_metric, name="attention_metric")
         for name, part in (("metric", metric), ("attention_metric", attention_metric)):
             if part is not None and not part.normalize:
                 remedy = "Build it with GSSFMetric(..., normalize=True)."
@@ -82,7 +87,7 @@ class LocalAlignment(ImageTextModel):
         self.image_tower = as_tower(image_encoder)
         self.text_tower = as_tower(text_encoder)
         self.attention_metric = attention_metric
-        self.alignments = tuple(alignments)
+        self.alignments = given
 
     def encode_image(self, images: Inputs) -> Fragments:
         """Regions, the metric's query side; not normalised."""
@@ -99,6 +104,9 @@ class LocalAlignment(ImageTextModel):
             ArgumentError: a side holds no fragments, or has another width than a metric.
         """
         images, texts = _fragments("queries", queries), _fragments("gallery", gallery)
+        if images.features.shape[-1] != texts.features.shape[-1]:
+            rule, remedy = f"have the {images.features.shape[-1]} channels of `queries`", "Project both to one width."
+            raise ArgumentError("gallery", rule, described(texts.features), remedy)
         regions, words = _directions(images.features, images.mask), _directions(texts.features, texts.mask)
         return align(
             self.alignments,
@@ -137,6 +145,5 @@ def _directions(features: Float[Tensor, "n t dim"], mask: Bool[Tensor, "n t"]) -
 def _fragments(name: str, side: Side) -> Fragments:
     if isinstance(side, Fragments):
         return side
-    raise ArgumentError(
-        name, "be Fragments", f"shape {tuple(side.shape)}", "Take them from encode_image and encode_text of this model."
-    )
+    remedy = "Take them from encode_image and encode_text of this model."
+    raise ArgumentError(name, "be Fragments", described(side), remedy)

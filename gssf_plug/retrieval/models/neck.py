@@ -12,8 +12,9 @@ from collections.abc import Callable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gssf_plug.arguments import check_function, check_module
 from gssf_plug.errors import ArgumentError
-from gssf_plug.losses.embedding_loss import FeatureLoss, loss_of_features
+from gssf_plug.losses.embedding_loss import FeatureLoss, check_features, loss_of_features
 
 __all__ = ["NeckLoss", "check_neck", "negative_distance"]
 
@@ -49,6 +50,9 @@ class NeckLoss(FeatureLoss):
 
     def __init__(self, neck: nn.Module, *, after: nn.Module, before: nn.Module | None = None) -> None:
         super().__init__()
+        check_module("neck", neck, "Give the model's own: model.neck.")
+        check_module("after", after, "Such as IdentityLoss(dim, identities).")
+        check_module("before", before, "Such as BatchHardTriplet().", optional=True)
         self.after = after
         self.before = before
         self._neck = (neck,)  # in a tuple, so that the model alone registers it and files hold it once
@@ -67,6 +71,8 @@ class NeckLoss(FeatureLoss):
                 "a call in evaluation mode",
                 "Call train() on model and loss.",
             )
+        check_features(features, labels, getattr(self.neck, "num_features", None))
+        check_function("score", score, "Give the model's own: model.score.", takes=2)
         value = loss_of_features(self.after, self.neck(features), labels, score)
         if self.before is None:
             return value

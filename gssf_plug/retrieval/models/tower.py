@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gssf_plug.arguments import check_function, check_module, check_text
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import Mask, Pooling, as_tokens, feature_tensor, mean_pool
 from gssf_plug.retrieval.models.embedding import Fragments
@@ -56,6 +57,11 @@ class Tower(nn.Module):
         output: str | None = None,
     ) -> None:
         super().__init__()
+        for name, part in (("encoder", encoder), ("token_projection", token_projection), ("projection", projection)):
+            check_module(name, part, "Wrap a function in a module.", optional=True)
+        check_function("pooling", pooling, "Such as mean_pool.", takes=2)
+        if output is not None:
+            check_text("output", output, "be None or the name of an entry", "Such as 'pooler_output'.")
         self.encoder = encoder
         self.token_projection = token_projection
         self.pooling = pooling

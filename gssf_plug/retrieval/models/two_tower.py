@@ -11,11 +11,14 @@ All are published by `save_pretrained`, `from_pretrained` and `push_to_hub`; see
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gssf_plug.arguments import check_module, described, holds_whole_numbers
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric, normalize_rows
+from gssf_plug.metric.options import check_metric
 from gssf_plug.retrieval.models.embedding import Embedding, Side, vectors
 from gssf_plug.retrieval.models.saving import PublishedModel
 from gssf_plug.retrieval.models.tower import Inputs, Tower, as_tower
@@ -37,6 +40,11 @@ class RetrievalModel(PublishedModel):
 
     def __init__(self, metric: GSSFMetric | None, *, processors: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        check_metric(metric)
+        named = isinstance(processors, Mapping) and all(isinstance(name, str) for name in processors)
+        if processors is not None and not named:
+            rule, remedy = "be None or a mapping from names to processors", "Such as {'tokenizer': tokenizer}."
+            raise ArgumentError("processors", rule, described(processors), remedy)
         self.metric = metric
         self.processors = dict(processors or {})
 
@@ -57,7 +65,11 @@ class RetrievalModel(PublishedModel):
         """All pairs of features under the metric, or cosine."""
         queries, gallery = vectors("queries", queries), vectors("gallery", gallery)
         if self.metric is None:
-            return normalize_rows(queries) @ normalize_rows(gallery).mT
+            if queries.shape[1] != gallery.shape[1]:
+                rule, remedy = f"have the {queries.shape[1]} channels of `queries`", "Project both sides to one width."
+                raise ArgumentError("gallery", rule, described(gallery), remedy)
+            common = torch.promote_types(queries.dtype, gallery.dtype)  # as a metric scores sides of two dtypes
+            return normalize_rows(queries).to(common) @ normalize_rows(gallery).to(common).mT
         scores: Tensor = self.metric(queries, gallery)
         return scores
 
@@ -74,6 +86,7 @@ class ImageTextModel(RetrievalModel):
 
     def forward(self, batch: Batch) -> Embedding:
         """Images as queries, texts as gallery."""
+        _check_batch(batch)
         sides = [side for side in ("images", "texts") if side in batch or NEUTRAL[side] in batch]
         if not self.training and sides == ["texts"]:
             texts, text_ids = _take(batch, "texts", "text_ids")
@@ -195,6 +208,7 @@ class OneTower(RetrievalModel):
         processors: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(metric, processors=processors)
+        check_module("neck", neck, "Such as BNNeck(dim).", optional=True)
         if metric is not None and metric.constraint is None and metric.terms != ("diagonal",):
             raise ArgumentError(
                 "metric",
@@ -217,12 +231,25 @@ class OneTower(RetrievalModel):
         return features if self.neck is None or self.training else self.neck(features)
 
 
+def _check_batch(batch: object) -> None:
+    if not isinstance(batch, Mapping):
+        raise ArgumentError(
+            "batch", "be a mapping from names to inputs and ids", described(batch), "See the collators."
+        )
+
+
 def _take(batch: Batch, *keys: str) -> list[Any]:
     """The entries of these keys, under either name; an error speaks of the names that the batch uses."""
+    _check_batch(batch)
     found = [key if key in batch else NEUTRAL.get(key, key) for key in keys]
     if not all(name in batch for name in found):
         neutral = any(name in batch for name in NEUTRAL.values())
         wanted = tuple(NEUTRAL.get(key, key) for key in keys) if neutral else keys
         remedy = "Name them so in the collate function."
         raise ArgumentError("batch", f"have the keys {wanted}", f"the keys {tuple(batch)}", remedy)
-    return [batch[name] for name in found]
+    values = [batch[name] for name in found]
+    for key, name, value in zip(keys, found, values, strict=True):
+        if key.endswith(("ids", "labels")) and not (holds_whole_numbers(value) and value.ndim == 1):
+            rule = f"hold one whole number per item in '{name}'"
+            raise ArgumentError("batch", rule, described(value), "Let collate make a tensor of them.")
+    return values

@@ -43,6 +43,9 @@ def check_accelerator(accelerator: Accelerator, config: RetrievalConfig) -> None
             ZeRO 3, whose parameters cannot be gathered for an evaluation; or an FSDP2 option cannot hold the buffers of
             model and loss.
     """
+    if isinstance(accelerator, type) or not hasattr(accelerator, "mixed_precision"):
+        remedy = "None makes one from the recipe."
+        raise ArgumentError("accelerator", "be None or an Accelerator", type(accelerator).__name__, remedy)
     if accelerator.mixed_precision != config.mixed_precision:
         raise ArgumentError(
             "mixed_precision",

@@ -8,7 +8,7 @@
 import re
 from typing import TYPE_CHECKING, Literal
 
-from gssf_plug.errors import ArgumentError, near_matches
+from gssf_plug.arguments import check_choice
 from gssf_plug.retrieval.data.sets.market1501 import FOLDERS, named_pedestrians
 from gssf_plug.retrieval.data.source_files import OfficialSplit, StrPath, find_part
 
@@ -45,8 +45,7 @@ def cuhk03(
         ArgumentError: there is no such split or kind of boxes.
         DataError: a folder is missing, holds no images, or holds a name of another pattern.
     """
-    if boxes not in OFFICIAL:
-        raise ArgumentError("boxes", f"be one of {tuple(OFFICIAL)}", repr(boxes), near_matches(boxes, OFFICIAL))
+    check_choice("boxes", boxes, OFFICIAL)
     opened = OfficialSplit(f"CUHK03-NP ({boxes})", root, split, OFFICIAL[boxes])
     part = f"{boxes}/{FOLDERS[split]}"
     images = find_part(opened.folder, part, f"cuhk03-np/{part}", what=f"the images of '{split}'")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from gssf_plug.arguments import check_path, checked_seed
 from gssf_plug.errors import ArgumentError, DataError
 from gssf_plug.retrieval.data.source_files import (
     IMAGE_ENDINGS,
@@ -76,6 +77,9 @@ def image_folder(
         ([0, 1, 2], [3])
     """
     folder = existing_folder(root)
+    seed = checked_seed(seed)
+    if split is not None:
+        check_path("split", split)
     if split is not None:
         folder = find_part(folder, split, what=f"the split '{split}'")
     classes = _classes(folder)

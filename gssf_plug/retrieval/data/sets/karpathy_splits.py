@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gssf_plug.errors import ArgumentError, DataError
+from gssf_plug.arguments import checked_count, checked_flag
+from gssf_plug.errors import DataError
 from gssf_plug.retrieval.data.source_files import OfficialSplit, StrPath, existing_folder, find_part, require_files
 
 if TYPE_CHECKING:
@@ -45,11 +46,12 @@ def flickr30k(
         ArgumentError: there is no such split, or fewer than one caption is asked for.
         DataError: a part of the data set is missing or damaged.
     """
+    captions_per_image = checked_captions(captions_per_image)
     opened = OfficialSplit("Flickr30K", root, split, FLICKR30K)
     folder = opened.folder
     annotations = find_part(folder, "dataset_flickr30k.json", "annotations/dataset_flickr30k.json", what="the captions")
     places = ("flickr30k-images", "flickr30k_images", "images")
-    pictures = find_part(folder, *places, what="the images") if images is None else existing_folder(images)
+    pictures = find_part(folder, *places, what="the images") if images is None else existing_folder(images, "images")
     chosen = _read(annotations, {split})
     captions = _captions(annotations, chosen, captions_per_image)
     files = require_files(pictures, [entry["filename"] for entry in chosen], listed_in=f"'{annotations.name}'")
@@ -80,18 +82,30 @@ def coco(
         ArgumentError: there is no such split, or fewer than one caption is asked for.
         DataError: a part of the data set is missing or damaged.
     """
+    restval, captions_per_image = checked_flag("restval", restval), checked_captions(captions_per_image)
     opened = OfficialSplit("MS-COCO", root, split, COCO if restval else {**COCO, "train": 82_783})
     folder = opened.folder
     annotations = find_part(folder, "dataset_coco.json", "annotations/dataset_coco.json", what="the captions")
     if images is None:
         pictures = find_part(folder, "val2014", "images/val2014", what="the images").parent
     else:
-        pictures = existing_folder(images)
+        pictures = existing_folder(images, "images")
     chosen = _read(annotations, {"train", "restval"} if split == "train" and restval else {split})
     names = [f"{entry['filepath']}/{entry['filename']}" for entry in chosen]
     captions = _captions(annotations, chosen, captions_per_image)
     files = require_files(pictures, names, listed_in=f"'{annotations.name}'")
     return opened.rows(files, [entry["imgid"] for entry in chosen], captions=captions)
+
+
+def checked_captions(count: int | None) -> int | None:
+    """None, or at least one caption of each image.
+
+    Raises:
+        ArgumentError: the value is below 1 or no whole number.
+    """
+    if count is None:
+        return None
+    return checked_count("captions_per_image", count, "The field uses 5.", rule="be at least 1, or None")
 
 
 def _read(path: Path, splits: set[str]) -> list[dict[str, Any]]:
@@ -108,8 +122,6 @@ def _read(path: Path, splits: set[str]) -> list[dict[str, Any]]:
 
 
 def _captions(path: Path, entries: list[dict[str, Any]], most: int | None) -> list[list[str]]:
-    if most is not None and most < 1:
-        raise ArgumentError("captions_per_image", "be at least 1, or None", most, "The field uses 5.")
     captions = [[sentence["raw"].strip() for sentence in entry["sentences"][:most]] for entry in entries]
     for entry, own in zip(entries, captions, strict=True):
         if not own:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gssf_plug.arguments import checked_count
 from gssf_plug.errors import ArgumentError, DataError
 from gssf_plug.retrieval.data.source_files import (
     StrPath,
@@ -55,7 +56,11 @@ def region_features(
         DataError: a part is missing or damaged, or features and captions disagree in number.
     """
     check_split(split, SPLITS)
-    place = existing_folder(folder)
+    captions_per_image = checked_count("captions_per_image", captions_per_image, "The field uses 5.")
+    if dev_captions is not None:
+        rule = f"be a positive multiple of the {captions_per_image} captions of an image, or None"
+        dev_captions = checked_count("dev_captions", dev_captions, "The field uses 5,000.", rule=rule)
+    place = existing_folder(folder, "folder")
     features = find_part(place, f"{split}_ims.npy", f"precomp/{split}_ims.npy", what=f"the features of '{split}'")
     captions = find_part(features.parent, f"{split}_caps.txt", what=f"the captions of '{split}'")
     texts = read_lines(captions)
@@ -65,7 +70,7 @@ def region_features(
     repeats = _features_per_image(features, array, captions, len(texts), captions_per_image)
     images = len(array) // repeats
     if split == "dev" and dev_captions is not None:
-        if dev_captions < 1 or dev_captions % captions_per_image:
+        if dev_captions % captions_per_image:
             rule = f"be a positive multiple of the {captions_per_image} captions of an image, or None"
             raise ArgumentError("dev_captions", rule, dev_captions, "The field uses 5,000.")
         images = min(images, dev_captions // captions_per_image)
