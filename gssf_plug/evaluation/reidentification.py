@@ -30,7 +30,7 @@ from gssf_plug.evaluation.positives import LabelGroups
 from gssf_plug.evaluation.ranking import Ranked, Tally, checked_ranks, query_blocks, query_chunks, rank_positives
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores
 from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
+from gssf_plug.metric.exact.plain_tensors import as_outside, on_plain_tensors
 
 __all__ = ["Rescorer", "reid_ranking"]
 
@@ -108,7 +108,7 @@ def reid_ranking(
 
 def _rescored(rerank: Rescorer, query: Tensor, gallery: Tensor, metric: GSSFMetric) -> Float[Tensor, "n m"]:
     check_function("rerank", rerank, "Such as KReciprocal().", takes=3)
-    scores = rerank(query, gallery, metric)
+    scores = as_outside(rerank, query, gallery, metric)
     shape = (len(query), len(gallery))
     if not isinstance(scores, Tensor) or scores.shape != shape:
         got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__

@@ -59,7 +59,7 @@ def to_tensor(name: str, value: object) -> Tensor:
         raise _no_array(name, f"an array of {array.dtype}")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch reads the machine's own byte order
     if any(stride < 0 for stride in array.strides):
-        array = np.ascontiguousarray(array)
+        array = array.copy()  # `ascontiguousarray` leaves one of a single row as it is
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read

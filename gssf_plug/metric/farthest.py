@@ -237,7 +237,7 @@ class _Search:
         scores, slack = self.precise.scores(queries, own)
         columns, scores = pad_pairs(len(nearest), own.rows, own.columns, scores)
         columns, order = columns.masked_fill_(columns < 0, len(self.features)).sort(dim=1)
-        best = torch.empty(nearest.shape, device=nearest.device)
+        best = torch.empty(nearest.shape, dtype=torch.float32, device=nearest.device)
         choose_best(RowsOfScores(queries, self.features, scores.gather(1, order), columns, slack), (best, nearest))
         nearest[~best.isfinite().all(1)] = -1
 
@@ -252,7 +252,7 @@ class _Search:
         own = own.kept(places(counts.index_select(0, own.rows) > 1))
         own = own.kept((own.rows * len(self.features) + own.columns).argsort())
         found = farthest.new_empty(len(several), 1)
-        scores = torch.empty(found.shape, device=found.device)
+        scores = torch.empty(found.shape, dtype=torch.float32, device=found.device)
         queries = self.queries.part(several + rows.start).opposite()
         best_of_candidates(queries, self.features, torch.searchsorted(several, own.rows), own.columns, (scores, found))
         farthest[several] = found[:, 0].masked_fill(~scores[:, 0].isfinite(), -1)

@@ -67,7 +67,8 @@ def prepare_gallery(
             Default None: in memory.
 
     Raises:
-        ArgumentError: no matrix of features, an empty one, NaN or infinity, `rounded` of another shape or dtype.
+        ArgumentError: no matrix of features, an empty one, NaN or infinity, `rounded` of another shape or dtype, or
+            without memory of its own.
 
     Example:
         >>> from gssf_plug.metric import topk
@@ -77,7 +78,7 @@ def prepare_gallery(
         >>> torch.equal(found.indices, right.indices), torch.equal(found.scores, right.scores)
         (True, True)
     """
-    items = float_features("features", features)
+    items = _without_graph(float_features("features", features))
     check_has_values("features", items)
     checked_flag("normalize", normalize)
     if items.ndim != 2 or items.numel() == 0:
@@ -103,7 +104,19 @@ def _checked_room(rounded: object, items: Float[Tensor, "m dim"]) -> Shaped[Tens
         got, rule = f"{rounded.dtype} of shape {tuple(rounded.shape)}", f"be {names} of shape {tuple(items.shape)}"
         remedy = "Make it anew for each gallery, on its device."
         raise ArgumentError("rounded", rule, f"{got} on {rounded.device}", remedy)
-    return rounded
+    repeats = any(step == 0 and size > 1 for step, size in zip(rounded.stride(), rounded.shape, strict=True))
+    frozen = rounded.is_inference() and not torch.is_inference_mode_enabled()
+    shared = rounded.untyped_storage().data_ptr() == items.untyped_storage().data_ptr()
+    if repeats or frozen or shared:
+        got = "an expanded view" if repeats else "an inference tensor" if frozen else "memory of the features"
+        remedy = "Give torch.empty(...), or leave it out."
+        raise ArgumentError("rounded", "have memory of its own, to be written", got, remedy)
+    return _without_graph(rounded)
+
+
+def _without_graph(kept: Tensor) -> Tensor:
+    """What is kept for long, without what it was made of, which would be kept, too."""
+    return kept.detach() if kept.requires_grad else kept
 
 
 def _write_floats(items: Tensor, room: Tensor, normalize: bool, exponent: int) -> PreparedGallery:
@@ -177,7 +190,9 @@ def _prepared_part(gallery: PreparedGallery, part: slice, queries: int, device: 
         few = queries <= FEW_QUERIES and device.type == "cpu"
         return Part.of(rows if few else rows.to(torch.float32))
     closer = partial(_float32_rows, gallery, part, device)
-    return Part(closer, torch.float32, rounded.part(part) if device.type == "cpu" else None)
+    # it may come from a machine whose products of int8 are right
+    reads_whole = device.type == "cpu" and multiplies_int8()
+    return Part(closer, torch.float32, rounded.part(part) if reads_whole else None)
 
 
 def _float32_rows(gallery: PreparedGallery, part: slice, device: torch.device) -> FastRows:

@@ -29,7 +29,7 @@ from gssf_plug.metric.exact.choosing import Ranked, RowsOfScores, choose_best
 from gssf_plug.metric.exact.decisions import best_of_candidates
 from gssf_plug.metric.exact.fast_scores import fast_queries
 from gssf_plug.metric.exact.first_look import Part, first_look
-from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
+from gssf_plug.metric.exact.plain_tensors import as_outside, on_plain_tensors
 from gssf_plug.metric.exact.reaching import GROUP
 from gssf_plug.metric.exact.whole_numbers import WholeRows
 from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_parts
@@ -181,7 +181,7 @@ class _Search:
             return None
         if isinstance(self.exclude, Tensor):
             return self.exclude[rows.to(self.exclude.device)][:, items.to(self.exclude.device)].to(rows.device)
-        hidden = self.exclude(rows, items.to(rows.device))
+        hidden = as_outside(self.exclude, rows, items.to(rows.device))
         hidden = torch.from_numpy(hidden) if isinstance(hidden, np.ndarray) else hidden
         _check_mask("exclude", hidden, (len(rows), len(items)), "a function that gives ")
         return hidden.to(rows.device)

@@ -32,6 +32,8 @@ def test_tables_of_numbers(value):
 
 def test_negative_strides_and_whole_numbers():
     assert to_tensor("x", np.arange(3)[::-1]).tolist() == [2, 1, 0]
+    assert to_tensor("x", np.arange(3)[::-1][:1]).tolist() == [2]
+    assert to_tensor("x", np.arange(6).reshape(2, 3)[::-1][:1]).tolist() == [[3, 4, 5]]
     assert float_features("x", torch.tensor([True, False])).dtype == torch.float32
     assert float_features("x", [0.1, 0.2]).dtype == torch.float32
     assert float_features("x", np.array([0.1, 0.2])).dtype == torch.float64

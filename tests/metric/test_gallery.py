@@ -1,12 +1,14 @@
 """A gallery that is read once: what it keeps, in parts and whole, and what it refuses."""
 
+import copy
+
 import pytest
 import torch
 from metric.exact.test_fast_rows import stood_for
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import gallery as module
-from gssf_plug.metric import prepare_gallery
+from gssf_plug.metric import prepare_gallery, topk
 from gssf_plug.metric.exact.reaching import GROUP
 from gssf_plug.metric.gallery import check_finite, read_parts
 
@@ -67,6 +69,46 @@ def test_parts_of_a_prepared_and_of_a_plain_gallery_stand_for_the_same_rows(quer
             rows = items.rows.double() if items.factors is None else items.rows.double() * items.factors[:, None]
             assert (rows - unit[part]).norm(dim=1).max() <= items.rest + 1e-6
             assert (items.rows.dtype == torch.float64) == exact
+
+
+def test_features_out_of_a_model_keep_none_of_its_graph():
+    weight = torch.randn(8, 8, requires_grad=True)
+    prepared = prepare_gallery(torch.randn(20, 8) @ weight)
+    assert not prepared.features.requires_grad
+    assert torch.equal(copy.deepcopy(prepared).features, prepared.features)
+    place = torch.empty(20, 8, dtype=torch.float16, requires_grad=True)
+    assert not prepare_gallery(torch.randn(20, 8), rounded=place).rounded.rows.requires_grad
+
+
+@pytest.mark.skipif(not module.multiplies_int8(), reason="needs a CPU that multiplies int8")
+def test_a_gallery_from_a_machine_that_multiplies_int8_is_read_in_floats_elsewhere(int8, monkeypatch):
+    if int8:
+        features = torch.randn(200, 64) + 3.0
+        prepared = prepare_gallery(features)
+        monkeypatch.setattr(module, "multiplies_int8", lambda: False)
+        monkeypatch.setattr(torch, "_int_mm", None)  # elsewhere its sums are wrong
+        for queries in (features[:3], features[:100]):
+            found, right = topk(None, queries, prepared, 5), topk(None, queries, features, 5)
+            assert torch.equal(found.indices, right.indices)
+
+
+@pytest.mark.bad_input
+def test_a_place_without_memory_of_its_own_is_refused():
+    features = torch.randn(20, 8).half()
+    kept = features.clone()
+    with torch.inference_mode():
+        frozen = torch.empty_like(features)
+    shared = "memory of the features"
+    for place, got in (
+        (features, shared),
+        (frozen, "an inference tensor"),
+        (frozen[:1].expand(20, 8), "an expanded view"),
+    ):
+        with pytest.raises(ArgumentError, match=f"`rounded` must have memory of its own, to be written, but got {got}"):
+            prepare_gallery(features, rounded=place)
+    assert torch.equal(features, kept)
+    with torch.inference_mode():
+        assert len(prepare_gallery(features, rounded=frozen)) == 20
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["on_plain_tensors"]
+__all__ = ["as_outside", "on_plain_tensors"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,16 +17,23 @@ DEVICES = ("cpu", "cuda", "xpu", "mps")
 def on_plain_tensors(function: Callable[P, R]) -> Callable[P, R]:
     """Runs a function as it runs outside autocast and `torch.enable_grad`, and on the tensors beneath their subclasses.
 
-    Autocast would join half-precision parts in another dtype than they are in, and a subclass would have its say in
-    every operation, sparse ones too, which most know nothing of.
+    Autocast would join half-precision parts in another dtype than they are in; a subclass would have its say in every
+    operation, sparse ones too, which most know nothing of; and `torch.set_default_device` would put what is made
+    beside tensors on a CPU elsewhere. `as_outside` calls a function of the user, which finds the last two again.
     """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass(), ExitStack() as stack:
+        with torch.no_grad(), torch._C.DisableTorchFunction(), ExitStack() as stack:
             for device in DEVICES:
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
             return function(*args, **kwargs)
 
     return run
+
+
+def as_outside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Calls a function of the user within one that `on_plain_tensors` runs."""
+    with torch._C._EnableTorchFunction():
+        return function(*args, **kwargs)

@@ -151,9 +151,10 @@ def whole_rows(items: FastRows, out: Int8[Tensor, "m dim"] | None = None) -> Who
     """The gallery side, from rows in float32; the whole numbers are written into `out`, if that is given."""
     count, dim = items.rows.shape
     rows = torch.empty(count, dim, dtype=torch.int8) if out is None else out
-    steps, rests = torch.empty(2, count)
+    steps, rests = torch.empty(2, count, dtype=torch.float32)
     size = max(1, ENTRIES_AT_ONCE // max(1, dim * GROUP)) * GROUP
-    scratch = torch.empty(2, min(size, count), dim)  # written again and again, so that it stays in the cache
+    # written again and again, so that it stays in the cache
+    scratch = torch.empty(2, min(size, count), dim, dtype=torch.float32)
     for start in range(0, count, size):
         piece, own = items.rows[start : start + size].float(), slice(start, min(start + size, count))
         factors = 1.0 if items.factors is None else items.factors[own]

@@ -66,15 +66,39 @@ def test_subclasses_and_parameters(made, right):
 
 
 @pytest.mark.filterwarnings("ignore:The positive is tied")
-def test_where_denormals_are_flushed_or_the_default_dtype_is_another(right):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_where_denormals_are_flushed_or_the_default_dtype_is_another(dtype, right):
     assert torch.set_flush_denormal(True)
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(dtype)
     try:
         found = everything(*given())
     finally:
         torch.set_flush_denormal(False)
         torch.set_default_dtype(torch.float32)
     assert_right(found, right)
+
+
+@pytest.mark.filterwarnings("ignore:The positive is tied")
+def test_where_the_default_device_is_another(right):
+    everywhere = given()
+    with torch.device("meta"):  # as `torch.set_default_device("cuda")` does for features on a CPU
+        found = everything(*everywhere)
+    assert_right(found, right)
+
+
+def test_functions_of_the_user_find_what_they_find_outside():
+    features, labels, devices = torch.randn(20, 4), torch.arange(20) % 5, []
+
+    def note(result):
+        devices.append(torch.empty(0).device.type)
+        return result
+
+    with torch.device("meta"):
+        topk(None, features, features, 20, exclude=lambda rows, items: note(rows[:, None] == items))
+        sides = features[:5], features[5:], labels[:5], labels[5:], labels[:5] * 0, labels[5:]
+        reid_ranking(*sides, rerank=lambda query, gallery, metric: note(query @ gallery.T))
+    assert set(devices) == {"meta"}
+    assert len(devices) > 1
 
 
 def test_is_seen_through():

@@ -40,6 +40,19 @@ def test_no_query_is_farther_or_longer_than_said(kind, normalize):
     assert torch.equal(whole.part(slice(3, 9)).rests, whole.rests[3:9])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_default_dtype_changes_nothing(dtype):
+    features = torch.randn(200, 64)
+    right = whole_rows(given_rows(features, True))
+    torch.set_default_dtype(dtype)
+    try:
+        found = whole_rows(given_rows(features, True))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name in ("rows", "steps", "rests"):
+        assert torch.equal(getattr(found, name), getattr(right, name)), name
+
+
 def test_the_bound_is_narrow():
     """Some one percent of unit rows whose entries are alike, of which half is measured, and no row does its worst."""
     features = torch.randn(1000, 512)
