@@ -55,7 +55,7 @@ def checked_columns(columns: Any, first: Mapping[str, Any]) -> list[str]:
     absent = [name for name in chosen if name not in first]
     if absent:
         remedy = near_matches(absent[0], map(str, first))
-        raise ArgumentError("columns", "name columns of the data set", repr(absent[0]), remedy)
+        raise ArgumentError("columns", "be columns of the data set", repr(absent[0]), remedy)
     if not chosen:
         raise ArgumentError(
             "columns", "name at least one column, by which examples are told apart", "none", "Name the teacher's."

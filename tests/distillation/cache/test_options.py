@@ -36,7 +36,7 @@ def test_data_sets_have_rows_by_number():
 def test_columns_are_those_of_the_rows():
     first = {"b": 1, "a": 2}
     assert options.checked_columns(None, first) == options.checked_columns(("b", "a"), first) == ["a", "b"]
-    refuses("`columns` must name columns of the data set, but got 'c'", options.checked_columns, ["c"], first)
+    refuses("`columns` must be columns of the data set, but got 'c'", options.checked_columns, ["c"], first)
     refuses("`columns` must name at least one column", options.checked_columns, [], first)
     for wrong in ("ab", [1], 3):
         refuses("`columns` must be None or a list of names", options.checked_columns, wrong, first)
