@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes, share
-from gssf_plug.evaluation.negatives import MOST_PAIRS, WAITING_AT_MOST
+from gssf_plug.evaluation.negatives import MANY_OPEN, MOST_PAIRS, WAITING_AT_MOST
 from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries, Scores, slices
 from gssf_plug.metric.exact.fast_scores import Open
 from gssf_plug.metric.exact.reaching import places, places_at_least
@@ -118,17 +118,28 @@ class ImageTextRanks:
 
     def _tile(self, tile: _Tile, queries: ScoredQueries) -> list[_OpenPairs]:
         """Count what is certain of a tile, and return what waits for a closer look."""
+        pieces = slices(tile.rows.stop - tile.rows.start, LOOKED_AT_ONCE // (tile.columns.stop - tile.columns.start))
+        if queries.wants_table:
+            for piece in pieces:
+                self._add_table(tile, slice(tile.rows.start + piece.start, tile.rows.start + piece.stop), queries)
+            return []
         part, waiting = queries.part(tile.columns, _within(tile.block, tile.rows)), []
         bounds = self._bounds(part, tile.rows, tile.columns)
-        for piece in slices(len(part.fast), LOOKED_AT_ONCE // part.fast.shape[1]):
+        for piece in pieces:
             images = slice(tile.rows.start + piece.start, tile.rows.start + piece.stop)
-            found = self._certain(images, tile.columns, part, piece, bounds)
+            found = self._certain(images, tile.columns, part, piece, bounds, MANY_OPEN)
+            if found is None and queries.has_table:
+                self._add_table(tile, images, queries)
+                continue
+            if found is None:
+                most = MOST_PAIRS if part.can_be_finer else 0
+                found = self._certain(images, tile.columns, part, piece, bounds, most)
             if found is not None:
                 waiting.append(found)
                 continue
             finest = queries.part(tile.columns, _within(tile.block, images), finest=True)
             bounds_there = self._bounds(finest, images, tile.columns)
-            found = self._certain(images, tile.columns, finest, slice(0, len(finest.fast)), bounds_there)
+            found = self._certain(images, tile.columns, finest, slice(0, len(finest.fast)), bounds_there, 0)
             assert found is not None
             self._look_closer(tile, queries, [found])
         return waiting
@@ -141,11 +152,9 @@ class ImageTextRanks:
         return of_rows, part.around_items(own - own_slack, own + own_slack)
 
     def _certain(
-        self, images: slice, columns: slice, part: ScoredPart, piece: slice, bounds: tuple[Open, Open]
+        self, images: slice, columns: slice, part: ScoredPart, piece: slice, bounds: tuple[Open, Open], most: int
     ) -> _OpenPairs | None:
-        """Count what is certainly above, and return what is open.
-
-        None, and nothing counted, where that is too much and there is a finer product.
+        """Count what is certainly above, and return what is open; None, and nothing counted, where that is too much.
 
         Args:
             images: whose scores are looked at.
@@ -153,6 +162,7 @@ class ImageTextRanks:
             part: scores; overwritten.
             piece: the rows of the part that are the images'.
             bounds: bounds of the part's rows and of its columns.
+            most: one pair in so many may be open; 0 for all.
         """
         fast, of_rows = part.fast[piece], Open(*(bound[piece, 0] for bound in bounds[0]))
         mine = self._get_captions(images)
@@ -167,7 +177,7 @@ class ImageTextRanks:
             sure.append(torch.bincount(number.index_select(0, places(above)), minlength=len(low)))
             undecided.append((values >= low.index_select(0, number)).logical_and_(above.logical_not_()))
         kept = places(undecided[0] | undecided[1])
-        if len(kept) * MOST_PAIRS > fast.numel() and part.can_be_finer:
+        if len(kept) * most > fast.numel():
             return None
         self.above[0][images] += sure[0]
         self.above[1][columns] += sure[1]
@@ -175,6 +185,19 @@ class ImageTextRanks:
         between = part.between(image + piece.start, values.index_select(0, kept))
         sides = undecided[0].index_select(0, kept), undecided[1].index_select(0, kept)
         return _OpenPairs(image + images.start, caption + columns.start, *sides, between)
+
+    def _add_table(self, tile: _Tile, images: slice, queries: ScoredQueries) -> None:
+        """Count some images of a tile by canonical scores of all pairs."""
+        columns, asked = tile.columns, torch.arange(images.start, images.stop, device=self.owners.device)
+        table = queries.table(columns, _within(tile.block, images))
+        self._settle(torch.cat([asked, self.owners[columns]]).unique())
+        mine = self._get_captions(images)
+        mine = mine[(mine >= columns.start) & (mine < columns.stop)]
+        table[self.owners[mine] - images.start, mine - columns.start] = float("-inf")  # no positive meets itself
+        best = torch.where(self.captions[images] > 0, self.best[images], float("inf"))[:, None]
+        for side, (numbers, against) in enumerate(((images, best), (columns, self.own[columns]))):
+            self.above[side][numbers] += (table > against).sum(1 - side)
+            self.tied[side][numbers] += (table == against).sum(1 - side)
 
     def _look_closer(self, tile: _Tile, queries: ScoredQueries, found: list[_OpenPairs]) -> None:
         """Count open pairs of a tile's block by closer bounds, and what these leave open by float64 scores and ties."""

@@ -10,17 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gssf_plug.evaluation.counting import certain_counts, certain_pairs
+from gssf_plug.evaluation.counting import certain_counts, certain_pairs, count_in_order
 from gssf_plug.evaluation.positives import Matches, Positives
 from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries, slices
 from gssf_plug.metric.exact.fast_scores import Open
 from gssf_plug.metric.exact.reaching import group_peaks
 
-__all__ = ["FINEST_AT_ONCE", "MOST_PAIRS", "WAITING_AT_MOST", "NegativeCounts"]
+__all__ = ["FINEST_AT_ONCE", "MANY_OPEN", "MOST_PAIRS", "WAITING_AT_MOST", "NegativeCounts"]
 
 FINEST_AT_ONCE = 2_097_152  # scores in float64: 16 MB
 WAITING_AT_MOST = 1_048_576  # open pairs: some 40 MB
 MOST_PAIRS = 3  # one in so many scores may wait for a closer product of its pair before a float64 product costs less
+MANY_OPEN = 16  # the same where a table of canonical scores is to be had
 MOST_OPEN = 64  # and so many may still be open then
 
 
@@ -58,7 +59,8 @@ class NegativeCounts:
 
     def add(self, rows: slice) -> None:
         """Count some of the queries."""
-        tile = self._certain(self.queries.part(self.columns, rows), rows)
+        wants_table = self.queries.wants_table
+        tile = None if wants_table else self._certain(self.queries.part(self.columns, rows), rows)
         if tile is None:
             self._add_finest(rows)
             return
@@ -80,6 +82,8 @@ class NegativeCounts:
         limit = None if self.positives.limit is None else self.positives.limit[rows]
         counts, at = _certain_counts(fast, part.around(scores - slack, scores + slack), limit)
         if part.can_be_finer and len(at) * MOST_PAIRS > fast.numel():
+            return None
+        if len(at) * MANY_OPEN > fast.numel() and self.queries.has_table:
             return None
         self.counts[rows] += counts
         own = at.div(width, rounding_mode="floor")
@@ -121,9 +125,22 @@ class NegativeCounts:
         """Count some queries by float64 products, which take twice the memory and so come in pieces."""
         for piece in slices(rows.stop - rows.start, FINEST_AT_ONCE // max(1, self.columns.stop - self.columns.start)):
             some = slice(rows.start + piece.start, rows.start + piece.stop)
+            if self.queries.has_table:
+                self._add_table(some)
+                continue
             tile = self._certain(self.queries.part(self.columns, some, finest=True), some)
             assert tile is not None
             self._narrow([tile])
+
+    def _add_table(self, rows: slice) -> None:
+        """Count some queries by canonical scores of all pairs."""
+        table = self.queries.table(self.columns, rows)
+        if len(self.queries.parts) == 1:
+            self.positives.take(rows, table)
+        else:
+            self.positives.settle(self.queries, torch.arange(rows.start, rows.stop, device=table.device))
+        table[self._matched(rows)] = float("-inf")
+        self.counts[rows] += count_in_order(self.positives.scores[rows], table)
 
     def _resolve(self) -> None:
         """Add each open pair to the counts of the positives that it equals or beats, by float64 products and ties."""

@@ -91,3 +91,8 @@ class Positives:
         own, place = (self.scores[rows] < float("inf")).nonzero(as_tuple=True)
         self.scores[rows[own], place] = queries.canonical(rows[own], self.columns[rows[own], place])
         self.scores[rows] = self.scores[rows].sort(dim=1).values  # may swap neighbours, between which no item lies
+
+    def take(self, rows: slice, table: Float[Tensor, "n m"]) -> None:
+        """The same from canonical scores of some rows with the whole gallery."""
+        own = table.gather(1, self.columns[rows]).masked_fill_(self.scores[rows] == float("inf"), float("inf"))
+        self.scores[rows] = own.sort(dim=1).values

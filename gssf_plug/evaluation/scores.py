@@ -21,17 +21,17 @@ from torch import Tensor
 
 from gssf_plug.evaluation.options import finite_scores
 from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.exact.canonical import CanonicalQueries, canonical_queries, canonical_scores, fold_exactly
+from gssf_plug.metric.exact.canonical import CanonicalQueries, fold_exactly
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, pair_rows
 from gssf_plug.metric.exact.fast_scores import FastQueries, Open, fast_queries
 from gssf_plug.metric.exact.pair_products import converted_products
 from gssf_plug.metric.exact.sums import scale_rows
+from gssf_plug.metric.exact_scores import CanonicalScores
 
 __all__ = ["FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores", "slices"]
 
 PART_ENTRIES = 33_554_432  # of a gallery that is converted at once: 128 MB in float32
 ROW_ENTRIES = 2_097_152  # of queries that are made ready together: 16 MB in float64
-MANY_PAIRS = 4096
 PAIRS_AT_ONCE = 262_144  # entries of rows whose norms are taken at once: 2 MB in float64
 ALL = slice(None)
 
@@ -86,6 +86,20 @@ class ScoredQueries(Protocol):
         """Canonical scores; equal means tied."""
         ...
 
+    @property
+    def has_table(self) -> bool:
+        """Whether canonical scores of all pairs are to be had at once."""
+        ...
+
+    @property
+    def wants_table(self) -> bool:
+        """Whether they were asked for before: features of few values tie everywhere."""
+        ...
+
+    def table(self, columns: slice, rows: slice = ALL) -> Float[Tensor, "n m"]:
+        """Those of some of them with a part of the gallery, which may be changed in place."""
+        ...
+
 
 class Scores(Protocol):
     """All queries against the whole gallery; `rows_together` of them may be asked for at once."""
@@ -130,6 +144,7 @@ class FeatureScores:
         self.rows_together = max(1, ROW_ENTRIES // max(1, queries.shape[1]))
         self._items: tuple[int, FastRows] | None = None  # what was converted last, and from where on
         self._pair_items: tuple[slice, FastRows] | None = None
+        self.exact, self.wants_table = CanonicalScores(metric, queries, gallery), False
 
     def of(self, rows: slice) -> "_FeatureQueries":
         """Some of the queries."""
@@ -153,16 +168,7 @@ class FeatureScores:
 
     def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         """Canonical scores; where there are many, each pair of different features is scored once."""
-        if len(rows) < MANY_PAIRS:
-            return self._canonical(rows, columns)
-        query, item = self.first_copies[0][rows], self.first_copies[1][columns]  # so many ties are most often copies
-        pairs, which = torch.unique(query * len(self.gallery) + item, return_inverse=True)
-        return self._canonical(pairs.div(len(self.gallery), rounding_mode="floor"), pairs % len(self.gallery))[which]
-
-    def _canonical(self, rows: Tensor, columns: Tensor) -> Tensor:
-        own, place = rows.unique(return_inverse=True)
-        queries = canonical_queries(self.metric, self.queries[own])
-        return canonical_scores(queries, place, self.gallery, columns)
+        return self.exact.pairs(rows, columns)
 
     @cached_property
     def longest_item(self) -> float:
@@ -179,11 +185,6 @@ class FeatureScores:
             pieces = tuple(scale_rows(piece)[0] for piece in pieces)
         norms = torch.cat([torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64) for piece in pieces])
         return norms.masked_fill_(norms == 0, 1.0).to(self.queries.device)
-
-    @cached_property
-    def first_copies(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"]]:
-        """For each query, and for each gallery item, the first that has the same features."""
-        return _first_copies(self.queries), _first_copies(self.gallery).to(self.queries.device)
 
     def converted(self, columns: slice, dtype: torch.dtype) -> FastRows:
         """A part of the gallery, ready for the product in another dtype."""
@@ -229,6 +230,19 @@ class _FeatureQueries:
     def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         return self.scores.canonical(rows + self.start, columns)
 
+    @property
+    def has_table(self) -> bool:
+        return self.scores.exact.has_table(self.near)
+
+    @property
+    def wants_table(self) -> bool:
+        return self.scores.wants_table and self.has_table
+
+    def table(self, columns: slice, rows: slice = ALL) -> Float[Tensor, "n m"]:
+        self.scores.wants_table = True
+        numbers = torch.arange(self.start, self.start + len(self.slack), device=self.slack.device)[rows]
+        return self.scores.exact.table(self.near.part(rows), numbers, columns)
+
 
 def _near_queries(metric: GSSFMetric | None, queries: Float[Tensor, "n dim"], normalize: bool) -> CanonicalQueries:
     """Near the canonical side, whose squares are correctly rounded and cost more than all else here."""
@@ -266,13 +280,6 @@ class _FeaturePart:
         return Open(next(bounds).low, next(bounds).high)
 
 
-def _first_copies(features: Float[Tensor, "n dim"]) -> Int[Tensor, " n"]:
-    """For each row the first row that equals it."""
-    groups = torch.unique(features, dim=0, return_inverse=True)[1]
-    first = torch.full((int(groups.max()) + 1,), len(groups), device=groups.device)
-    return first.scatter_reduce_(0, groups, torch.arange(len(groups), device=groups.device), "amin")[groups]
-
-
 class GivenScores:
     """A matrix of scores that somebody else made: exact as it is.
 
@@ -295,7 +302,8 @@ class GivenScores:
 class _GivenQueries:
     def __init__(self, matrix: Tensor) -> None:
         self.matrix, self.parts = matrix, [slice(0, matrix.shape[1])]
-        self.slack = matrix.new_zeros(len(matrix), dtype=torch.float64)
+        self.slack, self.has_table = matrix.new_zeros(len(matrix), dtype=torch.float64), True
+        self.wants_table = False
 
     def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> "_GivenPart":
         return _GivenPart(self.matrix[rows, columns])
@@ -309,6 +317,9 @@ class _GivenQueries:
 
     def canonical(self, rows: Tensor, columns: Tensor) -> Tensor:
         return self.close(rows, columns)
+
+    def table(self, columns: slice, rows: slice = ALL) -> Tensor:
+        return self.matrix[rows, columns].to(torch.float64, copy=True)
 
 
 class _GivenPart:

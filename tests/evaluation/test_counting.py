@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gssf_plug.evaluation import counting
-from gssf_plug.evaluation.counting import certain_counts, certain_pairs, count_reaching
+from gssf_plug.evaluation.counting import certain_counts, certain_pairs, count_in_order, count_reaching
 from gssf_plug.evaluation.positives import LabelGroups
 from gssf_plug.evaluation.ranking import rank_positives
 from gssf_plug.evaluation.scores import FeatureScores
@@ -115,3 +115,4 @@ def test_what_reaches_is_counted_with_ties_by_bins_or_directly(
     own = own.sort(dim=1).values
     expected = (scores[:, None] >= own[:, :, None]).sum(2)
     assert torch.equal(count_reaching(own, scores), expected)
+    assert torch.equal(count_in_order(own, scores.clone()), expected)

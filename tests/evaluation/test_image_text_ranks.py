@@ -6,11 +6,14 @@ import torch
 from gssf_plug.evaluation import image_text_ranks as module
 from gssf_plug.evaluation.image_text_ranks import ImageTextRanks
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores
+from gssf_plug.metric import exact_scores
+from gssf_plug.metric.exact_scores import CanonicalScores
 
 FEATURES = {
     "apart": lambda rows: torch.randn(rows, 16),
     "copies": lambda rows: torch.randn(6, 16)[torch.randint(6, (rows,))],
     "nearly equal": lambda rows: torch.ones(rows, 16) + 1e-7 * torch.randn(rows, 16),
+    "signs": lambda rows: torch.randn(rows, 16).sign(),
 }
 
 
@@ -29,18 +32,27 @@ def check(found, table, owners):
 
 @pytest.mark.parametrize("kind", list(FEATURES))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("waiting", [0, 1_048_576])
-def test_equals_the_table_of_canonical_scores(kind, dtype, waiting, monkeypatch):
+@pytest.mark.parametrize(("waiting", "table"), [(0, False), (1_048_576, False), (1_048_576, True)])
+def test_equals_the_canonical_scores_of_all_pairs(kind, dtype, waiting, table, monkeypatch):
+    """Pair by pair, and where a table of them is to be had, by that."""
     monkeypatch.setattr(module, "WAITING_AT_MOST", waiting)
+    monkeypatch.setattr(module, "MANY_OPEN", 10**9)
+    monkeypatch.setattr(exact_scores, "FEW_DIFFERENT", 8)
+    seen, has, add = [], CanonicalScores.has_table, ImageTextRanks._add_table
+    monkeypatch.setattr(CanonicalScores, "has_table", lambda self, some: table and has(self, some))
+    monkeypatch.setattr(ImageTextRanks, "_add_table", lambda *given: seen.append(given[2]) or add(*given))
     images, texts, owners = FEATURES[kind](40), FEATURES[kind](110), torch.randint(40, (110,))
     everything = torch.cartesian_prod(torch.arange(40), torch.arange(110))
     for columns, at_once, together in ((110, 40, 40), (27, 9, 20), (11, 7, 1)):
         scores = FeatureScores(None, images, texts, dtype, columns_at_once=columns)
         scores.rows_together = together
-        table = scores.canonical(everything[:, 0], everything[:, 1]).view(40, 110)
-        check(ImageTextRanks(scores, owners, 40, False).count(at_once), table, owners)
+        right = scores.canonical(everything[:, 0], everything[:, 1]).view(40, 110)
+        check(ImageTextRanks(scores, owners, 40, False).count(at_once), right, owners)
+    assert bool(seen) == (table and kind in ("copies", "signs"))
 
 
-def test_given_scores_are_compared_as_they_are():
+def test_given_scores_are_compared_as_they_are(monkeypatch):
     table, owners = torch.randint(9, (20, 50)).double(), torch.randint(20, (50,))
-    check(ImageTextRanks(GivenScores(table), owners, 20, False).count(6), table, owners)
+    for _ in range(2):
+        check(ImageTextRanks(GivenScores(table), owners, 20, False).count(6), table, owners)
+        monkeypatch.setattr(module, "MANY_OPEN", 0)  # by no table

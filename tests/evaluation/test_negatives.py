@@ -7,6 +7,8 @@ from gssf_plug.evaluation import negatives as module
 from gssf_plug.evaluation.negatives import NegativeCounts
 from gssf_plug.evaluation.positives import LabelGroups, Positives
 from gssf_plug.evaluation.scores import FeatureScores, GivenScores
+from gssf_plug.metric import exact_scores
+from gssf_plug.metric.exact_scores import CanonicalScores
 
 
 def counted(scores, matches, at_once, limit=None):
@@ -39,23 +41,33 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("waiting", [0, 1_048_576])
-def test_equals_comparing_every_pair(kind, dtype, waiting, monkeypatch):
+@pytest.mark.parametrize(("waiting", "table"), [(0, False), (1_048_576, False), (1_048_576, True)])
+def test_equals_comparing_every_pair(kind, dtype, waiting, table, monkeypatch):
+    """Pair by pair, and where a table of canonical scores is to be had, by that."""
     monkeypatch.setattr(module, "WAITING_AT_MOST", waiting)
+    monkeypatch.setattr(module, "MANY_OPEN", 10**9)
+    monkeypatch.setattr(exact_scores, "FEW_DIFFERENT", 8)
+    seen, has = [], CanonicalScores.has_table
+    monkeypatch.setattr(CanonicalScores, "has_table", lambda self, some: table and has(self, some))
+    count = module.count_in_order
+    monkeypatch.setattr(module, "count_in_order", lambda *given: seen.append(len(given[0])) or count(*given))
     queries, gallery = KINDS[kind](30), KINDS[kind](90)
     matches = LabelGroups(torch.randint(9, (90,))).matches(torch.randint(9, (30,)))
     matches = matches._replace(counted=torch.rand(len(matches.rows)) < 0.7)
     scores = FeatureScores(None, queries, gallery, dtype, columns_at_once=40).of(slice(0, 30))
     everything = torch.cartesian_prod(torch.arange(30), torch.arange(90))
-    table = scores.canonical(everything[:, 0], everything[:, 1]).view(30, 90)
+    right = scores.canonical(everything[:, 0], everything[:, 1]).view(30, 90)
     for at_once in (30, 7):
-        check(*counted(scores, matches, at_once), table, matches)
+        check(*counted(scores, matches, at_once), right, matches)
+    assert bool(seen) == (table and kind in ("copies", "signs"))
 
 
-def test_given_scores_are_compared_as_they_are():
+def test_given_scores_are_compared_as_they_are(monkeypatch):
     table = torch.randint(12, (20, 50)).float()
     matches = LabelGroups(torch.randint(5, (50,))).matches(torch.randint(5, (20,)))
-    check(*counted(GivenScores(table).of(slice(0, 20)), matches, 6), table, matches)
+    for _ in range(2):
+        check(*counted(GivenScores(table).of(slice(0, 20)), matches, 6), table, matches)
+        monkeypatch.setattr(module, "MANY_OPEN", 0)  # no table
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

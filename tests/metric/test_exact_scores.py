@@ -1,10 +1,15 @@
 """Canonical scores, the fast product, and the bound between them."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from metric.scored import DIM, FEATURES, OPTIONS, all_pairs, canonical, perturbed
 
-from gssf_plug.metric.exact_scores import ExactScores
+from gssf_plug import GSSFMetric
+from gssf_plug.metric import exact_scores
+from gssf_plug.metric.exact.canonical import canonical_queries
+from gssf_plug.metric.exact_scores import CanonicalScores, ExactScores
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -34,3 +39,61 @@ def test_the_bound_decides_most_pairs(dtype, most):
     assert ((low <= fast) & (fast <= high)).double().mean() - 1 / 500 <= most
     assert torch.equal(ExactScores(metric, gallery, dtype=dtype).finer().chunk(queries).canonical(*all_pairs(2, 3)),
                        part.canonical(*all_pairs(2, 3)))  # fmt: skip
+
+
+SHORT = {
+    "signs": lambda n: torch.randn(n, DIM).sign(),
+    "one bit": lambda n: (torch.randn(n, DIM) > 0.8).float(),  # some of them zeros alone
+    "whole": lambda n: (3 * torch.randn(n, DIM)).round().half(),
+    "scaled": lambda n: (torch.randn(n, DIM) > 1).double().ldexp(torch.randint(-500, 500, (n, 1)).double()),
+    "copies": lambda n: torch.randn(3, DIM)[torch.randint(3, (n,))],
+}
+
+
+def decided(x, y):
+    """Order of cosines, exactly: the square with its sign."""
+    x, y = ([Fraction(value) for value in row.tolist()] for row in (x, y))
+    product, squares = sum(a * b for a, b in zip(x, y, strict=True)), sum(a * a for a in x) * sum(b * b for b in y)
+    return product * abs(product) / squares if squares else Fraction(0)
+
+
+@pytest.mark.parametrize("kind", SHORT)
+@pytest.mark.parametrize("terms", [None, {}, {"normalize": False}])
+def test_a_table_of_canonical_scores_is_that_of_every_pair(kind, terms, monkeypatch):
+    monkeypatch.setattr(exact_scores, "MANY_PAIRS", 0)
+    monkeypatch.setattr(exact_scores, "FEW_DIFFERENT", 8)
+    metric = None if terms is None else GSSFMetric(DIM, block_size=4, **terms)
+    queries, gallery = SHORT[kind](12), SHORT[kind](40)
+    if terms and kind == "scaled":
+        queries, gallery = queries.sign(), gallery.sign()  # their product overflows
+    queries[1] = gallery[2] = 0
+    scores, right = CanonicalScores(metric, queries, gallery), canonical(metric, queries, gallery)
+    assert torch.equal(scores.pairs(*all_pairs(12, 40)).view(12, 40), right)
+    for rows, columns in ((slice(0, 12), slice(0, 40)), (slice(3, 5), slice(7, 30))):
+        some = canonical_queries(metric, queries[rows])
+        assert scores.has_table(some)
+        table = scores.table(some, torch.arange(12)[rows], columns)
+        assert torch.equal(table, right[rows, columns])
+        assert not table[table == 0].signbit().any()
+    if terms is None and kind != "copies":  # whose rows differ by less than a score tells
+        for row in (0, 1, 7):
+            exact = [decided(queries[row], item) for item in gallery]
+            order = sorted(range(40), key=lambda item: exact[item])
+            for a, b in zip(order, order[1:], strict=False):
+                assert (exact[a] < exact[b]) == bool(right[row, a] < right[row, b])
+
+
+def test_no_table_of_features_of_many_values():
+    features = torch.randn(300, DIM)
+    scores, some = CanonicalScores(None, features, features), canonical_queries(None, features)
+    assert not scores.has_table(some)
+    signs = CanonicalScores(perturbed(), features.sign(), features.sign())
+    assert not signs.has_table(canonical_queries(perturbed(), features.sign()))  # whose weights have many bits
+    assert not CanonicalScores(None, features.sign(), features).has_table(canonical_queries(None, features.sign()))
+
+
+def test_a_table_of_as_many_rows_as_differ():
+    features = torch.randn(4, DIM).repeat(100, 1)
+    scores = CanonicalScores(None, features, features[:-1])
+    assert scores.has_table(canonical_queries(None, features))
+    assert scores._different.scores.shape == (4, 4)

@@ -24,7 +24,16 @@ from gssf_plug.metric.exact.sums import correct_roots, correct_sums, exact_produ
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.structures import Structure
 
-__all__ = ["CanonicalQueries", "canonical_queries", "canonical_scores", "fold_exactly", "folds_nothing"]
+__all__ = [
+    "CanonicalQueries",
+    "are_short",
+    "canonical_items",
+    "canonical_queries",
+    "canonical_scores",
+    "canonical_table",
+    "fold_exactly",
+    "folds_nothing",
+]
 
 SHORT_BITS = 20  # of an entry: products have 40, so that 2¹² of them add up exactly in 53
 LONGEST_SHORT = 4096
@@ -106,6 +115,43 @@ def canonical_scores(
         return queries.folded.new_empty(0)
     scores = torch.cat([_pair_scores(queries, some, gallery, of_items) for some, of_items in pairs])
     return torch.empty_like(scores).index_copy_(0, own.indices, scores)
+
+
+@torch.no_grad()
+def canonical_items(gallery: Float[Tensor, "m dim"], normalize: bool) -> CanonicalQueries:
+    """The gallery side of `canonical_table`, on the same terms as queries that nothing is folded into.
+
+    Args:
+        gallery: M×D finite features of any float dtype.
+        normalize: whether the metric normalises.
+    """
+    rows, exponents = scale_rows(gallery)
+    if not normalize:
+        return CanonicalQueries(rows, exponents, None)
+    return CanonicalQueries(rows, torch.zeros_like(exponents), _squares(rows))
+
+
+@torch.no_grad()
+def canonical_table(queries: CanonicalQueries, items: CanonicalQueries) -> Float[Tensor, "n m"]:
+    """Canonical scores of all pairs by one product, for sides that are both `are_short`."""
+    scores = torch.mm(queries.folded, items.folded.T)
+    size = max(1, PRODUCTS_AT_ONCE // max(1, len(items.folded)))
+    factors = power_of_two(queries.exponents), power_of_two(items.exponents)
+    for some in range(0, len(scores), size):
+        rows = slice(some, some + size)
+        products = scores[rows].add_(0.0)  # no -0.0
+        if queries.squares is not None and items.squares is not None:
+            squares = queries.squares[rows, None] * items.squares
+            # as of single pairs below; what is not 0 is at least 2⁻⁴⁰
+            roots = correct_roots(torch.where(squares == 0, 0.0, products * products / squares))
+            torch.copysign(roots, products, out=products)
+        products.mul_(factors[0][rows, None]).mul_(factors[1])
+    return scores
+
+
+def are_short(rows: CanonicalQueries) -> bool:
+    """Whether their products with others that are short, too, add up exactly: ±1, quantised features."""
+    return _is_short(rows.folded)
 
 
 def _pair_scores(

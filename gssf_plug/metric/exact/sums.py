@@ -70,7 +70,7 @@ def correct_sums(terms: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
     return result + 0.0  # no -0.0
 
 
-def correct_roots(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def correct_roots(x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Square roots of float64 numbers, correctly rounded.
 
     The vector library behind torch's own on a CPU gives a neighbour of one root in seventy, and other libraries give
