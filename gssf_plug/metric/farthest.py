@@ -38,7 +38,7 @@ ITEMS_AT_ONCE = 32_768
 SUMS_AT_ONCE = 16_777_216  # in whole numbers: 64 MB, which are kept
 BYTES_AT_ONCE = 33_554_432  # in floats, made anew; a process gives larger ones back each time, which costs as much
 QUERIES_AT_ONCE = 2048  # of which so many scores are held
-DECIDED_AT_ONCE = 10_240  # queries, whose open pairs are scored together
+DECIDED_AT_ONCE = 4096  # queries, whose open pairs are scored together
 MOST_CLOSE, MOST_UNDECIDED = 64, 16  # pairs of a query that are worth a closer look, and then float64, times k
 FEW_PAIRS = 1024, 256  # the same for a small k
 
