@@ -1,11 +1,12 @@
 """A gallery that is read once and searched many times."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from gssf_plug.arguments import checked_flag, described, is_dense
@@ -14,7 +15,7 @@ from gssf_plug.metric.arrays import Array, check_has_values, float_features
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, given_rows, plain_rows, raw_exponent
 from gssf_plug.metric.exact.first_look import Part
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
-from gssf_plug.metric.exact.whole_numbers import WholeRows, fits_int8, multiplies_int8, whole_rows
+from gssf_plug.metric.exact.whole_numbers import WholeRows, fits_int8, multiplies_int8, shared, whole_rows
 
 __all__ = ["FEW_QUERIES", "PreparedGallery", "check_finite", "prepare_gallery", "read_parts"]
 
@@ -51,7 +52,7 @@ class PreparedGallery:
 
 @on_plain_tensors
 def prepare_gallery(
-    features: Float[Array, "m dim"], *, normalize: bool = True, rounded: Shaped[Tensor, "m dim"] | None = None
+    features: Float[Array, "m dim"], *, normalize: bool = True, rounded: Float[Tensor, "m dim"] | None = None
 ) -> PreparedGallery:
     """Read a gallery once, for many searches: `topk(metric, queries, prepared, k)` gives what `topk` on it gives.
 
@@ -62,9 +63,8 @@ def prepare_gallery(
     Args:
         features: M×D, tensor or numpy array, memory-mapped too. They are kept, not copied: do not change them.
         normalize: whether the metric that will search it normalises; default True.
-        rounded: where to keep the copy: an M×D tensor of the dtype above, or of float16 on any CPU, for instance a
-            memory-mapped one, `torch.from_file(path, shared=True, size=m * dim, dtype=torch.float16).view(m, dim)`.
-            Default None: in memory.
+        rounded: where to keep a copy in float16 instead (float32 on a GPU): an M×D tensor, for instance a memory-mapped
+            one, `torch.from_file(path, shared=True, size=m * dim, dtype=torch.float16).view(m, dim)`. Default None.
 
     Raises:
         ArgumentError: no matrix of features, an empty one, NaN or infinity, `rounded` of another shape or dtype, or
@@ -84,30 +84,26 @@ def prepare_gallery(
     if items.ndim != 2 or items.numel() == 0:
         got = f"shape {tuple(items.shape)}"
         raise ArgumentError("features", "be a matrix of features M×D with at least one row", got, "Give one per item.")
-    room = _checked_room(rounded, items)
-    exponent = 0 if normalize else raw_exponent(items, room.dtype)
-    write = _write_whole_numbers if room.dtype == torch.int8 else _write_floats
-    return write(items, room, normalize, exponent)
+    if rounded is None and items.device.type == "cpu" and multiplies_int8() and fits_int8(items.shape[1]):
+        return _in_whole_numbers(items, normalize)
+    return _in_floats(items, _checked_room(rounded, items), normalize)
 
 
-def _checked_room(rounded: object, items: Float[Tensor, "m dim"]) -> Shaped[Tensor, "m dim"]:
-    """Where the copy goes."""
-    dtypes = [torch.float16 if items.device.type == "cpu" else torch.float32]
-    if items.device.type == "cpu" and multiplies_int8() and fits_int8(items.shape[1]):
-        dtypes.insert(0, torch.int8)
+def _checked_room(rounded: object, items: Float[Tensor, "m dim"]) -> Float[Tensor, "m dim"]:
+    """Where a copy in floats goes."""
+    dtype = torch.float16 if items.device.type == "cpu" else torch.float32
     if rounded is None:
-        return torch.empty(items.shape, dtype=dtypes[0], device=items.device)
-    names = " or ".join(str(dtype) for dtype in dtypes)
+        return torch.empty(items.shape, dtype=dtype, device=items.device)
     if not is_dense(rounded):
-        raise ArgumentError("rounded", f"be None or a tensor of {names}", described(rounded), "Leave it out.")
-    if rounded.shape != items.shape or rounded.dtype not in dtypes or rounded.device != items.device:
-        got, rule = f"{rounded.dtype} of shape {tuple(rounded.shape)}", f"be {names} of shape {tuple(items.shape)}"
+        raise ArgumentError("rounded", f"be None or a tensor of {dtype}", described(rounded), "Leave it out.")
+    if rounded.shape != items.shape or rounded.dtype != dtype or rounded.device != items.device:
+        got = f"{rounded.dtype} of shape {tuple(rounded.shape)} on {rounded.device}"
         remedy = "Make it anew for each gallery, on its device."
-        raise ArgumentError("rounded", rule, f"{got} on {rounded.device}", remedy)
+        raise ArgumentError("rounded", f"be {dtype} of shape {tuple(items.shape)}", got, remedy)
     repeats = any(step == 0 and size > 1 for step, size in zip(rounded.stride(), rounded.shape, strict=True))
     frozen = rounded.is_inference() and not torch.is_inference_mode_enabled()
-    shared = rounded.untyped_storage().data_ptr() == items.untyped_storage().data_ptr()
-    if repeats or frozen or shared:
+    theirs = rounded.untyped_storage().data_ptr() == items.untyped_storage().data_ptr()
+    if repeats or frozen or theirs:
         got = "an expanded view" if repeats else "an inference tensor" if frozen else "memory of the features"
         remedy = "Give torch.empty(...), or leave it out."
         raise ArgumentError("rounded", "have memory of its own, to be written", got, remedy)
@@ -119,8 +115,8 @@ def _without_graph(kept: Tensor) -> Tensor:
     return kept.detach() if kept.requires_grad else kept
 
 
-def _write_floats(items: Tensor, room: Tensor, normalize: bool, exponent: int) -> PreparedGallery:
-    norm, rest = 0.0, 0.0
+def _in_floats(items: Tensor, room: Tensor, normalize: bool) -> PreparedGallery:
+    exponent, norm, rest = 0 if normalize else raw_exponent(items, room.dtype), 0.0, 0.0
     for start in range(0, len(items), ROWS_AT_ONCE):
         part = items[start : start + ROWS_AT_ONCE]
         check_finite("features", part, start)
@@ -130,7 +126,12 @@ def _write_floats(items: Tensor, room: Tensor, normalize: bool, exponent: int) -
     return PreparedGallery(items, FastRows(room, exponent, norm, rest), normalize)
 
 
-def _write_whole_numbers(items: Tensor, room: Tensor, normalize: bool, exponent: int) -> PreparedGallery:
+def _in_whole_numbers(items: Tensor, normalize: bool) -> PreparedGallery:
+    exponent = 0 if normalize else raw_exponent(items, torch.float32)
+    some = given_rows(items[:: -(-len(items) // ROWS_AT_ONCE)], normalize)
+    common = shared(some) if normalize and math.isfinite(some.rest) else None
+    width = items.shape[1] + (0 if common is None else common.channels)
+    room = torch.empty(len(items), width, dtype=torch.int8)
     parts: list[WholeRows] = []
     plain: list[tuple[float, float, Tensor | None]] = []
     for start in range(0, len(items), ROWS_AT_ONCE):
@@ -141,9 +142,9 @@ def _write_whole_numbers(items: Tensor, room: Tensor, normalize: bool, exponent:
             plain.append((rows.norm, rows.rest, rows.factors))
         if rows is None or exponent:
             rows = fast_rows(part, normalize, torch.float32, exponent=exponent)
-        parts.append(whole_rows(rows, room[start : start + ROWS_AT_ONCE]))
-    steps, coarse = torch.cat([part.steps for part in parts]), torch.cat([part.rests for part in parts])
-    whole = WholeRows(room, exponent, max(part.norm for part in parts), steps, coarse)
+        parts.append(whole_rows(rows, room[start : start + ROWS_AT_ONCE], common))
+    norms, steps, rests = (torch.cat([getattr(part, name) for part in parts]) for name in ("norms", "steps", "rests"))
+    whole = WholeRows(room, exponent, norms, steps, rests, common)
     if len(plain) < len(parts):
         return PreparedGallery(items, whole, normalize)
     factors = torch.cat([each for _, _, each in plain if each is not None]) if normalize else None

@@ -209,7 +209,7 @@ def _screened(
     for part, items in search.read(len(rows), exact=False):
         if candidates is None:
             close = fast_queries(queries, items.dtype)
-            candidates = Candidates(close, search.k, first_look(queries, close, is_whole=items.whole is not None))
+            candidates = Candidates(close, search.k, first_look(queries, close, items))
             sample = Sample.of(search.parts, search.k) if guess and candidates.first.looks_short else None
             if sample is not None:
                 hidden = partial(search.hidden_items, rows)

@@ -76,6 +76,7 @@ def duplicates(n):
 
 KINDS = {
     "random": lambda n: torch.randn(n, NARROW),
+    "shared direction": lambda n: torch.randn(n, NARROW) + 3,
     "half": lambda n: torch.randn(n, NARROW).half(),
     "signs": signs,
     "duplicates": duplicates,

@@ -36,23 +36,28 @@ def test_it_keeps_the_features_and_a_rounded_copy(normalize, length, int8, monke
         kept = kept * steps[:, None]
     off = torch.linalg.vector_norm(kept - right, dim=1)
     assert bool((off <= rests).all())
-    assert float(off.max()) < (0.05 if int8 else 2**-8) * prepared.rounded.norm
+    longest = float(prepared.rounded.norms.max()) if int8 else prepared.rounded.norm
+    assert float(off.max()) < (0.05 if int8 else 2**-8) * longest
     dtype = "torch.int8" if int8 else "torch.float16"
     assert repr(prepared) == f"PreparedGallery(200 × 8, torch.float32, rounded to {dtype})"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
-def test_the_copy_goes_where_it_is_told_to(dtype, int8):
-    features, place = torch.randn(20, 8), torch.empty(20, 8, dtype=dtype)
-    if dtype == torch.int8 and not int8:
-        with pytest.raises(ArgumentError, match=r"`rounded` must be torch.float16 of shape \(20, 8\)"):
-            prepare_gallery(features, rounded=place)
-        return
+def test_a_copy_in_floats_goes_where_it_is_told_to():
+    features, place = torch.randn(20, 8), torch.empty(20, 8, dtype=torch.float16)
     prepared = prepare_gallery(features, rounded=place)
     assert prepared.rounded.rows is place
-    assert bool(place.any())
-    if int8 == (dtype == torch.int8):
-        assert torch.equal(place, prepare_gallery(features).rounded.rows)
+    assert torch.equal(place, torch.nn.functional.normalize(features).half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_items_share_is_taken_out_of_whole_numbers(dtype, int8):
+    features = torch.randn(300, 32) + 2
+    prepared = prepare_gallery(features.to(dtype))
+    common = prepared.rounded.common if int8 else None
+    assert (common is not None) == int8
+    assert prepared.rounded.rows.shape == (300, 48 if int8 else 32)
+    assert not int8 or prepare_gallery(features, normalize=False).rounded.common is None
+    assert not int8 or prepare_gallery(torch.randn(300, 32)).rounded.common is None
 
 
 @pytest.mark.parametrize("queries", [1, 5, 100])
@@ -138,8 +143,8 @@ def test_what_is_no_gallery_is_refused():
             prepare_gallery(wrong)
     with pytest.raises(ArgumentError, match="`normalize` must be True or False"):
         prepare_gallery(features, normalize="no")
-    with pytest.raises(ArgumentError, match=r"`rounded` must be None or a tensor of (torch.int8 or )?torch.float16"):
+    with pytest.raises(ArgumentError, match=r"`rounded` must be None or a tensor of torch.float16"):
         prepare_gallery(features, rounded=features.half().numpy())
     for wrong in (torch.empty(4, 8), torch.empty(3, 8, dtype=torch.float16)):
-        with pytest.raises(ArgumentError, match=r"`rounded` must be (torch.int8 or )?torch.float16 of shape \(4, 8\)"):
+        with pytest.raises(ArgumentError, match=r"`rounded` must be torch.float16 of shape \(4, 8\)"):
             prepare_gallery(features, rounded=wrong)

@@ -23,10 +23,12 @@ from gssf_plug.metric.exact.fast_scores import FastQueries, fast_queries
 from gssf_plug.metric.exact.reaching import GROUP, group_peaks, reaching, reaching_groups
 from gssf_plug.metric.exact.whole_numbers import (
     HIDDEN,
+    Shared,
     WholeQueries,
     WholeRows,
     fits_int8,
     multiplies_int8,
+    shared,
     whole_queries,
     whole_rows,
 )
@@ -165,7 +167,8 @@ class WholeLook(_AllPairs):
 
     def opposite(self) -> "WholeLook":
         """As above."""
-        return replace(self, scores=self.scores.neg_())  # the lowest of all numbers stays: `HIDDEN`
+        whole = replace(self.whole, offsets=-self.whole.offsets)
+        return replace(self, whole=whole, scores=self.scores.neg_())  # the lowest of all numbers stays: `HIDDEN`
 
     def _values(self, scores: Int[Tensor, "n some"], rank: int, surely: bool) -> Float[Tensor, " n"]:
         return largest(self.whole.scores(scores, self.items, surely=surely), rank).amin(1)
@@ -185,13 +188,21 @@ class FirstLook:
         queries: the canonical side of some queries.
         close: their side of the product that looks where no shorter dtype does.
         dtypes: the shorter dtypes: none, bfloat16, int8, or both.
+        common: what is taken out of unit rows before they are rounded to whole numbers; None for nothing.
     """
 
-    def __init__(self, queries: CanonicalQueries, close: FastQueries, dtypes: tuple[torch.dtype, ...] = ()) -> None:
+    def __init__(
+        self,
+        queries: CanonicalQueries,
+        close: FastQueries,
+        dtypes: tuple[torch.dtype, ...] = (),
+        common: Shared | None = None,
+    ) -> None:
         self.few = len(close.rows) < MANY_QUERIES
+        self.close, self.common = close, common
         self.usual = fast_queries(queries, torch.bfloat16) if torch.bfloat16 in dtypes else close
         whole = torch.int8 in dtypes and fits_int8(queries.folded.shape[1])
-        self.shortest = whole_queries(queries) if whole else None
+        self.shortest = whole_queries(queries, common) if whole else None
         self._pays = False  # as far as is known
         self._waits, self._pause = 0, 1  # parts until it is tried again, and how many after that
         # of one part after the other: fresh memory costs as much again
@@ -204,11 +215,18 @@ class FirstLook:
 
     def at(self, part: Part, hidden: Bool[Tensor, "n m"] | None) -> Look:
         """A look in the usual dtype."""
-        items = part.rows.to(self.usual.rows.dtype)
-        scores = self.usual.product(items)
+        return self._at(self.usual, part, hidden)
+
+    def closely(self, part: Part, hidden: Bool[Tensor, "n m"] | None) -> Look:
+        """A look in the dtype of the closer product where items share much, and differ by what a short dtype rounds."""
+        return self._at(self.usual if self.common is None else self.close, part, hidden)
+
+    def _at(self, queries: FastQueries, part: Part, hidden: Bool[Tensor, "n m"] | None) -> Look:
+        items = part.rows.to(queries.rows.dtype)
+        scores = queries.product(items)
         if hidden is not None:
             scores.masked_fill_(hidden, float("-inf"))
-        return Look(self.usual, items, scores, hidden is not None)
+        return Look(queries, items, scores, hidden is not None)
 
     def begin(self, part: Part, hidden: Bool[Tensor, "n m"] | None, rank: int) -> tuple[Found, Float[Tensor, " n"]]:
         """A look where nothing is known yet: what so many scores of each query are at least, and where that is reached.
@@ -222,7 +240,7 @@ class FirstLook:
             found = Found(whole, whole.reaching(least))
             if whole.leaves_little(found.places):
                 return found, least
-        look = self.at(part, hidden)
+        look = self.closely(part, hidden)
         least = look.at_least(rank)
         return Found(look, look.reaching(least)), least
 
@@ -258,9 +276,10 @@ class FirstLook:
         if part.whole is not None:
             return part.whole
         count, dim = part.rows.rows.shape
+        dim += 0 if self.common is None else self.common.channels
         if self._room.numel() < count * dim:
             self._room = torch.empty(count * dim, dtype=torch.int8)
-        return whole_rows(part.rows, self._room[: count * dim].view(count, dim))
+        return whole_rows(part.rows, self._room[: count * dim].view(count, dim), self.common)
 
     def _whole_look(self, queries: WholeQueries, items: WholeRows, hidden: Bool[Tensor, "n m"] | None) -> WholeLook:
         shape = len(queries.rows), items.padded
@@ -272,16 +291,24 @@ class FirstLook:
         return WholeLook(queries, items, sums)
 
 
-def first_look(queries: CanonicalQueries, close: FastQueries, *, is_whole: bool = False) -> FirstLook:
+def first_look(queries: CanonicalQueries, close: FastQueries, part: Part | None = None) -> FirstLook:
     """In the shorter dtypes that the device multiplies faster; by the close product where queries are few.
 
-    `is_whole` tells that the gallery was rounded to whole numbers before, which pays for any number of queries.
+    Args:
+        queries: their canonical side.
+        close: their side of the close product.
+        part: the first part of the gallery, which tells what its rows have in common. Whole numbers that were there
+            before pay for any number of queries.
     """
     if close.rows.dtype != torch.float32:
         return FirstLook(queries, close)
-    if len(close.rows) >= MANY_QUERIES:
-        return FirstLook(queries, close, short_dtypes(close.rows.device))
-    return FirstLook(queries, close, (torch.int8,) if is_whole else ())
+    whole, dtypes = None if part is None else part.whole, short_dtypes(close.rows.device)
+    if len(close.rows) < MANY_QUERIES:
+        dtypes = () if whole is None else (torch.int8,)
+    common = None if whole is None else whole.common
+    if whole is None and part is not None and torch.int8 in dtypes and queries.squares is not None:
+        common = shared(part.rows)
+    return FirstLook(queries, close, dtypes, common)
 
 
 def short_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:

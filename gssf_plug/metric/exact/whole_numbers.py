@@ -5,9 +5,17 @@ r"""Rows as whole numbers up to 127, in steps: their products take half the time
 with m and n in int8, and ‖r‖ and ‖t‖ measured. Items in a row of `GROUP` share τ and the largest ‖t‖. So what a query
 must reach is one whole number for each group: sums are compared as they are, and most of them by the largest of their
 group alone.
+
+Features of an encoder often share a direction: then rows are long where they differ by little, and so is what rounding
+takes off. `Shared` takes it out, exactly: for any vector m, with u = m·y, α = m·x / m·m, and a number a near most u,
+
+    x·y  =  α a  +  [x − α m, α/E … α/E] · [y − u m, u − a … u − a]
+
+The last E channels of both sides hold what is left of m, spread so that no entry stands out.
 """
 
 import functools
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +27,17 @@ from gssf_plug.metric.exact.fast_rows import TINY, FastRows
 from gssf_plug.metric.exact.fast_scores import exact_pieces
 from gssf_plug.metric.exact.reaching import GROUP
 
-__all__ = ["HIDDEN", "WholeQueries", "WholeRows", "fits_int8", "multiplies_int8", "whole_queries", "whole_rows"]
+__all__ = [
+    "HIDDEN",
+    "Shared",
+    "WholeQueries",
+    "WholeRows",
+    "fits_int8",
+    "multiplies_int8",
+    "shared",
+    "whole_queries",
+    "whole_rows",
+]
 
 MOST = 127  # the largest of int8 on both sides of zero
 MOST_CHANNELS = (2**31 - 1) // MOST**2  # whose products add up in 32 bits
@@ -27,6 +45,10 @@ LEAST_CHANNELS = 2  # torch 2.13 does not write the product of one
 LEAST_STEP = 1e-30  # rows of less come out as zeros, which is measured, too
 ENTRIES_AT_ONCE = 524_288  # 2 MB in float32: read once, what is made of them stays in the cache
 HIDDEN = -(2**31)  # a sum that reaches nothing
+FEWEST_ROWS = 64  # tell a direction that they share
+ROWS_LOOKED_AT = 4096
+LEAST_SHARED = 0.2  # of the square of unit rows: below, more channels cost what they spare
+CHANNELS_OF_SHARED = 16  # a multiple, and at most half as many as there are channels
 MEASURED = 1 + 2.0**-10  # a norm in float32, rounded up
 
 
@@ -48,22 +70,97 @@ def fits_int8(channels: int) -> bool:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What unit rows have in common, which is taken out of both sides before these are rounded.
+
+    Args:
+        direction: m, in float32, of length about 1.
+        along: a.
+        channels: E.
+    """
+
+    direction: Float[Tensor, " dim"]
+    along: float
+    channels: int
+
+    def of_queries(self, exact: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n wide"], Float[Tensor, " n"]]:
+        """The query side in float64, and α a."""
+        direction = self.direction.double()
+        alpha = exact @ direction / (direction @ direction)
+        left = torch.addcmul(exact, alpha[:, None], direction, value=-1)
+        spread = (alpha / self.channels)[:, None].expand(-1, self.channels)
+        return torch.cat([left, spread], dim=1), alpha * self.along
+
+    def of_items(
+        self, values: Float[Tensor, "n dim"], factors: Float[Tensor, " n"], out: Float[Tensor, "2 n wide"]
+    ) -> tuple[Float[Tensor, "n wide"], Float[Tensor, " n"]]:
+        """The gallery side of rows before they are multiplied by their factors, and u − a after it."""
+        dim = len(self.direction)
+        # not a matrix product, whose factors a switch of the user may round
+        along = torch.mul(values, self.direction, out=out[1, :, :dim]).sum(1)
+        torch.addcmul(values, along[:, None], self.direction, value=-1, out=out[0, :, :dim])
+        left = along - self.along / factors
+        out[0, :, dim:] = left[:, None]
+        return out[0], left * factors
+
+    def norms(self, left: Float[Tensor, " n"], longest: float) -> Float[Tensor, " n"]:
+        """No item on the gallery side is longer, if its row is not longer than `longest`."""
+        dim, left = len(self.direction), left.double()
+        off = 4 * (dim + 8) * 2.0**-24 * longest  # of u, twice what it can be
+        # ‖y − u m‖² = ‖y‖² − u² (2 − m·m)
+        taken = (left + self.along).square() * (2 - float(self.direction.double().square().sum()))
+        squares = longest**2 - taken + self.channels * left.square()
+        return (squares.clamp_min_(0.0) + off * (1 + self.channels * left.abs())).sqrt_().mul_(MEASURED)
+
+    def rest(self, items: FastRows) -> float:
+        """How far an item on the gallery side may be from where it belongs, by rounding before it is one to int8."""
+        sums = (len(self.direction) + 8) * 2.0**-24 + 2.0**-21
+        return math.sqrt(self.channels) * (items.rest + items.norm * sums)
+
+
+def shared(items: FastRows) -> Shared | None:
+    """What the rows of a part of a gallery have in common, if that is much.
+
+    Args:
+        items: unit rows, or rows with factors that make them so.
+    """
+    step = max(1, len(items.rows) // ROWS_LOOKED_AT)
+    rows = items.rows[::step].float()
+    if len(rows) < FEWEST_ROWS:
+        return None
+    rows = rows if items.factors is None else rows * items.factors[::step, None]
+    mean = rows.mean(0)
+    length = torch.linalg.vector_norm(mean)
+    if not float(length) ** 2 > LEAST_SHARED:
+        return None
+    direction = mean / length
+    entry = float(
+        torch.addcmul(rows, (rows * direction).sum(1, keepdim=True), direction, value=-1).abs().amax(1).mean()
+    )
+    steps = math.ceil(float(length) / (CHANNELS_OF_SHARED * max(entry, 1e-6)))
+    channels = CHANNELS_OF_SHARED * max(1, min(steps, len(direction) // (2 * CHANNELS_OF_SHARED)))
+    return Shared(direction, float(length), channels) if fits_int8(len(direction) + channels) else None
+
+
+@dataclass(frozen=True)
 class WholeRows:
     """A part of a gallery as whole numbers.
 
     Args:
         rows: n of each item.
         exponent: exponent of the one power of two that keeps raw rows in range; 0 for unit rows.
-        norm: no item, times 2^-exponent, is longer.
+        norms: no item of a group, times 2^-exponent, is longer.
         steps: τ of each group.
         rests: the largest ‖t‖ of each group.
+        common: what was taken out of the rows before; None for nothing.
     """
 
     rows: Int8[Tensor, "m dim"]
     exponent: int
-    norm: float
+    norms: Float[Tensor, " groups"]
     steps: Float[Tensor, " groups"]
     rests: Float[Tensor, " groups"]
+    common: Shared | None = None
 
     @property
     def padded(self) -> int:
@@ -73,7 +170,8 @@ class WholeRows:
     def part(self, columns: slice) -> "WholeRows":
         """Some of the items, from the first of a group on."""
         groups = slice(columns.start // GROUP, -(-columns.stop // GROUP))
-        return replace(self, rows=self.rows[columns], steps=self.steps[groups], rests=self.rests[groups])
+        of_groups = {name: getattr(self, name)[groups] for name in ("norms", "steps", "rests")}
+        return replace(self, rows=self.rows[columns], **of_groups)
 
 
 @dataclass(frozen=True)
@@ -86,6 +184,7 @@ class WholeQueries:
         steps: σ of each.
         norms: ‖σm‖ of each.
         rests: ‖r‖ of each.
+        offsets: what is added to all products of each: α a of `Shared`, or 0.
     """
 
     rows: Int8[Tensor, "n dim"]
@@ -93,10 +192,12 @@ class WholeQueries:
     steps: Float[Tensor, " n"]
     norms: Float[Tensor, " n"]
     rests: Float[Tensor, " n"]
+    offsets: Float[Tensor, " n"]
 
     def part(self, rows: slice) -> "WholeQueries":
         """Some of the queries."""
-        return WholeQueries(self.rows[rows], self.exponent, self.steps[rows], self.norms[rows], self.rests[rows])
+        of_rows = {name: getattr(self, name)[rows] for name in ("rows", "steps", "norms", "rests", "offsets")}
+        return replace(self, **of_rows)
 
     def sums(self, items: WholeRows, out: Int[Tensor, "n padded"]) -> Int[Tensor, "n padded"]:
         """m·n of all pairs, written into `out`; what stands behind the last item reaches nothing."""
@@ -119,53 +220,69 @@ class WholeQueries:
         """Scores of sums, equally many of every group; `surely`: what the canonical ones are at least."""
         every = sums.shape[1] // len(items.steps)
         values = (sums * self.steps[:, None]).mul_(items.steps.repeat_interleave(every))
+        values += self.offsets[:, None]
         if surely:
             values.addcmul_(self.norms[:, None], items.rests.repeat_interleave(every), value=-1)
-            values -= (self.rests * items.norm)[:, None]
+            values.addcmul_(self.rests[:, None], items.norms.repeat_interleave(every), value=-1)
         return values.mul_(2.0 ** max(-1000, min(1000, self.exponent + items.exponent)))
 
     def _sums_at(self, values: Float[Tensor, " n"], items: WholeRows, sign: int) -> Int[Tensor, "n groups"]:
-        values = values * 2.0 ** -max(-1000, min(1000, self.exponent + items.exponent))
-        # (v ∓ (‖r‖‖y‖ + ‖σm‖‖t‖)) / στ for all queries and groups
-        of_queries = torch.stack([values + sign * self.rests * items.norm, sign * self.norms], 1) / self.steps[:, None]
-        of_groups = torch.stack([torch.ones_like(items.rests), items.rests]) / items.steps
+        values = values * 2.0 ** -max(-1000, min(1000, self.exponent + items.exponent)) - self.offsets
+        # (v − αa ± (‖r‖‖y‖ + ‖σm‖‖t‖)) / στ for all queries and groups
+        of_queries = torch.stack([values, sign * self.rests, sign * self.norms], dim=1) / self.steps[:, None]
+        of_groups = torch.stack([torch.ones_like(items.rests), items.norms, items.rests]) / items.steps
         return (of_queries @ of_groups).floor_().clamp_(HIDDEN + 1, -HIDDEN - 1).int()
 
 
-def whole_queries(queries: CanonicalQueries) -> WholeQueries:
-    """The query side, from the canonical one."""
+def whole_queries(queries: CanonicalQueries, common: Shared | None = None) -> WholeQueries:
+    """The query side, from the canonical one, without what the items have in common."""
     exponent, pieces = exact_pieces(queries)
     parts = []
     for exact in pieces:
-        steps = exact.abs().amax(1).clamp_min_(LEAST_STEP * MOST).div_(MOST)
-        numbers = torch.empty(exact.shape, dtype=torch.int8)
-        rests = _rounded(exact, steps.reciprocal(), numbers, torch.empty(2, *exact.shape, dtype=exact.dtype))
-        norms = torch.linalg.vector_norm(exact, dim=1)
-        rests = rests * steps * MEASURED + norms * 2.0**-48 + exact.shape[1] * TINY[torch.float32]
-        parts.append((numbers, steps, norms + rests, rests))
-    rows, steps, norms, rests = (torch.cat(part) for part in zip(*parts, strict=True))
-    return WholeQueries(rows, exponent, steps, norms, rests)
+        lengths = torch.linalg.vector_norm(exact, dim=1)
+        wide, offsets = (exact, torch.zeros_like(lengths)) if common is None else common.of_queries(exact)
+        steps = wide.abs().amax(1).clamp_min_(LEAST_STEP * MOST).div_(MOST)
+        numbers = torch.empty(wide.shape, dtype=torch.int8)
+        rests = _rounded(wide, steps.reciprocal(), numbers, torch.empty(2, *wide.shape, dtype=wide.dtype))
+        norms = lengths if common is None else torch.linalg.vector_norm(wide, dim=1)
+        # sums in float64, however short the rows are that are left
+        rests = rests * steps * MEASURED + lengths * wide.shape[1] * 2.0**-42 + wide.shape[1] * TINY[torch.float32]
+        parts.append((numbers, steps, norms + rests, rests, offsets))
+    rows, steps, norms, rests, offsets = (torch.cat(part) for part in zip(*parts, strict=True))
+    return WholeQueries(rows, exponent, steps, norms, rests, offsets)
 
 
-def whole_rows(items: FastRows, out: Int8[Tensor, "m dim"] | None = None) -> WholeRows:
-    """The gallery side, from rows in float32; the whole numbers are written into `out`, if that is given."""
+def whole_rows(items: FastRows, out: Int8[Tensor, "m wide"] | None = None, common: Shared | None = None) -> WholeRows:
+    """The gallery side, from rows in float32.
+
+    Args:
+        items: the rows.
+        out: where the whole numbers are written, if it is given.
+        common: what is taken out of unit rows.
+    """
     count, dim = items.rows.shape
-    rows = torch.empty(count, dim, dtype=torch.int8) if out is None else out
-    steps, rests = torch.empty(2, count, dtype=torch.float32)
+    wide = dim if common is None else dim + common.channels
+    rows = torch.empty(count, wide, dtype=torch.int8) if out is None else out
+    steps, rests, left = torch.empty(3, count, dtype=torch.float32)
     size = max(1, ENTRIES_AT_ONCE // max(1, dim * GROUP)) * GROUP
     # written again and again, so that it stays in the cache
-    scratch = torch.empty(2, min(size, count), dim, dtype=torch.float32)
+    scratch = torch.empty(2, min(size, count), wide, dtype=torch.float32)
     for start in range(0, count, size):
         piece, own = items.rows[start : start + size].float(), slice(start, min(start + size, count))
-        factors = 1.0 if items.factors is None else items.factors[own]
+        room = scratch[:, : len(piece)]
+        factors = torch.ones(len(piece), dtype=torch.float32) if items.factors is None else items.factors[own]
+        if common is not None:
+            piece, left[own] = common.of_items(piece, factors, room)
         largest = _of_groups(torch.maximum(piece.amax(1), -piece.amin(1)) * factors)
         steps[own] = largest.clamp_min_(LEAST_STEP * MOST).div_(MOST).repeat_interleave(GROUP)[: len(piece)]
-        rests[own] = _rounded(piece, factors / steps[own], rows[own], scratch[:, : len(piece)])
+        rests[own] = _rounded(piece, factors / steps[own], rows[own], room)
     steps, rests = steps[::GROUP].double(), _of_groups(rests).double()
+    longest = items.norm + items.rest
+    norms = torch.full_like(steps, longest) if common is None else _of_groups(common.norms(left, longest))
     # the factors, and what was taken off, are rounded
-    computed = items.rest + items.norm * 2.0**-21 + dim * TINY[torch.float32]
-    rests = rests * steps * MEASURED + computed
-    return WholeRows(rows, items.exponent, items.norm + items.rest, steps, rests)
+    computed = items.rest + items.norm * 2.0**-21 if common is None else common.rest(items)
+    rests = rests * steps * MEASURED + computed + wide * TINY[torch.float32]
+    return WholeRows(rows, items.exponent, norms + computed, steps, rests, common)
 
 
 def _rounded(

@@ -105,8 +105,8 @@ def test_what_surely_reaches_a_score_does(kind):
 
 def used(monkeypatch, gallery, queries=100, k=3):
     """In which dtype each part was looked at, and with how many queries."""
-    seen, at, whole = [], FirstLook.at, FirstLook._whole_look
-    monkeypatch.setattr(FirstLook, "at", lambda self, *given: seen.append(self.usual) or at(self, *given))
+    seen, at, whole = [], FirstLook._at, FirstLook._whole_look
+    monkeypatch.setattr(FirstLook, "_at", lambda self, *given: seen.append(given[0]) or at(self, *given))
     monkeypatch.setattr(FirstLook, "_whole_look", lambda self, *given: seen.append(given[0]) or whole(self, *given))
     features = torch.randn(queries, gallery.shape[1])
     found, looks = topk(None, features, gallery, k, gallery_chunk=64), list(seen)
@@ -123,9 +123,16 @@ def test_whole_numbers_look_first_where_they_leave_little_open(monkeypatch):
     assert seen.count((torch.int8, 100)) >= 75
 
 
+def test_what_items_share_is_no_reason_to_leave_much_open(monkeypatch):
+    """As features of most encoders do: cosines around 0.9; the first part is looked at in float32."""
+    seen = used(monkeypatch, 0.95 * torch.randn(1, 64) + 0.3 * torch.randn(6000, 64))
+    assert seen[0] == (torch.float32, 100)
+    assert seen.count((torch.int8, 100)) >= 75
+
+
 def test_where_they_leave_much_open_they_are_tried_more_and_more_seldom(monkeypatch):
-    """As features of an encoder that nearly collapsed do: cosines from 0.98 up."""
-    seen = used(monkeypatch, 1 + 0.07 * torch.randn(6000, 64))
+    """As features of an encoder that nearly collapsed to two points do: cosines from 0.98 up to one of them."""
+    seen = used(monkeypatch, torch.randn(2, 64)[torch.randint(2, (6000,))] + 0.05 * torch.randn(6000, 64))
     tried = [number for dtype, number in seen if dtype == torch.int8]
     assert tried.count(first_look.TRIED) <= 8
     assert tried.count(100) <= 4
