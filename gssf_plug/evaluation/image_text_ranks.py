@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes, share
-from gssf_plug.evaluation.negatives import MANY_OPEN, MOST_PAIRS, WAITING_AT_MOST
+from gssf_plug.evaluation.negatives import MANY_OPEN, MOST_AFTER_SHORT, MOST_PAIRS, WAITING_AT_MOST
 from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries, Scores, slices
 from gssf_plug.metric.exact.fast_scores import Open
 from gssf_plug.metric.exact.reaching import places, places_at_least
@@ -127,10 +127,14 @@ class ImageTextRanks:
         bounds = self._bounds(part, tile.rows, tile.columns)
         for piece in pieces:
             images = slice(tile.rows.start + piece.start, tile.rows.start + piece.stop)
-            found = self._certain(images, tile.columns, part, piece, bounds, MANY_OPEN)
+            begins = piece is pieces[0]
+            many = MOST_AFTER_SHORT if begins and part.fast.dtype.itemsize == 2 else MANY_OPEN
+            found = self._certain(images, tile.columns, part, piece, bounds, many)
             if found is None and queries.has_table:
                 self._add_table(tile, images, queries)
                 continue
+            if found is None and begins and queries.look_closer():
+                return self._tile(tile, queries)
             if found is None:
                 most = MOST_PAIRS if part.can_be_finer else 0
                 found = self._certain(images, tile.columns, part, piece, bounds, most)
@@ -205,7 +209,7 @@ class ImageTextRanks:
             return
         image, caption, *sides = (torch.cat(parts) for parts in zip(*(one[:4] for one in found), strict=True))
         bounds = [one.between for one in found if one.between is not None]
-        if bounds:
+        if len(bounds) == len(found):
             between = Open(*(torch.cat(parts) for parts in zip(*bounds, strict=True)))
         else:
             between = queries.pairs(tile.columns, image - tile.block.start, caption - tile.columns.start)

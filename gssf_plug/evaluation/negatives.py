@@ -16,11 +16,12 @@ from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries, slices
 from gssf_plug.metric.exact.fast_scores import Open
 from gssf_plug.metric.exact.reaching import group_peaks
 
-__all__ = ["FINEST_AT_ONCE", "MANY_OPEN", "MOST_PAIRS", "WAITING_AT_MOST", "NegativeCounts"]
+__all__ = ["FINEST_AT_ONCE", "MANY_OPEN", "MOST_AFTER_SHORT", "MOST_PAIRS", "WAITING_AT_MOST", "NegativeCounts"]
 
 FINEST_AT_ONCE = 2_097_152  # scores in float64: 16 MB
 WAITING_AT_MOST = 1_048_576  # open pairs: some 40 MB
 MOST_PAIRS = 3  # one in so many scores may wait for a closer product of its pair before a float64 product costs less
+MOST_AFTER_SHORT = 32  # the same of scores in a short dtype, before a float32 product costs less
 MANY_OPEN = 16  # the same where a table of canonical scores is to be had
 MOST_OPEN = 64  # and so many may still be open then
 
@@ -61,6 +62,8 @@ class NegativeCounts:
         """Count some of the queries."""
         wants_table = self.queries.wants_table
         tile = None if wants_table else self._certain(self.queries.part(self.columns, rows), rows)
+        if tile is None and not self.queries.has_table and self.queries.look_closer():
+            tile = self._certain(self.queries.part(self.columns, rows), rows)
         if tile is None:
             self._add_finest(rows)
             return
@@ -81,7 +84,8 @@ class NegativeCounts:
         scores, slack = self.positives.scores[rows], self.queries.slack[rows, None]
         limit = None if self.positives.limit is None else self.positives.limit[rows]
         counts, at = _certain_counts(fast, part.around(scores - slack, scores + slack), limit)
-        if part.can_be_finer and len(at) * MOST_PAIRS > fast.numel():
+        most = MOST_AFTER_SHORT if fast.dtype.itemsize == 2 else MOST_PAIRS
+        if part.can_be_finer and len(at) * most > fast.numel():
             return None
         if len(at) * MANY_OPEN > fast.numel() and self.queries.has_table:
             return None

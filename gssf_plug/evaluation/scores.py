@@ -86,6 +86,10 @@ class ScoredQueries(Protocol):
         """Canonical scores; equal means tied."""
         ...
 
+    def look_closer(self) -> bool:
+        """Multiply in float32 from the next part on; False where fast scores were no shorter before."""
+        ...
+
     @property
     def has_table(self) -> bool:
         """Whether canonical scores of all pairs are to be had at once."""
@@ -149,6 +153,12 @@ class FeatureScores:
     def of(self, rows: slice) -> "_FeatureQueries":
         """Some of the queries."""
         return _FeatureQueries(self, rows)
+
+    def look_closer(self) -> bool:
+        """Leave the short dtype, which leaves much open where features share a direction; False if it was left."""
+        short, self.dtype = self.dtype.itemsize == 2, torch.promote_types(self.dtype, torch.float32)
+        self._items = None if short else self._items
+        return short
 
     def items(self, columns: slice) -> FastRows:
         """A part of the gallery, ready for the fast product; what was converted last is kept."""
@@ -230,6 +240,9 @@ class _FeatureQueries:
     def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         return self.scores.canonical(rows + self.start, columns)
 
+    def look_closer(self) -> bool:
+        return self.scores.look_closer()
+
     @property
     def has_table(self) -> bool:
         return self.scores.exact.has_table(self.near)
@@ -307,6 +320,9 @@ class _GivenQueries:
 
     def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> "_GivenPart":
         return _GivenPart(self.matrix[rows, columns])
+
+    def look_closer(self) -> bool:
+        return False
 
     def pairs(self, part: slice, rows: Tensor, columns: Tensor) -> Open:
         values = self.close(rows, columns + part.start)

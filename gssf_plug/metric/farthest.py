@@ -27,7 +27,7 @@ from gssf_plug.metric.exact.first_look import Look, WholeLook, short_dtypes
 from gssf_plug.metric.exact.pair_products import pair_products
 from gssf_plug.metric.exact.reaching import places
 from gssf_plug.metric.exact.sums import correct_roots, power_of_two, scale_rows
-from gssf_plug.metric.exact.whole_numbers import HIDDEN, WholeRows, fits_int8, whole_queries, whole_rows
+from gssf_plug.metric.exact.whole_numbers import HIDDEN, Shared, WholeRows, fits_int8, shared, whole_queries, whole_rows
 from gssf_plug.metric.gallery import check_finite
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.search import MANY, topk
@@ -164,7 +164,9 @@ class _Search:
         self.shorter = short_dtypes(features.device)
         self.tells = torch.int8 in self.shorter and fits_int8(features.shape[1])  # enough in whole numbers
         if self.tells:
-            self.whole, self.whole_parts = whole_queries(self.queries), [_padded(part) for part in self.parts]
+            common = shared(self.items) if metric.normalize else None
+            self.whole = whole_queries(self.queries, common)
+            self.whole_parts = [_padded(part, common) for part in self.parts]
             self.sums = torch.empty(0, dtype=torch.int32)  # of one look after the other: fresh memory costs as much
 
     def fill(self, ends: Ends) -> None:
@@ -296,9 +298,9 @@ class _Precise:
         return products, reach * (self.rows.shape[1] + 32) * 2.0**-52
 
 
-def _padded(items: FastRows) -> WholeRows:
+def _padded(items: FastRows, common: Shared | None) -> WholeRows:
     """In whole groups, so that sums are written where they shall stand."""
-    whole = whole_rows(items)
+    whole = whole_rows(items, common=common)
     return replace(whole, rows=torch.nn.functional.pad(whole.rows, (0, 0, 0, whole.padded - len(whole.rows))))
 
 

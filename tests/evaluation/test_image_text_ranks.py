@@ -10,6 +10,7 @@ from gssf_plug.metric import exact_scores
 from gssf_plug.metric.exact_scores import CanonicalScores
 
 FEATURES = {
+    "shared direction": lambda rows: 3 + torch.randn(rows, 16),
     "apart": lambda rows: torch.randn(rows, 16),
     "copies": lambda rows: torch.randn(6, 16)[torch.randint(6, (rows,))],
     "nearly equal": lambda rows: torch.ones(rows, 16) + 1e-7 * torch.randn(rows, 16),

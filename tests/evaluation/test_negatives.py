@@ -33,10 +33,28 @@ def check(positives, total, table, matches):
 
 KINDS = {
     "apart": lambda rows: torch.randn(rows, 24),
+    "shared direction": lambda rows: 3 + torch.randn(rows, 24),
     "copies": lambda rows: torch.randn(5, 24)[torch.randint(5, (rows,))],
     "nearly equal": lambda rows: torch.ones(rows, 24) + 1e-7 * torch.randn(rows, 24),
     "signs": lambda rows: torch.randint(2, (rows, 24)) * 2.0 - 1,
 }
+
+
+def test_what_a_short_dtype_leaves_open_is_multiplied_in_float32_from_then_on():
+    """As features of most encoders, which share a direction: their scores differ by what bfloat16 rounds."""
+    queries, gallery = 10 + torch.randn(40, 24), 10 + torch.randn(400, 24)
+    matches = LabelGroups(torch.randint(9, (400,))).matches(torch.randint(9, (40,)))
+    features = FeatureScores(None, queries, gallery, torch.bfloat16)
+    scores = features.of(slice(0, 40))
+    positives, total = counted(scores, matches, 20)
+    everything = torch.cartesian_prod(torch.arange(40), torch.arange(400))
+    check(positives, total, scores.canonical(everything[:, 0], everything[:, 1]).view(40, 400), matches)
+    assert features.dtype == torch.float32
+    assert not features.look_closer()
+    matches = LabelGroups(torch.arange(400)).matches(torch.arange(40))
+    apart = FeatureScores(None, torch.randn(40, 24), torch.randn(400, 24), torch.bfloat16)
+    counted(apart.of(slice(0, 40)), matches, 20)
+    assert apart.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
