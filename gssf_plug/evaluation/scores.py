@@ -331,8 +331,7 @@ class _GivenQueries:
     def close(self, rows: Tensor, columns: Tensor) -> Tensor:
         return self.matrix[rows, columns].double()
 
-    def canonical(self, rows: Tensor, columns: Tensor) -> Tensor:
-        return self.close(rows, columns)
+    canonical = close
 
     def table(self, columns: slice, rows: slice = ALL) -> Tensor:
         return self.matrix[rows, columns].to(torch.float64, copy=True)
