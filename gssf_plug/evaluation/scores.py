@@ -8,7 +8,7 @@ depends on no chunk, thread, process or device.
     close       float64 products of single pairs; open within about 10⁻¹³, which is to say at ties
     canonical   correctly rounded, one value for two rows; equal means tied
 
-Where a chunk leaves much open (features that hardly differ), its `finer` has a float64 product in place of the fast.
+Where a chunk leaves much open (features that hardly differ), a float64 product takes the place of the fast one.
 """
 
 from dataclasses import replace
@@ -156,8 +156,8 @@ class FeatureScores:
 
     def look_closer(self) -> bool:
         """Leave the short dtype, which leaves much open where features share a direction; False if it was left."""
-        short, self.dtype = self.dtype.itemsize == 2, torch.promote_types(self.dtype, torch.float32)
-        self._items = None if short else self._items
+        if short := self.dtype.itemsize == 2:
+            self.dtype, self._items = torch.float32, None
         return short
 
     def items(self, columns: slice) -> FastRows:
@@ -344,8 +344,7 @@ class _GivenPart:
     def around(self, low: Tensor, high: Tensor) -> Open:
         return Open(low.to(self.fast), high.to(self.fast))
 
+    around_items = around
+
     def between(self, rows: Tensor, fast: Tensor) -> Open:
         return Open(fast.double(), fast.double())
-
-    def around_items(self, low: Tensor, high: Tensor) -> Open:
-        return self.around(low, high)
