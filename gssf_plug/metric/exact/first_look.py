@@ -199,8 +199,10 @@ class FirstLook:
         common: Shared | None = None,
     ) -> None:
         self.few = len(close.rows) < MANY_QUERIES
-        self.close, self.common = close, common
-        self.usual = fast_queries(queries, torch.bfloat16) if torch.bfloat16 in dtypes else close
+        self.common = common
+        # items that share much differ by what bfloat16 rounds
+        short = torch.bfloat16 in dtypes and common is None
+        self.usual = fast_queries(queries, torch.bfloat16) if short else close
         whole = torch.int8 in dtypes and fits_int8(queries.folded.shape[1])
         self.shortest = whole_queries(queries, common) if whole else None
         self._pays = False  # as far as is known
@@ -215,18 +217,11 @@ class FirstLook:
 
     def at(self, part: Part, hidden: Bool[Tensor, "n m"] | None) -> Look:
         """A look in the usual dtype."""
-        return self._at(self.usual, part, hidden)
-
-    def closely(self, part: Part, hidden: Bool[Tensor, "n m"] | None) -> Look:
-        """A look in the dtype of the closer product where items share much, and differ by what a short dtype rounds."""
-        return self._at(self.usual if self.common is None else self.close, part, hidden)
-
-    def _at(self, queries: FastQueries, part: Part, hidden: Bool[Tensor, "n m"] | None) -> Look:
-        items = part.rows.to(queries.rows.dtype)
-        scores = queries.product(items)
+        items = part.rows.to(self.usual.rows.dtype)
+        scores = self.usual.product(items)
         if hidden is not None:
             scores.masked_fill_(hidden, float("-inf"))
-        return Look(queries, items, scores, hidden is not None)
+        return Look(self.usual, items, scores, hidden is not None)
 
     def begin(self, part: Part, hidden: Bool[Tensor, "n m"] | None, rank: int) -> tuple[Found, Float[Tensor, " n"]]:
         """A look where nothing is known yet: what so many scores of each query are at least, and where that is reached.
@@ -240,7 +235,7 @@ class FirstLook:
             found = Found(whole, whole.reaching(least))
             if whole.leaves_little(found.places):
                 return found, least
-        look = self.closely(part, hidden)
+        look = self.at(part, hidden)
         least = look.at_least(rank)
         return Found(look, look.reaching(least)), least
 

@@ -105,8 +105,8 @@ def test_what_surely_reaches_a_score_does(kind):
 
 def used(monkeypatch, gallery, queries=100, k=3):
     """In which dtype each part was looked at, and with how many queries."""
-    seen, at, whole = [], FirstLook._at, FirstLook._whole_look
-    monkeypatch.setattr(FirstLook, "_at", lambda self, *given: seen.append(given[0]) or at(self, *given))
+    seen, at, whole = [], FirstLook.at, FirstLook._whole_look
+    monkeypatch.setattr(FirstLook, "at", lambda self, *given: seen.append(self.usual) or at(self, *given))
     monkeypatch.setattr(FirstLook, "_whole_look", lambda self, *given: seen.append(given[0]) or whole(self, *given))
     features = torch.randn(queries, gallery.shape[1])
     found, looks = topk(None, features, gallery, k, gallery_chunk=64), list(seen)
