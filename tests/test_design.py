@@ -1,6 +1,7 @@
 """The house: the tree in docs/design.md is the folders', and no room, file or function outgrows its limit."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,14 @@ def there() -> set[str]:
 
 def test_the_tree_is_the_folders():
     assert drawn(DESIGN.read_text(encoding="utf-8")) == there()
+
+
+def test_nothing_else_stands_at_the_top():
+    """Neither in a commit nor about to be, such as what a test left behind."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    top = {path.split("/")[0] for path in files if path and not path.startswith(".")}
+    assert top == {"gssf_plug", "examples", "tests", "docs", "findings", "pyproject.toml", "README.md", "LICENSE"}
 
 
 def test_a_missing_and_an_invented_file_are_seen():

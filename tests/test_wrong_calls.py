@@ -103,10 +103,15 @@ def _called() -> tuple[list[Any], list[type]]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doors make their folders where they are called, and a word may be taken for one."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize("room", ROOMS)
-def test_wrong_calls_are_refused_by_name(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where a word is taken for a folder
+def test_wrong_calls_are_refused_by_name(room: str) -> None:
     ends: dict[str, list[str]] = collections.defaultdict(list)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few items tie, and say so
