@@ -9,6 +9,7 @@ from metric.exact.test_fast_rows import stood_for
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import gallery as module
 from gssf_plug.metric import prepare_gallery, topk
+from gssf_plug.metric.exact import first_look
 from gssf_plug.metric.exact.reaching import GROUP
 from gssf_plug.metric.gallery import check_finite, read_parts
 
@@ -85,16 +86,17 @@ def test_features_out_of_a_model_keep_none_of_its_graph():
     assert not prepare_gallery(torch.randn(20, 8), rounded=place).rounded.rows.requires_grad
 
 
-@pytest.mark.skipif(not module.multiplies_int8(), reason="needs a CPU that multiplies int8")
-def test_a_gallery_from_a_machine_that_multiplies_int8_is_read_in_floats_elsewhere(int8, monkeypatch):
-    if int8:
-        features = torch.randn(200, 64) + 3.0
-        prepared = prepare_gallery(features)
-        monkeypatch.setattr(module, "multiplies_int8", lambda: False)
-        monkeypatch.setattr(torch, "_int_mm", None)  # elsewhere its sums are wrong
-        for queries in (features[:3], features[:100]):
-            found, right = topk(None, queries, prepared, 5), topk(None, queries, features, 5)
-            assert torch.equal(found.indices, right.indices)
+def test_a_gallery_from_a_machine_that_multiplies_int8_is_read_in_floats_elsewhere(monkeypatch):
+    features = torch.randn(200, 64) + 3.0
+    monkeypatch.setattr(module, "multiplies_int8", lambda: True)
+    prepared = prepare_gallery(features)
+    assert prepared.rounded.rows.dtype == torch.int8
+    for room in (module, first_look):
+        monkeypatch.setattr(room, "multiplies_int8", lambda: False)
+    monkeypatch.setattr(torch, "_int_mm", None)  # elsewhere its sums are wrong
+    for queries in (features[:3], features[:100]):
+        found, right = topk(None, queries, prepared, 5), topk(None, queries, features, 5)
+        assert torch.equal(found.indices, right.indices)
 
 
 @pytest.mark.bad_input
