@@ -87,7 +87,7 @@ def test_features_out_of_a_model_keep_none_of_its_graph():
 
 
 def test_a_gallery_from_a_machine_that_multiplies_int8_is_read_in_floats_elsewhere(monkeypatch):
-    features = torch.randn(200, 64) + 3.0
+    features = torch.randn(1000, 64) + 3.0  # of which five are few enough for a look in a short dtype
     monkeypatch.setattr(module, "multiplies_int8", lambda: True)
     prepared = prepare_gallery(features)
     assert prepared.rounded.rows.dtype == torch.int8
