@@ -15,10 +15,12 @@ HEAVY = (
     "faiss",
     "pytorch_metric_learning",
     "pandas",
+    "torch._dynamo",
 )
 
 
-LIGHT = ("import gssf_plug", "import gssf_plug.metric", "import gssf_plug.files")
+SEARCH = "import torch; gssf_plug.metric.topk(None, torch.ones(2, 2), torch.ones(2, 2), 1)"
+LIGHT = ("import gssf_plug", "import gssf_plug.metric", "import gssf_plug.files", SEARCH)
 
 
 def loaded_by(*statements: str) -> list[set[str]]:

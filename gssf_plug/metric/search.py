@@ -74,7 +74,8 @@ def topk(
 
     "Equal" is decided by the canonical score, one float64 number that depends on the two rows and the metric alone: the
     same rows tie in every dtype, chunk and process. The scores that come out are these, rounded to the result's dtype,
-    so two that print alike may still stand in their order. A row of zeros scores 0 with everything.
+    so two that print alike may still stand in their order. A row of zeros scores 0 with everything. Inside
+    `torch.compile` it breaks the graph, as all ranking functions do, so `fullgraph=True` ends in torch's own error.
 
     Args:
         metric: the similarity; None means cosine.

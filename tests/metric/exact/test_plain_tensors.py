@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch._dynamo.exc import Unsupported
+from torch._dynamo.testing import CompileCounter
 
 from gssf_plug.evaluation import KReciprocal, document_ranking, image_text_recall, instance_recall, reid_ranking
 from gssf_plug.metric import prepare_gallery, topk
@@ -108,3 +110,36 @@ def test_is_seen_through():
         return torch.is_grad_enabled()
 
     assert (named.__name__, named.__doc__, named(1), torch.is_grad_enabled()) == ("named", "Says so.", False, True)
+
+
+def evaluated(features, labels):
+    """An evaluation step: graphs before, between and after what ranks."""
+    queries = features * 2
+    found = topk(None, queries, prepare_gallery(features), k=3, exclude=lambda rows, items: rows[:, None] == items)
+    sides = queries[:30], features[30:], labels[:30], labels[30:], labels[:30] * 0, labels[30:] * 0 + 1
+    measures = instance_recall(queries, labels), reid_ranking(*sides, rerank=KReciprocal(k1=5, k2=2))
+    return found.scores, found.indices, measures, (queries @ features.T).sum()
+
+
+@pytest.mark.compile
+def test_compiled_steps_rank_as_others():
+    features, labels, graphs = torch.randn(90, 8), torch.arange(90) % 9, CompileCounter()
+    compiled = torch.compile(evaluated, backend=graphs)
+    for given in (features, features[:60]):
+        scores, indices, measures, total = compiled(given, labels[: len(given)])
+        right = evaluated(given, labels[: len(given)])
+        assert torch.equal(scores, right[0])
+        assert torch.equal(indices, right[1])
+        assert measures == right[2]
+        torch.testing.assert_close(total, right[3])
+    assert torch.equal(torch.compile(topk, backend=graphs)(None, features, features, 2).indices[:, 0], torch.arange(90))
+    before = graphs.frame_count
+    compiled(features, labels)
+    assert graphs.frame_count == before  # what ranks leaves no graphs of its own
+
+
+@pytest.mark.compile
+def test_a_whole_graph_is_refused_by_the_reason():
+    features = torch.randn(9, 8)
+    with pytest.raises(Unsupported, match="torch.compiler.disable.*exact search and ranking"):
+        torch.compile(lambda x: topk(None, x, features, 3).scores, fullgraph=True)(features)
