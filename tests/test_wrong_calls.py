@@ -21,6 +21,7 @@ from wrong_calls.distillation import DISTILLATION
 from wrong_calls.door import outcome, wrong_calls
 from wrong_calls.evaluation import EVALUATION
 from wrong_calls.features import FEATURES
+from wrong_calls.frameworks import FRAMEWORKS, fold_query, index_embedding, normalize_documents
 from wrong_calls.losses import LOSSES, weighted_sum
 from wrong_calls.metric import METRIC
 from wrong_calls.models import MODELS
@@ -29,6 +30,8 @@ from wrong_calls.retrieval import RETRIEVAL
 from wrong_calls.taps import TAPS
 
 from gssf_plug.losses import WeightedSum
+from gssf_plug.retrieval.embedders.haystack import FoldQuery, NormalizeDocuments
+from gssf_plug.retrieval.embedders.llama_index import MetricEmbedding
 
 AT_MOST = 0.01  # of the calls may end in an error from deep inside
 
@@ -42,14 +45,22 @@ ROOMS = {
     "retrieval": RETRIEVAL,
     "distillation": [*DISTILLATION, *TAPS],
     "attention": ATTENTION,
+    "frameworks": FRAMEWORKS,
 }
 
 
 SWEPT = (
     "metric", "metric.stores", "evaluation", "losses", "features", "retrieval", "retrieval.data", "retrieval.models",
-    "distillation", "distillation.losses",
+    "distillation", "distillation.losses", "attention", "attention.layouts", "losses.pml",
+    "retrieval.sentence_transformers", "retrieval.embedders.haystack", "retrieval.embedders.langchain",
+    "retrieval.embedders.llama_index",
 )  # fmt: skip
-STANDS_FOR = {weighted_sum: WeightedSum}  # doors that call a public name in another way
+STANDS_FOR = {  # doors that call a public name in another way
+    weighted_sum: WeightedSum,
+    fold_query: FoldQuery,
+    normalize_documents: NormalizeDocuments,
+    index_embedding: MetricEmbedding,
+}
 NO_DOOR = {
     "metric.Neighbours": "a NamedTuple that topk returns",
     "metric.PreparedGallery": "what prepare_gallery returns; users do not build it",
@@ -71,6 +82,13 @@ NO_DOOR = {
     "retrieval.models.Fragments": "see retrieval.Fragments",
     "retrieval.models.ImageTextModel": "a base class; what inherits it has doors",
     "retrieval.models.RetrievalModel": "a base class; what inherits it has doors",
+    "attention.MergeReport": "what merge returns; users do not build it",
+    "attention.layouts.Heads": "what the search of a model's attention fills in",
+    "attention.layouts.head_counts": "asked by the search of a model's attention",
+    "attention.layouts.known": "takes nothing",
+    "attention.layouts.query_norms": "asked by the search of a model's attention",
+    "attention.layouts.resolve": "asked by the search of a model's attention",
+    "attention.layouts.setting": "asked by the search of a model's attention",
     "distillation.Feature": "a NamedTuple that taps return",
     "distillation.losses.DistillationLoss": "a base class; what inherits it has doors",
     "distillation.losses.FeatureLoss": "the older name of DistillationLoss",

@@ -10,7 +10,7 @@ from os import PathLike
 
 from torch import nn
 
-from gssf_plug.arguments import checked_flag
+from gssf_plug.arguments import check_module, check_text, checked_flag, described
 from gssf_plug.attention.callback import AdapterCallback, accepted_by_trainer, forget_files
 from gssf_plug.attention.merging.fold import MergeReport
 from gssf_plug.attention.merging.merge import fold_for_a_while, merge, switch, unfold, unmerge
@@ -23,6 +23,8 @@ from gssf_plug.files import CardFacts
 from gssf_plug.wrappers import plain_path
 
 __all__ = ["AttentionPatch"]
+
+KNOWN, ALL_NAMES = "name an adapter of this model", "patch.adapter_names has them all."
 
 
 class AttentionPatch:
@@ -37,6 +39,10 @@ class AttentionPatch:
     """
 
     def __init__(self, model: nn.Module, left_alone: Mapping[str, str] | None = None) -> None:
+        check_module("model", model, "Pass the patched model itself.")
+        if left_alone is not None and not isinstance(left_alone, Mapping):
+            remedy = "Leave it out, or take it from another handle."
+            raise ArgumentError("left_alone", "be None or reasons by path", described(left_alone), remedy)
         self.model = model
         self.left_alone = dict(left_alone or {})
         self.layers = {
@@ -102,6 +108,7 @@ class AttentionPatch:
         The others need no gradient meanwhile; each gets its `requires_grad` flags back when it acts again.
         """
         self._check_unmerged("switched")
+        check_text("adapter_name", adapter_name, KNOWN, ALL_NAMES)
         name = self._known(adapter_name)
         for layer in self.layers.values():
             layer.metric_layer.activate(name)
@@ -112,6 +119,7 @@ class AttentionPatch:
         Raises:
             ArgumentError: the adapter is active, or there is none of that name.
         """
+        check_text("adapter_name", adapter_name, KNOWN, ALL_NAMES)
         name = self._known(adapter_name)
         if name == self.active_adapter:
             raise ArgumentError(
@@ -335,9 +343,7 @@ class AttentionPatch:
     def _known(self, adapter_name: str | None, *, acting: bool = True) -> str:
         active = self._first(acting=acting).active
         name = active if adapter_name is None else adapter_name
-        if name not in self.adapter_names:
-            raise ArgumentError(
-                "adapter_name", "name an adapter of this model", repr(name), near_matches(str(name), self.adapter_names)
-            )
-        assert name is not None
+        if not isinstance(name, str) or name not in self.adapter_names:
+            remedy = near_matches(str(name), self.adapter_names)
+            raise ArgumentError("adapter_name", KNOWN, repr(name), remedy)
         return name

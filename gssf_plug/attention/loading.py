@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gssf_plug.adapters import AdapterKind, register
-from gssf_plug.arguments import checked_flag
+from gssf_plug.arguments import check_path, checked_flag
 from gssf_plug.attention.discovery.prober import Prober
 from gssf_plug.attention.handle import AttentionPatch
-from gssf_plug.attention.options import check_adapter_name, check_dtype
+from gssf_plug.attention.options import check_adapter_name, check_dtype, check_example
 from gssf_plug.attention.patch import attach, check_model
 from gssf_plug.attention.placement import fill, is_offloaded
 from gssf_plug.attention.query_layer import LayerMetric
@@ -55,8 +55,7 @@ def load_attention(
 
     Args:
         model: the base model that the adapter was trained on. On a patched model the adapter is added under a new name.
-        path: folder or Hub id of an adapter; a folder that `model.save_pretrained` of a patched model wrote will do,
-            too.
+        path: folder or Hub id of an adapter; also a folder that `model.save_pretrained` of a patched model wrote.
         adapter_name: name of the adapter on this model, which need not be the one that it was saved under; default
             "default".
         hot_swap: True copies the values into the adapter of that name, which the model must hold with the same layers
@@ -72,11 +71,13 @@ def load_attention(
     Raises:
         CheckpointError: the adapter is missing, damaged, or of another model. The message names the first mismatch; the
             model is untouched.
-        ArgumentError: the model cannot be patched, or it holds an adapter of that name already (with `hot_swap`: holds
-            none).
+        ArgumentError: the model cannot be patched, it holds an adapter of that name already (with `hot_swap`: none), or
+            an option is not of its type.
     """
+    check_path("path", path)
     check_adapter_name(adapter_name)
     check_dtype(dtype)
+    check_example(example_inputs)
     hot_swap = checked_flag("hot_swap", hot_swap)
     local_files_only = checked_flag("local_files_only", local_files_only)
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}

@@ -193,11 +193,11 @@ def push_adapter(
     revision: str | None,
     commit_message: str,
 ) -> str:
-    """Upload what `save` writes into a folder; gives the commit's address."""
+    """Upload what `save` writes into a folder; gives the commit's address. What cannot be saved makes no repository."""
     api = HfApi(token=token)
-    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder))
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         return str(
             api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message)
         )
@@ -206,12 +206,11 @@ def push_adapter(
 def _card(config: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: CardFacts | None) -> str:
     """The card; its base model is the one that the model was loaded from, where that was on the Hub."""
     base = config["base_model"]
-    named: CardFacts = {"base_model": base} if is_hub_id(base) and not Path(base).exists() else {}
+    on_hub = is_hub_id(base) and not Path(base).exists()
     count = sum(tensor.numel() for tensor in tensors.values())
     about = (
         "A learned metric between the queries and keys (qᵀAk; GSSF, IEEE TIP 2024, arXiv 2410.15266) of "
         f"{len(config['layers'])} attention layers of a {config['base_model_class']}: {count:,} parameters."
     )
-    return render_card(
-        "GSSF attention adapter", about, USAGE, ("gssf", "adapter", "attention"), {**named, **(facts or {})}
-    )
+    tags = ("gssf", "adapter", "attention")
+    return render_card("GSSF attention adapter", about, USAGE, tags, facts, base_model=base if on_hub else None)

@@ -11,12 +11,16 @@ from typing import Any, TypedDict
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from gssf_plug.arguments import check_text, described, listed
 from gssf_plug.errors import ArgumentError, near_matches
 
 __all__ = ["CardFacts", "is_hub_id", "render_card"]
 
 TASK = "feature-extraction"
 UNSAID = "Not stated by whoever saved this."
+TEXTS = ("data", "evaluated_on", "license", "notes")
+HUB_IDS = ("datasets", "base_model")
+LISTS = (*HUB_IDS, "language")
 
 
 class CardFacts(TypedDict, total=False):
@@ -43,7 +47,15 @@ class CardFacts(TypedDict, total=False):
     notes: str
 
 
-def render_card(title: str, about: str, usage: str, tags: Sequence[str], facts: CardFacts | None = None) -> str:
+def render_card(
+    title: str,
+    about: str,
+    usage: str,
+    tags: Sequence[str],
+    facts: CardFacts | None = None,
+    *,
+    base_model: str | None = None,
+) -> str:
     """A model card as Markdown.
 
     Args:
@@ -52,12 +64,15 @@ def render_card(title: str, about: str, usage: str, tags: Sequence[str], facts: 
         usage: Python code that loads it.
         tags: words that the Hub's search finds it by.
         facts: what only the author can say, see `CardFacts`.
+        base_model: Hub id of the model that it belongs to, where the facts name none.
 
     Raises:
-        ArgumentError: a fact is unknown, a measure is no finite number, or the Hub would refuse an id.
+        ArgumentError: a fact is unknown or not of its type, a measure is no finite number, or the Hub would refuse an
+            id.
     """
-    facts = facts or {}
+    facts = facts if facts is not None else {}
     _check(facts)
+    facts = facts if base_model is None else {"base_model": base_model, **facts}
     measures = facts.get("measures") or {}
     rows = "\n".join(f"| {name} | {value:g} |" for name, value in measures.items())
     of = f" on {facts['evaluated_on']}" if measures and "evaluated_on" in facts else ""
@@ -108,17 +123,36 @@ def _listed(value: str | Sequence[str] | None) -> str | list[str] | None:
 
 def _check(facts: Mapping[str, Any]) -> None:
     known = CardFacts.__annotations__
+    if not isinstance(facts, Mapping):
+        raise ArgumentError("model_card_kwargs", "hold facts by name", described(facts), 'Such as {"license": "mit"}.')
     for name in facts:
         if name not in known:
             raise ArgumentError(
-                "model_card_kwargs", f"hold only {sorted(known)}", repr(name), near_matches(name, known)
+                "model_card_kwargs", f"hold only {sorted(known)}", repr(name), near_matches(str(name), known)
             )
-    for name, value in (facts.get("measures") or {}).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ArgumentError("measures", "hold finite numbers", f"{name}={value!r}", "Convert it with float(value).")
-    for key in ("datasets", "base_model"):
-        listed = _listed(facts.get(key)) or []
-        for repo in [listed] if isinstance(listed, str) else listed:
+    given = {key: value for key, value in facts.items() if value is not None}
+    for key in filter(TEXTS.__contains__, given):
+        check_text(key, given[key], "be a text", "Write it in words.")
+    for key in filter(LISTS.__contains__, given):
+        _check_texts(key, given[key])
+    _check_measures(given.get("measures", {}))
+    for key in filter(HUB_IDS.__contains__, given):
+        repos = _listed(given[key]) or []
+        for repo in [repos] if isinstance(repos, str) else repos:
             if not is_hub_id(repo):
                 remedy = "Give Hub ids such as 'user/name'; describe anything else in `data` or `notes`."
                 raise ArgumentError(key, "hold ids of the Hugging Face Hub", repr(repo), remedy)
+
+
+def _check_measures(measures: object) -> None:
+    if not isinstance(measures, Mapping):
+        raise ArgumentError("measures", "hold numbers by name", described(measures), 'Such as {"mAP": 45.6}.')
+    for name, value in measures.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ArgumentError("measures", "hold finite numbers", f"{name}={value!r}", "Convert it with float(value).")
+
+
+def _check_texts(key: str, value: object) -> None:
+    texts = (value,) if isinstance(value, str) else listed(value) if isinstance(value, Sequence) else None
+    if texts is None or not all(isinstance(text, str) for text in texts):
+        raise ArgumentError(key, "be a text or a list of texts", described(value), "Write each as the Hub spells it.")

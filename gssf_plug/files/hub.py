@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
 )
 from torch import Tensor, nn
 
+from gssf_plug.arguments import check_path, check_text, checked_flag, described
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files.cards import CardFacts
 from gssf_plug.files.folders import Format, write_folder
@@ -33,14 +34,23 @@ class HubOptions(TypedDict, total=False):
     revision: str | None
 
 
-def locate(name_or_path: str | os.PathLike[str], layout: Format, **hub: Unpack[HubOptions]) -> Path:
+def locate(
+    name_or_path: str | os.PathLike[str], layout: Format, *, argument: str = "path", **hub: Unpack[HubOptions]
+) -> Path:
     """The local folder of `name_or_path`: itself where it is a folder, else downloaded from the Hugging Face Hub.
 
     Args:
         name_or_path: a folder, or a Hub id such as "user/name".
         layout: names of the files that are needed.
+        argument: name of the caller's argument, for the error.
         hub: options of `hf_hub_download`, such as `revision`.
+
+    Raises:
+        ArgumentError: this is no path, or an option is not of its type (those of the Hub are checked for folders, too).
+        CheckpointError: there is neither such a folder nor such a repository.
     """
+    check_path(argument, name_or_path)
+    _check_options(hub)
     if os.path.isdir(name_or_path):
         return Path(name_or_path)
     name = os.fspath(name_or_path)
@@ -58,6 +68,19 @@ def locate(name_or_path: str | os.PathLike[str], layout: Format, **hub: Unpack[H
             "Check the spelling, the network and your access token.",
         ) from error
     return Path(config).parent
+
+
+def _check_options(hub: HubOptions) -> None:
+    for name in ("force_download", "local_files_only"):
+        checked_flag(name, hub.get(name, False))
+    revision, token, cache_dir = (hub.get(name) for name in ("revision", "token", "cache_dir"))
+    if revision is not None:
+        check_text("revision", revision, "be None or the name of a branch, tag or commit", "Such as 'main'.")
+    if token is not None and not isinstance(token, str | bool):
+        rule, remedy = "be None, True, False or a token as text", "True takes the one that is stored on this machine."
+        raise ArgumentError("token", rule, described(token), remedy)
+    if cache_dir is not None:
+        check_path("cache_dir", cache_dir)
 
 
 class HubModule(ModelHubMixin):
@@ -158,6 +181,7 @@ class HubModule(ModelHubMixin):
             unknown: any further option, which is refused, so that a misspelt one is not swallowed.
 
         Raises:
+            ArgumentError: an option is unknown, or not of its type.
             CheckpointError: the folder is missing, damaged, of another kind or of a newer format.
         """
         own = {name: unknown.pop(name) for name in cls.loading_options if name in unknown}
@@ -175,7 +199,8 @@ class HubModule(ModelHubMixin):
             local_files_only=local_files_only,
             revision=revision,
         )
-        folder = locate(pretrained_model_name_or_path, cls.file_format, **hub)
+        argument = "pretrained_model_name_or_path"
+        folder = locate(pretrained_model_name_or_path, cls.file_format, argument=argument, **hub)
         module = build_from(folder, cls.file_format, partial(cls.from_files, **own))
         assert isinstance(module, nn.Module)
         return module.eval()

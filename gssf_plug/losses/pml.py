@@ -24,7 +24,9 @@ from typing import Any, cast
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gssf_plug.losses.embedding_loss import EmbeddingLoss, Score
+from gssf_plug.arguments import check_function, check_module, described, is_dense
+from gssf_plug.errors import ArgumentError
+from gssf_plug.losses.embedding_loss import EmbeddingLoss, Score, check_features
 
 try:
     from pytorch_metric_learning.distances import BaseDistance
@@ -34,6 +36,9 @@ except ImportError as error:
     ) from error
 
 __all__ = ["GSSFDistance", "MetricLearningLoss"]
+
+LOSS = "Give a loss object of pytorch-metric-learning, which reads embeddings, labels and mined tuples."
+MINER = "Give a miner object of pytorch-metric-learning, which reads embeddings and labels."
 
 
 class GSSFDistance(BaseDistance):
@@ -45,12 +50,24 @@ class GSSFDistance(BaseDistance):
             `aligned`).
 
     Raises:
-        ArgumentError: the embeddings have another width than the metric.
+        ArgumentError: the metric is no such module; the embeddings are no matrix or have another width than the metric.
     """
 
     def __init__(self, metric: nn.Module) -> None:
+        remedy = "Give the GSSFMetric of the model."
+        check_module("metric", metric, remedy)
+        if not any(callable(getattr(metric, name, None)) for name in ("pairwise", "aligned")):
+            raise ArgumentError("metric", "score single pairs with `pairwise`", described(metric), remedy)
         super().__init__(is_inverted=True, normalize_embeddings=False)
         self.metric = metric
+
+    def check_shapes(self, query_emb: object, ref_emb: object) -> None:
+        """What pytorch-metric-learning asks for before it compares: two matrices, or one and None."""
+        for name, side in (("query_emb", query_emb), ("ref_emb", ref_emb)):
+            alone = side is None and name == "ref_emb"
+            if not alone and (not is_dense(side) or side.ndim != 2):
+                remedy = "Give one row of numbers per item."
+                raise ArgumentError(name, "be a matrix of embeddings N×D", described(side), remedy)
 
     def compute_mat(self, query_emb: Float[Tensor, "n dim"], ref_emb: Float[Tensor, "m dim"]) -> Float[Tensor, "n m"]:
         """All pairs."""
@@ -72,15 +89,24 @@ class MetricLearningLoss(EmbeddingLoss):
         loss: any loss of pytorch-metric-learning on embeddings and labels. Give it `distance=GSSFDistance(metric)` with
             the metric of the model; proxies and other parameters of the loss are trained too.
         miner: any of its miners that give tuples, or None (default).
+
+    Raises:
+        ArgumentError: `loss` or `miner` is no module; the features are no floating-point matrix, or the labels are no
+            whole numbers, one for each row.
     """
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
+        check_module("loss", loss, LOSS)
+        check_function("loss", loss, LOSS, takes=3)
+        check_module("miner", miner, MINER, optional=True)
+        check_function("miner", miner, MINER, takes=2, optional=True)
         super().__init__()
         self.loss = loss
         self.miner = miner
 
     def forward(self, features: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], score: Score) -> Float[Tensor, ""]:
         """The loss of one batch; `score` is not used, the distances know the metric."""
+        check_features(features, labels)
         mined: Any = self.miner(features, labels) if self.miner is not None else None
         value: Tensor = self.loss(features, labels, mined)
         return value

@@ -10,13 +10,16 @@ alone: one Dense layer for the queries, which anybody loads without this package
 Needs sentence-transformers (the extra of that name).
 """
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from gssf_plug.arguments import described
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
+from gssf_plug.metric.options import require_metric
 
 try:
     from sentence_transformers.base.modules import Dense, Module, Normalize, Router
@@ -29,6 +32,8 @@ except ImportError as error:
 __all__ = ["MetricModule", "merged_modules"]
 
 TASKS = ("query", "document")
+EMBEDDING = "sentence_embedding"
+NEEDED = "Give a GSSFMetric of the width of the embeddings."
 
 
 class MetricModule(Module):
@@ -40,6 +45,9 @@ class MetricModule(Module):
     Args:
         metric: its width is that of the embeddings, (batch, dim).
 
+    Raises:
+        ArgumentError: `metric` is no metric.
+
     The model's similarity must be "dot": with "cos" the order of one query's documents is the same, but scores of
     different queries can no longer be compared. `encode` without a task means "document".
 
@@ -50,6 +58,7 @@ class MetricModule(Module):
     forward_kwargs = {"task"}
 
     def __init__(self, metric: GSSFMetric) -> None:
+        require_metric(metric, NEEDED)
         super().__init__()
         self.metric = metric
 
@@ -57,9 +66,13 @@ class MetricModule(Module):
         """Replace "sentence_embedding", (batch, dim), by the fold or by the normalised embedding.
 
         Raises:
-            ArgumentError: the task has another name than the two, or there is none while training.
+            ArgumentError: there is no sentence embedding yet; the task has another name than the two, or there is none
+                while training.
         """
-        task = task or features.get("task")
+        if not isinstance(features, Mapping) or EMBEDDING not in features:
+            got = ", ".join(map(repr, features)) if isinstance(features, Mapping) else described(features)
+            raise ArgumentError("features", f"hold '{EMBEDDING}'", got or "nothing", "Put this module behind pooling.")
+        task = features.get("task") if task is None else task
         if task is None and self.training and torch.is_grad_enabled():
             raise ArgumentError(
                 "task",
@@ -67,10 +80,10 @@ class MetricModule(Module):
                 "None",
                 'Set router_mapping={"your query column": "query", "your other column": "document"} in the arguments.',
             )
-        if task not in (*TASKS, None):
+        if task is not None and not (isinstance(task, str) and task in TASKS):
             raise ArgumentError("task", "be 'query' or 'document'", repr(task), "Name each column's side so.")
         side = self.metric.fold if task == "query" else self.metric.gallery
-        features["sentence_embedding"] = side(features["sentence_embedding"])
+        features[EMBEDDING] = side(features[EMBEDDING])
         return features
 
     def get_embedding_dimension(self) -> int:
@@ -111,7 +124,11 @@ def merged_modules(metric: GSSFMetric) -> list[nn.Module]:
     Returns:
         A router that normalises queries (unless `normalize=False`) and sends them through one Dense layer without bias
         or activation, and normalises documents alone. It equals `MetricModule` up to rounding.
+
+    Raises:
+        ArgumentError: `metric` is no metric, or its weights are on the meta device.
     """
+    require_metric(metric, NEEDED, values=True)
     matrix: Tensor = metric.matrix().detach().T.contiguous()
     fold = Dense(metric.dim, metric.dim, bias=False, activation_function=None, init_weight=matrix)
     norm: list[Module] = [Normalize()] if metric.normalize else []

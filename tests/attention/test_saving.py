@@ -88,3 +88,6 @@ def test_push_to_hub(bert: BertModel, ids: Tensor, tmp_path: Path, monkeypatch: 
     assert torch.equal(hidden(fresh, ids), expected)
     with pytest.raises(ArgumentError, match="name an adapter of this model"):
         patch.push_to_hub("metric", adapter_name="other")
+    with pytest.raises(ArgumentError, match="`datasets` must hold ids of the Hugging Face Hub"):
+        patch.push_to_hub("other", model_card_kwargs={"datasets": ["no id at all"]})
+    assert [name for name, _ in hub.calls].count("create_repo") == 1  # what cannot be saved makes no repository

@@ -110,3 +110,8 @@ def test_training_without_a_task_is_refused(encoder: list[torch.nn.Module]) -> N
         module({"sentence_embedding": torch.randn(2, WIDTH)})
     with pytest.raises(ArgumentError, match=r"`task` must be 'query' or 'document', but got 'anchor'"):
         module({"sentence_embedding": torch.randn(2, WIDTH), "task": "anchor"})
+
+
+def test_before_pooling_it_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="hold 'sentence_embedding', but got 'token_embeddings'.*behind pooling"):
+        MetricModule(GSSFMetric(8, block_size=4)).forward({"token_embeddings": torch.ones(1, 2, 8)}, "query")

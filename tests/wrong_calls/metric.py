@@ -1,6 +1,7 @@
 """Doors of `gssf_plug.metric`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,15 @@ def _items() -> Tensor:
     return features(4)
 
 
+def _saved() -> dict[str, Any]:
+    if not Path("a metric").exists():
+        metric().save_pretrained("a metric")
+    return {
+        "pretrained_model_name_or_path": "a metric", "force_download": False, "token": None, "cache_dir": None,
+        "local_files_only": True, "revision": None,
+    }  # fmt: skip
+
+
 METRIC = [
     Door(
         GSSFMetric,
@@ -60,6 +70,12 @@ METRIC = [
     Door(metric().fold, lambda: {"queries": features()}, lambda given: np.shape(given["queries"]), True),
     Door(metric().gallery, lambda: {"items": features()}, lambda given: np.shape(given["items"]), True),
     Door(metric().prune, lambda: {"threshold": 0.1}),
+    Door(
+        metric().save_pretrained,
+        lambda: {"save_directory": "saved", "model_card_kwargs": {"measures": {"mAP": 1.0}, "datasets": ["a/b"]}},
+        left_out=("push_to_hub", "repo_id", "config", "push_to_hub_kwargs"),  # for the Hub, which is not reached here
+    ),
+    Door(GSSFMetric.from_pretrained, _saved, left_out=("unknown",)),  # which is refused
     Door(normalize_rows, lambda: {"x": features()}, lambda given: np.shape(given["x"]), True),
     Door(
         block_contributions,

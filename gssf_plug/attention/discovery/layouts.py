@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from gssf_plug.arguments import described
+from gssf_plug.arguments import check_text, checked_count, checked_flag, described, listed
 from gssf_plug.errors import ArgumentError
 
 __all__ = [
@@ -30,6 +30,10 @@ __all__ = [
     "setting",
     "unregister",
 ]
+
+
+PARTS = frozenset("qkvgV")
+GROUPS = ("key_heads", "query_heads")
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,24 @@ class Packing:
             value) of any width.
         groups: number of groups in which the parts repeat, or "key_heads" or "query_heads" for one group for each head.
             Default 1.
+
+    Raises:
+        ArgumentError: the order holds other letters or one twice, or the groups are neither a count nor such a name.
     """
 
     order: str
     groups: int | str = 1
+
+    def __post_init__(self) -> None:
+        order: object = self.order
+        if not isinstance(order, str) or not order or set(order) - PARTS or len(set(order)) < len(order):
+            rule = "hold each of the letters q, k, v, g and V once at most"
+            raise ArgumentError("order", rule, repr(order), "Such as 'qkv'.")
+        if not isinstance(self.groups, str):
+            remedy = "One group is one part after the other."
+            checked_count("groups", self.groups, remedy, rule=f"be a count or one of {GROUPS}")
+        elif self.groups not in GROUPS:
+            raise ArgumentError("groups", f"be a count or one of {GROUPS}", repr(self.groups), "1 is the default.")
 
     def channels(self, part: str, width: int, heads: Heads) -> Int[Tensor, "heads size"] | None:
         """Indices of the channels of `part` ("q" or "k"), head by head; None where this packing cannot have `width`."""
@@ -117,6 +135,9 @@ class Layout:
             into account.
         only_attention: True considers only classes that call themselves attention; for names that other modules use,
             too.
+
+    Raises:
+        ArgumentError: a name is no text, a packing lacks its part, or a flag is neither True nor False.
     """
 
     name: str
@@ -128,6 +149,24 @@ class Layout:
     bias: str | None = None
     key_is_value: bool = False
     only_attention: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("name", "query"):
+            check_text(name, getattr(self, name), "be a text", "See gssf_plug.attention.Layout.")
+        for name in ("key", "bias"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name), "be a text or None", "See gssf_plug.attention.Layout.")
+        for name, part in (("query_packing", "q"), ("key_packing", "k")):
+            packing = getattr(self, name)
+            if not isinstance(packing, Packing) or part not in packing.order:
+                got = repr(packing) if isinstance(packing, Packing) else described(packing)
+                raise ArgumentError(name, f"be a Packing with the part {part}", got, f"Such as Packing('{part}').")
+        besides = listed(self.besides) if isinstance(self.besides, list | tuple) else None
+        if besides is None or not all(isinstance(one, str) for one in besides):
+            raise ArgumentError("besides", "be a tuple of names", described(self.besides), "Such as ('pos_bias',).")
+        object.__setattr__(self, "besides", besides)
+        for name in ("key_is_value", "only_attention"):
+            checked_flag(name, getattr(self, name))
 
 
 def register(layout: Layout) -> None:
@@ -152,7 +191,12 @@ def register(layout: Layout) -> None:
 
 
 def unregister(name: str) -> None:
-    """Forget a layout that `register` declared."""
+    """Forget a layout that `register` declared, if it is there.
+
+    Raises:
+        ArgumentError: the name is no text.
+    """
+    check_text("name", name, "be the name of a layout", "Such as layout.name.")
     _registered[:] = [layout for layout in _registered if layout.name != name]
 
 

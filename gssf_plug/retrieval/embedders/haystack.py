@@ -9,9 +9,11 @@ retriever `scale_score=False`, and its scores are the metric's.
 Needs haystack-ai (the extra `haystack`).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from gssf_plug.arguments import described, listed
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.retrieval.embedders.sides import as_metric, document_side, query_side
@@ -85,12 +87,16 @@ class NormalizeDocuments(_WithMetric):
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
         """`documents`: each with an embedding of D numbers; copies come back, the given ones stay as they are."""
-        without = [document.id for document in documents if document.embedding is None]
+        given = listed(documents) if not isinstance(documents, Mapping) else None
+        if given is None or not all(isinstance(document, Document) for document in given):
+            remedy = "Put this component behind a document embedder."
+            raise ArgumentError("documents", "be a list of Haystack documents", described(documents), remedy)
+        without = [document.id for document in given if document.embedding is None]
         if without:
             remedy = "Put this component behind a document embedder."
             raise ArgumentError(
                 "documents", "all have an embedding", f"{len(without)} without, the first {without[0]}", remedy
             )
-        vectors = document_side(self.metric, [document.embedding or [] for document in documents])
-        pairs = zip(documents, vectors, strict=True)
+        vectors = document_side(self.metric, [document.embedding for document in given])
+        pairs = zip(given, vectors, strict=True)
         return {"documents": [replace(document, embedding=vector) for document, vector in pairs]}

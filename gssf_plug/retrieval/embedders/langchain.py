@@ -10,6 +10,7 @@ metric, and one with `query_embedding_cache=True` gives a text that it met as a 
 Needs langchain-core (the extra `langchain`).
 """
 
+from gssf_plug.arguments import check_text, described
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.retrieval.embedders.sides import as_metric, document_side, query_side
@@ -22,6 +23,8 @@ except ImportError as error:
     ) from error
 
 __all__ = ["MetricEmbeddings"]
+
+ONE_TEXT = ("be one text", "embed_documents takes several.")
 
 
 class MetricEmbeddings(Embeddings):
@@ -46,16 +49,26 @@ class MetricEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """M×D vectors for the store, free of the learned matrix."""
+        _check_texts(texts)
         return document_side(self.metric, self.embeddings.embed_documents(texts))
 
     def embed_query(self, text: str) -> list[float]:
         """The folded query, D numbers."""
+        check_text("text", text, *ONE_TEXT)
         return query_side(self.metric, self.embeddings.embed_query(text))
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents`, through the asynchronous call of the embeddings."""
+        _check_texts(texts)
         return document_side(self.metric, await self.embeddings.aembed_documents(texts))
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query`, through the asynchronous call of the embeddings."""
+        check_text("text", text, *ONE_TEXT)
         return query_side(self.metric, await self.embeddings.aembed_query(text))
+
+
+def _check_texts(texts: object) -> None:
+    """A list of texts; one text alone would be embedded letter by letter."""
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ArgumentError("texts", "be a list of texts", described(texts), "Give one text as [text].")

@@ -39,6 +39,16 @@ def test_the_inner_product_is_the_score_and_the_sides_differ(wrapped):
     assert embeddings.embed_documents([]) == []
 
 
+def test_one_text_is_no_list_of_texts(wrapped):
+    embeddings, _ = wrapped
+    with pytest.raises(
+        ArgumentError, match=r"`texts` must be a list of texts, but got str\. Give one text as \[text\]"
+    ):
+        embeddings.embed_documents("cat")
+    with pytest.raises(ArgumentError, match="`text` must be one text, but got list"):
+        asyncio.run(embeddings.aembed_query(["cat"]))
+
+
 def test_asynchronous_calls_give_the_same(wrapped):
     embeddings, _ = wrapped
     assert asyncio.run(embeddings.aembed_query("cat")) == embeddings.embed_query("cat")

@@ -46,3 +46,15 @@ def test_another_width_is_refused():
         query_side(trained(), [1.0] * 3)
     with pytest.raises(ArgumentError, match=f"must have {DIM} channels"):
         document_side(trained(), [[1.0] * 3])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("vector", "got"),
+    [([float("nan")] * DIM, "NaN"), ([[1.0] * DIM], "shape"), (["a"] * DIM, "an array of"), (3, "shape")],
+)
+def test_what_is_no_vector_is_refused(vector, got):
+    with pytest.raises(ArgumentError, match=f"`embedding` must .*{got}"):
+        query_side(trained(), vector)
+    with pytest.raises(ArgumentError, match="`embeddings` must "):
+        document_side(trained(), [vector])
