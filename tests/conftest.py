@@ -107,6 +107,15 @@ def _fresh_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two of torch's threads, as a machine of two cores has them."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(usual)
+
+
+@pytest.fixture
 def little_memory() -> Iterator[None]:
     """Two GiB beyond what is mapped now: allocating for a number in a file fails, and not by a CheckpointError."""
     before = resource.getrlimit(resource.RLIMIT_AS)

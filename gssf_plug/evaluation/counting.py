@@ -9,18 +9,18 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from gssf_plug.evaluation.scores import slices
 from gssf_plug.metric.exact.fast_scores import Open
-from gssf_plug.metric.exact.reaching import at_least_of, comparable, in_threads, places, reaching, widened
+from gssf_plug.metric.exact.reaching import at_least_of, comparable, least_of, places, reaching, widened
+from gssf_plug.metric.exact.threads import in_threads, slices
 
 __all__ = ["certain_counts", "certain_pairs", "count_in_order", "count_reaching", "from_the_right"]
 
 BINS = 1024  # bin 0 lies below all positives
 USUALLY_REACH = 4  # one score in so many, or fewer
-COUNTED_AT_ONCE = 524_288  # scores: what counting makes of more would leave the cache
+COUNTED_AT_ONCE = 1_048_576  # scores: what counting makes of more would leave the cache
 WORTH_A_THREAD = 262_144  # scores
 SAMPLED = 97  # one score in so many says how many reach
 MOST_REACH = 0.4
@@ -29,29 +29,30 @@ DIRECT = 16_384  # comparisons of one row that cost less than its bins
 
 
 def certain_counts(
-    fast: Float[Tensor, "n m"],
+    fast: Shaped[Tensor, "n m"],
     low: Float[Tensor, "n most"],
     high: Float[Tensor, "n most"],
-    peaks: Float[Tensor, "n groups"] | None = None,
+    peaks: Shaped[Tensor, "n groups"] | None = None,
 ) -> tuple[Int[Tensor, "n most"], Int[Tensor, " open"]]:
     """How many scores of its row are certainly at least each positive, and where those stand that decide more.
 
     Args:
-        fast: scores; -inf takes one out.
+        fast: scores, or whole numbers in 32 bits that stand for them; the least that there is takes one out.
         low: per positive, in any order, what lies below it is certainly less; infinity where there is no positive.
         high: bound above which a score is certainly more.
         peaks: peaks from `group_peaks`, where few scores are expected to reach the least `low`.
     """
+    least = least_of(low.amin(1), fast.dtype)
     if peaks is not None or fast.shape[1] <= FEW_REACH:
-        at = reaching(fast, low.amin(1), peaks)
+        at = reaching(fast, least, peaks)
         if len(at) <= FEW_REACH * len(fast):
             return torch.zeros_like(low, dtype=torch.long), at
     if fast.device.type != "cpu":
-        return _binned(fast, low, high, None if _most_reach(fast, low.amin(1)) else reaching(fast, low.amin(1)))
+        return _binned(fast, low, high, None if _most_reach(fast, least) else reaching(fast, least))
     # a row's bins take room, however few its scores
     blocks = slices(len(fast), COUNTED_AT_ONCE // max(BINS, fast.shape[1])) or [slice(0, 0)]
     threads = min(torch.get_num_threads(), 1 + fast.numel() // WORTH_A_THREAD)
-    found = in_threads(lambda: _Counter(fast, low, high, blocks[0].stop), blocks, threads)
+    found = in_threads(lambda: _Counter(fast, least, low, high, blocks[0].stop), blocks, threads)
     counts, open_places = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return torch.from_numpy(counts), torch.from_numpy(open_places)
 
@@ -61,15 +62,21 @@ class _Counter:
 
     Args:
         fast: all scores.
+        least: the lowest bound of every row.
         low: bounds of all rows.
         high: the upper ones.
         rows: rows at once, whose scores fit the cache; memory for these is written again and again.
     """
 
     def __init__(
-        self, fast: Float[Tensor, "n m"], low: Float[Tensor, "n most"], high: Float[Tensor, "n most"], rows: int
+        self,
+        fast: Shaped[Tensor, "n m"],
+        least: Shaped[Tensor, " n"],
+        low: Float[Tensor, "n most"],
+        high: Float[Tensor, "n most"],
+        rows: int,
     ) -> None:
-        self.scores, self.least = comparable(fast), comparable(low.amin(1, keepdim=True))
+        self.scores, self.least = comparable(fast), comparable(least[:, None])
         wide = torch.promote_types(fast.dtype, torch.float32)
         self.dtype, self.low, self.high = fast.dtype, low.to(wide).numpy(), high.to(wide).numpy()
         self.reached = np.empty((rows, fast.shape[1]), dtype=bool)
@@ -111,11 +118,11 @@ class _Counter:
         above = sure.reshape(count, BINS).cumsum(axis=1)
         counts = above[:, -1:] - np.take_along_axis(above, last - starts[:, None], axis=1)
         counts[~asked] = 0
-        return counts, at[touched[key]] + own.start * width
+        return counts, at[np.flatnonzero(np.take(touched, key, mode="clip"))] + own.start * width
 
 
 def _binned(
-    fast: Float[Tensor, "n m"],
+    fast: Shaped[Tensor, "n m"],
     low: Float[Tensor, "n most"],
     high: Float[Tensor, "n most"],
     at: Int[Tensor, " reached"] | None,
@@ -151,7 +158,7 @@ def _binned(
     return counts, open_places if at is None else at.index_select(0, open_places)
 
 
-def _most_reach(fast: Float[Tensor, "n m"], least: Float[Tensor, " n"]) -> bool:
+def _most_reach(fast: Shaped[Tensor, "n m"], least: Shaped[Tensor, " n"]) -> bool:
     """Whether a list of those that reach the bounds would cost more than it spares, by one score in some hundred."""
     return float((fast[:, ::SAMPLED] >= least[:, None]).double().mean()) > MOST_REACH
 

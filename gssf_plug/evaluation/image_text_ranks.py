@@ -14,9 +14,10 @@ from torch import Tensor
 
 from gssf_plug.distributed import add_over_processes, share
 from gssf_plug.evaluation.negatives import MANY_OPEN, MOST_AFTER_SHORT, MOST_PAIRS, WAITING_AT_MOST
-from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries, Scores, slices
+from gssf_plug.evaluation.scores import ScoredPart, ScoredQueries, Scores
 from gssf_plug.metric.exact.fast_scores import Open
 from gssf_plug.metric.exact.reaching import places, places_at_least
+from gssf_plug.metric.exact.threads import slices
 
 __all__ = ["ImageTextRanks", "Ranks"]
 

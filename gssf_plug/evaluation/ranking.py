@@ -23,13 +23,14 @@ from gssf_plug.distributed import add_over_processes
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.negatives import NegativeCounts
 from gssf_plug.evaluation.positives import Matches, Positives
-from gssf_plug.evaluation.scores import ScoredQueries, slices
+from gssf_plug.evaluation.scores import ScoredQueries
+from gssf_plug.metric.exact.threads import slices
 
 __all__ = ["Block", "Ranked", "Tally", "checked_ranks", "query_blocks", "query_chunks", "rank_positives"]
 
 SCORES_AT_ONCE = 8_388_608  # of one chunk: 32 MB in float32; in smaller ones the product repacks the gallery too often
 MOST_AT_ONCE = 2048  # queries of one chunk: what is made for each, such as its bins, may be wider than a small gallery
-BLOCK_ENTRIES = 1_048_576  # of the features, and of the positives, of queries ranked together: 8 MB in float64
+BLOCK_ENTRIES = 2_097_152  # of the features, and of the positives, of queries ranked together: 16 MB in float64
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ def rank_positives(
     above = torch.zeros_like(positives.columns)
     for columns in queries.parts:
         negatives = NegativeCounts(queries, columns, positives, matches)
-        for rows in slices(len(above), at_once or len(above)):
-            negatives.add(rows)
+        negatives.add(slice(0, len(above)), at_once)
         above += negatives.finish()
     counts, most = positives.counts, above.shape[1]
     index = (counts[:, None] - torch.arange(1, most + 1, device=above.device)).clamp_min(0)  # best first

@@ -28,7 +28,7 @@ from gssf_plug.evaluation.options import (
 )
 from gssf_plug.evaluation.positives import LabelGroups
 from gssf_plug.evaluation.ranking import Ranked, Tally, checked_ranks, query_blocks, query_chunks, rank_positives
-from gssf_plug.evaluation.scores import FeatureScores, GivenScores
+from gssf_plug.evaluation.scores import GivenScores, counted_scores
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.plain_tensors import as_outside, on_plain_tensors
 
@@ -94,9 +94,9 @@ def reid_ranking(
     if not bool(ranked.all()):
         gallery, gallery_ids, gallery_cams = gallery[ranked], gallery_ids[ranked], gallery_cams[ranked]
         rescored = rescored[:, ranked] if rescored is not None else None
-    scores = FeatureScores(metric, query, gallery) if rescored is None else GivenScores(rescored)
-    groups, tally = LabelGroups(gallery_ids), Tally()
     chunks = share(query_chunks(len(query), len(gallery), query_chunk), distributed)
+    scores = counted_scores(metric, query, gallery, chunks) if rescored is None else GivenScores(rescored)
+    groups, tally = LabelGroups(gallery_ids), Tally()
     for rows, at_once in query_blocks(chunks, groups.counts(query_ids), query.shape[1]):
         matches = groups.matches(query_ids[rows])
         other = query_cams[rows][matches.rows] != gallery_cams[matches.columns]

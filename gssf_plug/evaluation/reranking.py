@@ -31,10 +31,10 @@ from gssf_plug.evaluation.options import (
     checked_metric,
     promoted,
 )
-from gssf_plug.evaluation.scores import slices
 from gssf_plug.metric import GSSFMetric
 from gssf_plug.metric.exact.pair_products import ascending, pair_products
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
+from gssf_plug.metric.exact.threads import slices
 from gssf_plug.metric.farthest import Ends, nearest_and_farthest
 
 __all__ = ["KReciprocal"]

@@ -24,10 +24,18 @@ from gssf_plug.metric.exact.falling import largest
 from gssf_plug.metric.exact.fast_rows import FastRows, given_rows
 from gssf_plug.metric.exact.fast_scores import FastQueries, Open, fast_queries
 from gssf_plug.metric.exact.first_look import Look, WholeLook, short_dtypes
+from gssf_plug.metric.exact.int8.whole_numbers import (
+    HIDDEN,
+    Shared,
+    WholeRows,
+    fits_int8,
+    shared,
+    whole_queries,
+    whole_rows,
+)
 from gssf_plug.metric.exact.pair_products import pair_products
 from gssf_plug.metric.exact.reaching import places
 from gssf_plug.metric.exact.sums import correct_roots, power_of_two, scale_rows
-from gssf_plug.metric.exact.whole_numbers import HIDDEN, Shared, WholeRows, fits_int8, shared, whole_queries, whole_rows
 from gssf_plug.metric.gallery import check_finite
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.search import MANY, topk

@@ -14,8 +14,8 @@ from gssf_plug.errors import ArgumentError
 from gssf_plug.metric.arrays import Array, check_has_values, float_features
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, given_rows, plain_rows, raw_exponent
 from gssf_plug.metric.exact.first_look import Part
+from gssf_plug.metric.exact.int8.whole_numbers import WholeRows, fits_int8, multiplies_int8, shared, whole_rows
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
-from gssf_plug.metric.exact.whole_numbers import WholeRows, fits_int8, multiplies_int8, shared, whole_rows
 
 __all__ = ["FEW_QUERIES", "PreparedGallery", "check_finite", "prepare_gallery", "read_parts"]
 

@@ -29,9 +29,9 @@ from gssf_plug.metric.exact.choosing import Ranked, RowsOfScores, choose_best
 from gssf_plug.metric.exact.decisions import best_of_candidates
 from gssf_plug.metric.exact.fast_scores import fast_queries
 from gssf_plug.metric.exact.first_look import Part, first_look
+from gssf_plug.metric.exact.int8.whole_numbers import WholeRows
 from gssf_plug.metric.exact.plain_tensors import as_outside, on_plain_tensors
 from gssf_plug.metric.exact.reaching import GROUP
-from gssf_plug.metric.exact.whole_numbers import WholeRows
 from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_parts
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import check_metric, checked_chunk

@@ -4,7 +4,7 @@ import torch
 
 from gssf_plug import GSSFMetric
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
-from gssf_plug.metric.exact.whole_numbers import multiplies_int8
+from gssf_plug.metric.exact.int8.whole_numbers import multiplies_int8
 
 DIM, NARROW = 32, 16  # channels of FEATURES and of KINDS
 

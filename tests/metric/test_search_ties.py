@@ -267,11 +267,10 @@ def test_a_sample_of_all_the_best_is_found_out(path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["random", "duplicates", "signs", "hardly different", "some zero rows"])
-def test_all_items_are_wanted_by_several_threads(kind, monkeypatch):
+def test_all_items_are_wanted_by_several_threads(kind, monkeypatch, two_threads):
     """Scores wait where their indices will stand; nobody reads one where the other is."""
     monkeypatch.setattr(falling, "CACHED", 2 * ITEMS)
     monkeypatch.setattr(falling, "SORTED_AT_ONCE", ITEMS)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     queries, gallery = KINDS[kind](40), KINDS[kind](ITEMS)
     hidden = torch.rand(40, ITEMS) < 0.1
     for metric, mask in ((None, None), (perturbed(), hidden)):

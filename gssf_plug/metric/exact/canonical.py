@@ -33,10 +33,12 @@ __all__ = [
     "canonical_table",
     "fold_exactly",
     "folds_nothing",
+    "near_queries",
 ]
 
 SHORT_BITS = 20  # of an entry: products have 40, so that 2¹² of them add up exactly in 53
 LONGEST_SHORT = 4096
+PAIRS_AT_ONCE = 262_144  # entries of rows whose norms are taken at once: 2 MB in float64
 PRODUCTS_AT_ONCE = 262_144  # 2 MB of float64: what is made of them stays in the cache
 
 
@@ -93,6 +95,20 @@ def canonical_queries(metric: GSSFMetric | None, queries: Float[Tensor, "n dim"]
 
 
 @torch.no_grad()
+def near_queries(metric: GSSFMetric | None, queries: Float[Tensor, "n dim"], normalize: bool) -> CanonicalQueries:
+    """Near the canonical side, whose squares are correctly rounded and cost more than all else here."""
+    pieces = queries.split(max(1, PAIRS_AT_ONCE // max(1, queries.shape[1])))  # what is made of each stays in the cache
+    folded = torch.empty(queries.shape, dtype=torch.float64, device=queries.device)
+    exponents, squares = [], []
+    for piece, out in zip(pieces, folded.split(len(pieces[0])), strict=True):
+        values, exponent = scale_rows(piece)
+        squares.append(values.square().sum(1))
+        rows, own_exponent = scale_rows(values if metric is None else fold_exactly(metric, values))
+        out.copy_(rows)
+        exponents.append(own_exponent if normalize else own_exponent + exponent)
+    return CanonicalQueries(folded, torch.cat(exponents), torch.cat(squares) if normalize else None)
+
+
 def canonical_scores(
     queries: CanonicalQueries,
     rows: Int[Tensor, " pairs"],

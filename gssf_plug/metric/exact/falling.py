@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gssf_plug.metric.exact.reaching import in_threads
+from gssf_plug.metric.exact.threads import in_threads
 
 __all__ = ["Apart", "Falling", "RowSorter", "largest", "sort_in_blocks"]
 

@@ -20,8 +20,7 @@ from gssf_plug.metric.exact.canonical import CanonicalQueries
 from gssf_plug.metric.exact.falling import largest
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_dtype
 from gssf_plug.metric.exact.fast_scores import FastQueries, fast_queries
-from gssf_plug.metric.exact.reaching import GROUP, group_peaks, reaching, reaching_groups
-from gssf_plug.metric.exact.whole_numbers import (
+from gssf_plug.metric.exact.int8.whole_numbers import (
     HIDDEN,
     Shared,
     WholeQueries,
@@ -32,6 +31,7 @@ from gssf_plug.metric.exact.whole_numbers import (
     whole_queries,
     whole_rows,
 )
+from gssf_plug.metric.exact.reaching import GROUP, group_peaks, reaching, reaching_groups
 
 __all__ = ["FirstLook", "Found", "Look", "Part", "WholeLook", "first_look", "short_dtypes"]
 

@@ -6,11 +6,7 @@ largest stays below the bound hold nothing, and only the others are looked at ag
 """
 
 import functools
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
-from typing import TypeVar
+import math
 
 import numpy as np
 import torch
@@ -23,7 +19,8 @@ __all__ = [
     "at_least_of",
     "comparable",
     "group_peaks",
-    "in_threads",
+    "least_of",
+    "lowest_of",
     "places",
     "places_at_least",
     "reaching",
@@ -35,7 +32,6 @@ COMPARED_AT_ONCE = 1_048_576  # scores: they and what is made of them stay in th
 INSIDE_AT_ONCE = 262_144  # scores of chosen groups, the same
 GROUP_BITS = 6
 GROUP = 1 << GROUP_BITS  # scores whose largest is looked at first
-R = TypeVar("R")
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -52,12 +48,12 @@ def group_peaks(scores: Shaped[Tensor, "n m"], size: int = GROUP) -> Shaped[Tens
 
 
 def reaching(
-    scores: Float[Tensor, "n m"], least: Float[Tensor, " n"], peaks: Float[Tensor, "n groups"] | None = None
+    scores: Shaped[Tensor, "n m"], least: Shaped[Tensor, " n"], peaks: Shaped[Tensor, "n groups"] | None = None
 ) -> Int[Tensor, " places"]:
     """Where a score is at least its row's `least`, counted through all rows, ascending.
 
     Args:
-        scores: scores of any float dtype.
+        scores: scores of any float dtype, or whole numbers.
         least: one bound for each row, in the dtype of the scores.
         peaks: peaks from `group_peaks`, where few scores are expected to reach the bounds.
     """
@@ -109,11 +105,11 @@ def _inside(
     return torch.cat(found)
 
 
-def places_at_least(scores: Float[Tensor, "n m"], *least: Float[Tensor, "..."]) -> Int[Tensor, " places"]:
+def places_at_least(scores: Shaped[Tensor, "n m"], *least: Shaped[Tensor, "..."]) -> Int[Tensor, " places"]:
     """Where a score is at least one of several bounds, counted through all rows, ascending.
 
     Args:
-        scores: scores of any float dtype.
+        scores: scores of any float dtype, or whole numbers.
         least: bounds in that dtype, each with one value per row (N×1) or per column (1×M).
     """
     if scores.device.type != "cpu":
@@ -139,42 +135,21 @@ def widened(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """What `comparable` made of scores of a dtype, as numbers in float32 or float64."""
     if dtype == torch.bfloat16:  # the first half of a float32
         return (values.astype(np.int32) << 16).view(np.float32)
+    if dtype == torch.int32:
+        return values.astype(np.float32)
     return values.view(np.float16).astype(np.float32) if dtype == torch.float16 else values
 
 
-def in_threads(worker: Callable[[], Callable[[slice], R]], blocks: Sequence[slice], threads: int) -> list[R]:
-    """What workers make of each block, in order: one for each thread, of which there are no more than blocks."""
-    found: dict[int, R] = {}
-    waiting = iter(enumerate(blocks))  # so that a thread that others hold up does fewer of them
-    workers = [worker]
-
-    def run() -> None:
-        work = workers[0]()
-        for number, block in waiting:
-            found[number] = work(block)
-
-    others = []
-    try:
-        with suppress(RuntimeError):  # the interpreter ends, and starts no threads any more: alone then
-            others += [_helpers().submit(run) for _ in range(min(threads, len(blocks)) - 1)]
-        run()
-    finally:
-        begun = [other for other in others if not other.cancel()]
-        wait(begun)
-        workers.clear()  # what was cancelled stays in its queue for a while, and would keep the scores
-    for other in begun:
-        other.result()
-    return [found[number] for number in range(len(blocks))]
+def lowest_of(dtype: torch.dtype) -> float:
+    """What reaches no bound, among scores or whole numbers of a dtype."""
+    return -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
-@functools.cache
-def _helpers() -> ThreadPoolExecutor:
-    """Threads that stay: a new one starts on the core of its maker, while torch's own keep the others busy for 8 ms."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gssf-plug")
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of them
+def least_of(bounds: Float[Tensor, "..."], dtype: torch.dtype) -> Shaped[Tensor, "..."]:
+    """Bounds that are themselves of the dtype of what is compared with them: as they are, or down to whole numbers."""
+    if dtype.is_floating_point:
+        return bounds
+    return bounds.double().clamp(lowest_of(dtype) + 1, torch.iinfo(dtype).max).to(dtype)
 
 
 def comparable(values: Shaped[Tensor, "..."]) -> np.ndarray:

@@ -12,11 +12,10 @@ QUERIES, ITEMS = 6, 90
 
 
 @pytest.fixture(params=["short keys", "long keys", "torch"])
-def way(request, monkeypatch):
+def way(request, monkeypatch, two_threads):
     """How rows are sorted; in several blocks, on two threads."""
     monkeypatch.setattr(falling, "CACHED", 2 * ITEMS)
     monkeypatch.setattr(falling, "SORTED_AT_ONCE", ITEMS)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(choosing, "FEW", ITEMS)
     if request.param == "long keys":
         monkeypatch.setattr(falling, "MOST_SHORT_BITS", 0)

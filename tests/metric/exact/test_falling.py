@@ -36,9 +36,8 @@ def kinds():
 
 
 @pytest.fixture
-def two_threads(monkeypatch):
+def small_blocks(monkeypatch, two_threads):
     """A few rows for each block."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(module, "SORTED_AT_ONCE", 1000)
     monkeypatch.setattr(module, "CACHED", 7 * SIZE)
 
@@ -97,7 +96,7 @@ def test_one_thread_sorts_as_two_do(request):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # torch has threads, too
-def test_a_forked_process_starts_threads_of_its_own(two_threads):
+def test_a_forked_process_starts_threads_of_its_own(small_blocks):
     scores = kinds()["random"]
     right = falling(scores, 100)
     child = os.fork()

@@ -5,12 +5,13 @@ import torch
 from metric.scored import KINDS, NARROW, all_pairs, canonical, perturbed, sum_exactly
 
 from gssf_plug.metric import topk
-from gssf_plug.metric.exact import first_look, whole_numbers
+from gssf_plug.metric.exact import first_look
 from gssf_plug.metric.exact.canonical import canonical_queries
 from gssf_plug.metric.exact.fast_rows import given_rows
 from gssf_plug.metric.exact.fast_scores import fast_queries
 from gssf_plug.metric.exact.first_look import FirstLook, Look, Part, WholeLook, short_dtypes
-from gssf_plug.metric.exact.whole_numbers import whole_queries, whole_rows
+from gssf_plug.metric.exact.int8 import whole_numbers
+from gssf_plug.metric.exact.int8.whole_numbers import whole_queries, whole_rows
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,5 @@
 """Where scores reach a bound, by groups and by bits, beside plain comparison."""
 
-import subprocess
-import sys
-import weakref
-from concurrent.futures import Future
-
 import pytest
 import torch
 
@@ -69,54 +64,3 @@ def test_what_numpy_compares_is_widened_to_the_same_numbers(dtype):
     scores = torch.randn(5, 7).to(dtype)
     scores[0, :3] = torch.tensor([0.0, -torch.inf, torch.inf])
     assert torch.equal(torch.from_numpy(widened(module.comparable(scores), dtype)).to(dtype), scores)
-
-
-@pytest.mark.parametrize("blocks", [0, 1, 2, 7])
-def test_threads_share_blocks_and_keep_their_order(blocks):
-    workers = []
-
-    def worker():
-        own = []
-        workers.append(own)
-        return lambda block: own.append(block) or block.start
-
-    given = [slice(number, number + 1) for number in range(blocks)]
-    assert module.in_threads(worker, given, 3) == list(range(blocks))
-    assert sorted(block.start for own in workers for block in own) == list(range(blocks))
-    assert 1 <= len(workers) <= max(1, min(3, blocks))  # a thread that comes too late is not waited for
-    with pytest.raises(ZeroDivisionError):
-        module.in_threads(lambda: lambda block: 1 // (blocks - block.start - 1), given or [slice(-1, 0)], 3)
-
-
-def test_work_goes_on_while_the_interpreter_ends():
-    """A thread that outlives the main one cannot start others."""
-    program = """
-import threading, time, torch
-from gssf_plug.metric.exact.reaching import in_threads
-
-def work():
-    time.sleep(0.5)
-    print(in_threads(lambda: lambda block: block.start, [slice(0, 1), slice(1, 2)], 2))
-
-threading.Thread(target=work).start()
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "[0, 1]\n", "")
-
-
-def test_a_thread_that_comes_too_late_keeps_nothing(monkeypatch):
-    """Its task is cancelled, and stays in its queue until the thread has time."""
-    late = []
-
-    class Helpers:
-        def submit(self, run):
-            late.append(run)
-            return Future()
-
-    monkeypatch.setattr(module, "_helpers", Helpers)
-    scores = torch.randn(3)
-    held = weakref.ref(scores)
-    assert module.in_threads(lambda scores=scores: lambda block: float(scores[block].sum()), [slice(1), slice(1)], 2)
-    del scores
-    assert len(late) == 1
-    assert held() is None

@@ -1,123 +1,31 @@
-r"""What ranks are counted from: fast scores of all pairs, and a closer look at the few that the fast ones leave open.
+"""Scores of features under a metric: fast ones with a bound, and closer ones of single pairs."""
 
-Four looks, each with a bound on how far it is from the canonical score (`gssf_plug.metric.exact.canonical`): a result
-depends on no chunk, thread, process or device.
-
-    fast        one product in a short dtype; open within about 10⁻⁵ (float32), 10⁻³ (bfloat16)
-    pairs       after a product in bfloat16, float32 products of single pairs; open within about 10⁻⁵
-    close       float64 products of single pairs; open within about 10⁻¹³, which is to say at ties
-    canonical   correctly rounded, one value for two rows; equal means tied
-
-Where a chunk leaves much open (features that hardly differ), a float64 product takes the place of the fast one.
-"""
-
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gssf_plug.evaluation.options import finite_scores
+from gssf_plug.evaluation.scores.protocols import ALL, ScoredPart
 from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.exact.canonical import CanonicalQueries, fold_exactly
+from gssf_plug.metric.exact.canonical import near_queries
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, pair_rows
 from gssf_plug.metric.exact.fast_scores import FastQueries, Open, fast_queries
+from gssf_plug.metric.exact.int8.two_digits import DigitPart, DigitQueries, DigitRows, digit_queries, digit_rows
+from gssf_plug.metric.exact.int8.whole_numbers import multiplies_int8
 from gssf_plug.metric.exact.pair_products import converted_products
 from gssf_plug.metric.exact.sums import scale_rows
 from gssf_plug.metric.exact_scores import CanonicalScores
 
-__all__ = ["FeatureScores", "GivenScores", "ScoredPart", "ScoredQueries", "Scores", "slices"]
+__all__ = ["FeatureScores", "counted_scores"]
 
 PART_ENTRIES = 33_554_432  # of a gallery that is converted at once: 128 MB in float32
 ROW_ENTRIES = 2_097_152  # of queries that are made ready together: 16 MB in float64
 PAIRS_AT_ONCE = 262_144  # entries of rows whose norms are taken at once: 2 MB in float64
-ALL = slice(None)
-
-
-def slices(count: int, size: int) -> list[slice]:
-    """Slices of `count` things, of `size` each, at least 1, but the last."""
-    size = max(1, size)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-class ScoredPart(Protocol):
-    """Some queries against a part of the gallery."""
-
-    fast: Float[Tensor, "n m"]
-    can_be_finer: bool
-
-    def around(self, low: Float[Tensor, "n k"], high: Float[Tensor, "n k"]) -> Open:
-        """Fast scores below `low` of the result are certainly below `low`, those above its `high` above `high`."""
-        ...
-
-    def between(self, rows: Int[Tensor, " pairs"], fast: Float[Tensor, " pairs"]) -> Open | None:
-        """Between what canonical scores lie; None where products of single pairs tell it more closely."""
-        ...
-
-    def around_items(self, low: Float[Tensor, " m"], high: Float[Tensor, " m"]) -> Open:
-        """The same for one value per item, whichever query is compared with it."""
-        ...
-
-
-class ScoredQueries(Protocol):
-    """Some queries against the whole gallery."""
-
-    slack: Float[Tensor, " n"]
-    parts: list[slice]
-
-    def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> ScoredPart:
-        """Fast scores of all or some of them with a part of the gallery, which may be changed in place.
-
-        `finest` asks for a float64 product.
-        """
-        ...
-
-    def pairs(self, part: slice, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Open:
-        """Between what the canonical scores of some pairs lie by float32 products; `columns` count within the part."""
-        ...
-
-    def close(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        """Scores in float64, within `slack` of their row from the canonical ones."""
-        ...
-
-    def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        """Canonical scores; equal means tied."""
-        ...
-
-    def look_closer(self) -> bool:
-        """Multiply in float32 from the next part on; False where fast scores were no shorter before."""
-        ...
-
-    @property
-    def has_table(self) -> bool:
-        """Whether canonical scores of all pairs are to be had at once."""
-        ...
-
-    @property
-    def wants_table(self) -> bool:
-        """Whether they were asked for before: features of few values tie everywhere."""
-        ...
-
-    def table(self, columns: slice, rows: slice = ALL) -> Float[Tensor, "n m"]:
-        """Those of some of them with a part of the gallery, which may be changed in place."""
-        ...
-
-
-class Scores(Protocol):
-    """All queries against the whole gallery; `rows_together` of them may be asked for at once."""
-
-    parts: list[slice]
-    rows_together: int
-
-    def of(self, rows: slice) -> ScoredQueries:
-        """Some of the queries."""
-        ...
-
-    def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        """Canonical scores; equal means tied."""
-        ...
+MANY_QUERIES, MANY_PAIRS = 1536, 2**24  # below, making the gallery's digits costs more than their products spare
 
 
 class FeatureScores:
@@ -127,7 +35,8 @@ class FeatureScores:
         metric: the similarity; None means cosine.
         queries: N×D finite features.
         gallery: M×D finite features.
-        dtype: data type of the fast product; default float32. bfloat16 pays where few scores come near a bound.
+        dtype: data type of the fast product; default float32. bfloat16 pays where few scores come near a bound; int8,
+            which stands for two digits of it, where there are many queries.
         columns_at_once: gallery items whose scores are held at once; None (default) leaves that to the queries.
     """
 
@@ -146,7 +55,7 @@ class FeatureScores:
         self.converted_at_once -= self.converted_at_once % held  # whole parts
         self.parts = [slice(start, min(start + held, len(gallery))) for start in range(0, len(gallery), held)]
         self.rows_together = max(1, ROW_ENTRIES // max(1, queries.shape[1]))
-        self._items: tuple[int, FastRows] | None = None  # what was converted last, and from where on
+        self._items: tuple[int, FastRows | DigitRows] | None = None  # what was converted last, and from where on
         self._pair_items: tuple[slice, FastRows] | None = None
         self.exact, self.wants_table = CanonicalScores(metric, queries, gallery), False
 
@@ -156,18 +65,23 @@ class FeatureScores:
 
     def look_closer(self) -> bool:
         """Leave the short dtype, which leaves much open where features share a direction; False if it was left."""
-        if short := self.dtype.itemsize == 2:
+        if short := self.dtype.itemsize < 4:
             self.dtype, self._items = torch.float32, None
         return short
 
-    def items(self, columns: slice) -> FastRows:
+    @property
+    def has_items(self) -> bool:
+        """Whether any part of the gallery was made ready for the fast product."""
+        return self._items is not None
+
+    def items(self, columns: slice) -> FastRows | DigitRows:
         """A part of the gallery, ready for the fast product; what was converted last is kept."""
         start = columns.start - columns.start % self.converted_at_once
         if self._items is None or self._items[0] != start:
             self._items = None  # gives its memory back first
-            self._items = start, self.converted(slice(start, start + self.converted_at_once), self.dtype)
-        items = self._items[1]
-        return replace(items, rows=items.rows[columns.start - start : columns.stop - start])
+            stop = min(start + self.converted_at_once, len(self.gallery))
+            self._items = start, self.converted(slice(start, stop), self.dtype)
+        return self._items[1].part(slice(columns.start - start, columns.stop - start))
 
     def pair_items(self, columns: slice) -> FastRows:
         """A part of the gallery, ready for float32 scores of single pairs; the last one is kept."""
@@ -196,9 +110,29 @@ class FeatureScores:
         norms = torch.cat([torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64) for piece in pieces])
         return norms.masked_fill_(norms == 0, 1.0).to(self.queries.device)
 
-    def converted(self, columns: slice, dtype: torch.dtype) -> FastRows:
-        """A part of the gallery, ready for the product in another dtype."""
+    def converted(self, columns: slice, dtype: torch.dtype) -> FastRows | DigitRows:
+        """A part of the gallery, or one in some items of it, ready for the product in another dtype."""
+        if dtype == torch.int8:
+            return digit_rows(self.pair_items(columns))
         return fast_rows(self.gallery[columns].to(self.queries.device), self.normalize, dtype)
+
+
+def counted_scores(
+    metric: GSSFMetric | None, queries: Float[Tensor, "n dim"], gallery: Float[Tensor, "m dim"], chunks: Sequence[slice]
+) -> FeatureScores:
+    """Scores in which positives are counted one by one: by two digits where these are faster than float32.
+
+    Args:
+        metric: the similarity; None means cosine.
+        queries: N×D finite features.
+        gallery: M×D finite features.
+        chunks: the queries that this process ranks.
+    """
+    scores, asked = FeatureScores(metric, queries, gallery), sum(rows.stop - rows.start for rows in chunks)
+    many = asked >= MANY_QUERIES and asked * len(gallery) >= MANY_PAIRS
+    if many and scores.normalize and queries.device.type == "cpu" and multiplies_int8():
+        scores.dtype = torch.int8
+    return scores
 
 
 class _FeatureQueries:
@@ -206,14 +140,43 @@ class _FeatureQueries:
 
     def __init__(self, scores: FeatureScores, rows: slice) -> None:
         self.scores, self.start, self.parts = scores, rows.start, scores.parts
-        self.near = _near_queries(scores.metric, scores.queries[rows], scores.normalize)
+        self.near = near_queries(scores.metric, scores.queries[rows], scores.normalize)
         self._fast: dict[torch.dtype, FastQueries] = {}
         norms = torch.linalg.vector_norm(self.near.folded, dim=1) * self.near.factors
         self.slack = norms * scores.longest_item * ((2 * self.near.folded.shape[1] + 64) * 2.0**-52)
 
-    def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> "_FeaturePart":
+    @cached_property
+    def digits(self) -> DigitQueries | None:
+        """The queries as two digits; None where these do not hold them."""
+        return digit_queries(self.near)
+
+    def sampled(self, columns: slice, rows: slice, step: int) -> ScoredPart | None:
+        if self.scores.dtype != torch.int8 or self.scores.has_items:
+            return None
+        items = self.scores.converted(slice(columns.start, columns.stop, step), torch.int8)
+        queries = digit_queries(self.near.part(rows))
+        if queries is None or not isinstance(items, DigitRows) or not queries.fits(items):
+            self.scores.look_closer()
+            return None
+        return DigitPart(queries, items)
+
+    def side_by_side(self, columns: slice) -> int:
+        # in this order what torch's threads share comes first, and what threads of our own do together
+        digits = self.digits if self.scores.dtype == torch.int8 else None
+        items = self.scores.items(columns)
+        if isinstance(items, FastRows):  # torch's threads share each product
+            return 1
+        if digits is None or not digits.fits(items):
+            self.scores.look_closer()
+            return 1
+        return torch.get_num_threads()
+
+    def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> ScoredPart:
         items = self.scores.converted(columns, torch.float64) if finest else self.scores.items(columns)
-        return _FeaturePart(self.fast(items.rows.dtype, rows), items)
+        if isinstance(items, FastRows):
+            return _FeaturePart(self.fast(items.rows.dtype, rows), items)
+        assert self.digits is not None  # as `side_by_side` found
+        return DigitPart(self.digits.part(rows), items)
 
     def pairs(self, part: slice, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Open:
         queries, items = self.fast(torch.float32), self.scores.pair_items(part)
@@ -257,33 +220,19 @@ class _FeatureQueries:
         return self.scores.exact.table(self.near.part(rows), numbers, columns)
 
 
-def _near_queries(metric: GSSFMetric | None, queries: Float[Tensor, "n dim"], normalize: bool) -> CanonicalQueries:
-    """Near the canonical side, whose squares are correctly rounded and cost more than all else here."""
-    pieces = queries.split(max(1, PAIRS_AT_ONCE // max(1, queries.shape[1])))  # what is made of each stays in the cache
-    folded = torch.empty(queries.shape, dtype=torch.float64, device=queries.device)
-    exponents, squares = [], []
-    for piece, out in zip(pieces, folded.split(len(pieces[0])), strict=True):
-        values, exponent = scale_rows(piece)
-        squares.append(values.square().sum(1))
-        rows, own_exponent = scale_rows(values if metric is None else fold_exactly(metric, values))
-        out.copy_(rows)
-        exponents.append(own_exponent if normalize else own_exponent + exponent)
-    return CanonicalQueries(folded, torch.cat(exponents), torch.cat(squares) if normalize else None)
-
-
 class _FeaturePart:
     """Fast scores of some queries with a part of the gallery."""
 
     def __init__(self, queries: FastQueries, items: FastRows) -> None:
         self._fast, self._items = queries, items
         self.fast = queries.product(items)
-        self.can_be_finer = self.fast.dtype != torch.float64
+        self.can_be_finer, self.can_be_closer = self.fast.dtype != torch.float64, self.fast.dtype.itemsize == 2
 
     def around(self, low: Float[Tensor, "n k"], high: Float[Tensor, "n k"]) -> Open:
         return Open(self._fast.around(low, self._items).low, self._fast.around(high, self._items).high)
 
     def between(self, rows: Int[Tensor, " pairs"], fast: Float[Tensor, " pairs"]) -> Open | None:
-        if fast.dtype.itemsize == 2:
+        if self.can_be_closer:
             return None
         return self._fast.between(fast, self._fast.margins(self._items).index_select(0, rows), self._items)
 
@@ -291,60 +240,3 @@ class _FeaturePart:
         widest = self._fast.margins(self._items).max()
         bounds = (self._fast.around(one, self._items, widest) for one in (low, high))
         return Open(next(bounds).low, next(bounds).high)
-
-
-class GivenScores:
-    """A matrix of scores that somebody else made: exact as it is.
-
-    Args:
-        matrix: N×M.
-    """
-
-    def __init__(self, matrix: Float[Tensor, "n m"]) -> None:
-        self.matrix, self.parts, self.rows_together = matrix, [slice(0, matrix.shape[1])], 1
-
-    def canonical(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        """The given scores."""
-        return self.matrix[rows, columns].double()
-
-    def of(self, rows: slice) -> "_GivenQueries":
-        """Some of the queries."""
-        return _GivenQueries(self.matrix[rows])
-
-
-class _GivenQueries:
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix, self.parts = matrix, [slice(0, matrix.shape[1])]
-        self.slack, self.has_table = matrix.new_zeros(len(matrix), dtype=torch.float64), True
-        self.wants_table = False
-
-    def part(self, columns: slice, rows: slice = ALL, *, finest: bool = False) -> "_GivenPart":
-        return _GivenPart(self.matrix[rows, columns])
-
-    def look_closer(self) -> bool:
-        return False
-
-    def pairs(self, part: slice, rows: Tensor, columns: Tensor) -> Open:
-        values = self.close(rows, columns + part.start)
-        return Open(values, values)
-
-    def close(self, rows: Tensor, columns: Tensor) -> Tensor:
-        return self.matrix[rows, columns].double()
-
-    canonical = close
-
-    def table(self, columns: slice, rows: slice = ALL) -> Tensor:
-        return self.matrix[rows, columns].to(torch.float64, copy=True)
-
-
-class _GivenPart:
-    def __init__(self, matrix: Tensor) -> None:
-        self.can_be_finer, self.fast = False, finite_scores(matrix.clone())
-
-    def around(self, low: Tensor, high: Tensor) -> Open:
-        return Open(low.to(self.fast), high.to(self.fast))
-
-    around_items = around
-
-    def between(self, rows: Tensor, fast: Tensor) -> Open:
-        return Open(fast.double(), fast.double())

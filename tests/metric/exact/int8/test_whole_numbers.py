@@ -7,8 +7,8 @@ from metric.scored import canonical, sum_exactly
 
 from gssf_plug.metric.exact.canonical import canonical_queries
 from gssf_plug.metric.exact.fast_rows import fast_rows, given_rows
+from gssf_plug.metric.exact.int8.whole_numbers import HIDDEN, Shared, multiplies_int8, shared, whole_queries, whole_rows
 from gssf_plug.metric.exact.reaching import GROUP
-from gssf_plug.metric.exact.whole_numbers import HIDDEN, Shared, multiplies_int8, shared, whole_queries, whole_rows
 
 
 def of_each(values):

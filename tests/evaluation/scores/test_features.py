@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from metric.scored import sum_exactly
 from workers import ranking_results
 from workers.launching import run
 
@@ -27,7 +28,7 @@ from gssf_plug.evaluation import (
     reid_ranking,
     reranking,
 )
-from gssf_plug.evaluation.scores import slices
+from gssf_plug.evaluation.scores import features
 
 
 def exact_scores(queries, gallery):
@@ -59,12 +60,6 @@ def rounded_scores(queries, gallery):
 def places(table):
     """Scores as whole numbers in the same order, each row by itself."""
     return np.array([[sorted(set(row)).index(score) for score in row] for row in table], dtype=float)
-
-
-@pytest.mark.parametrize(("count", "size"), [(7, 3), (6, 3), (3, 7), (3, 0), (0, 4)])
-def test_slices_cover_all_of_them(count, size):
-    assert [number for part in slices(count, size) for number in range(count)[part]] == list(range(count))
-    assert all(0 < part.stop - part.start <= max(1, size) for part in slices(count, size))
 
 
 def test_chunks_of_more_scores_than_are_counted_at_once(monkeypatch):
@@ -145,7 +140,7 @@ def reference(scores, relevant, kept):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ties_are_decided_as_sorting_exact_scores_does(kind, monkeypatch):
+def test_ties_are_decided_as_sorting_exact_scores_does(kind, monkeypatch, two_threads):
     generator = torch.Generator().manual_seed(1)
     queries, gallery = kind(generator, 24), kind(generator, 60)
     relevant = torch.rand(24, 60, generator=generator) < 0.1
@@ -155,7 +150,11 @@ def test_ties_are_decided_as_sorting_exact_scores_does(kind, monkeypatch):
     scores, everything = places(table), np.ones((24, 60), dtype=bool)
     same = ids[:, None].numpy() == gallery_ids.numpy()
     other = ~(same & (cameras[:, None].numpy() == gallery_cameras.numpy()))
-    for chunk, pieces in ((None, 2_097_152), (7, 130)):
+    sum_exactly(monkeypatch)
+    for chunk, pieces, many in ((None, 2_097_152, 512), (7, 130, 512), (None, 2_097_152, 1), (7, 130, 1)):
+        monkeypatch.setattr(features, "MANY_QUERIES", many)  # from there on by two digits
+        monkeypatch.setattr(features, "MANY_PAIRS", 1)
+        monkeypatch.setattr(features, "multiplies_int8", lambda: True)
         monkeypatch.setattr(counting, "COUNTED_AT_ONCE", pieces)
         monkeypatch.setattr(negatives, "FINEST_AT_ONCE", pieces)
         found = document_ranking(queries, gallery, relevant, ks=(1,), query_chunk=chunk)
@@ -192,12 +191,42 @@ def test_no_chunk_thread_or_dtype_changes_a_result(kind, monkeypatch):
             assert instance_recall(features.bfloat16(), labels, metric=similarity) == right
 
 
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_two_digits_are_for_many_queries_under_a_metric_that_normalises(has_instructions, monkeypatch):
+    monkeypatch.setattr(features, "multiplies_int8", lambda: has_instructions)
+    queries, gallery = torch.randn(1600, 4), torch.randn(12000, 4)
+    chunks = [slice(0, 800), slice(800, 1600)]
+
+    def dtype(items, mine, metric=None):
+        return features.counted_scores(metric, queries, gallery[:items], mine).dtype
+
+    assert dtype(12000, chunks) == (torch.int8 if has_instructions else torch.float32)
+    assert dtype(12000, chunks[:1]) == torch.float32  # the other half is another process's
+    assert dtype(9000, chunks) == torch.float32
+    assert dtype(12000, chunks, GSSFMetric(4, block_size=2, normalize=False)) == torch.float32
+
+
+def test_a_sample_is_asked_once_and_only_by_what_is_still_to_be_tried(monkeypatch):
+    sum_exactly(monkeypatch)
+    queries, gallery = torch.randn(30, 16), torch.randn(900, 16)
+    whole = slice(0, 900)
+    assert features.FeatureScores(None, queries, gallery).of(slice(0, 30)).sampled(whole, slice(0, 9), 7) is None
+    scores = features.FeatureScores(None, queries, gallery, torch.int8).of(slice(0, 30))
+    part = scores.sampled(slice(100, 900), slice(3, 9), 7)
+    rows, items = torch.cartesian_prod(torch.arange(6), torch.arange(115)).T
+    between = part.between(rows, part.fast[rows, items])
+    right = scores.canonical(rows + 3, 100 + 7 * items)
+    assert bool(((between.low <= right) & (right <= between.high)).all())
+    scores.side_by_side(whole)
+    assert scores.sampled(whole, slice(3, 9), 7) is None
+
+
 def test_parts_of_a_large_gallery_add_up(monkeypatch):
     generator = torch.Generator().manual_seed(3)
     queries, gallery = signs(generator, 20), signs(generator, 300)
     grades = torch.randint(4, (20, 300), generator=generator) * (torch.rand(20, 300, generator=generator) < 0.1)
     right = document_ranking(queries, gallery, grades)
-    monkeypatch.setattr("gssf_plug.evaluation.scores.PART_ENTRIES", 32 * 70)
+    monkeypatch.setattr("gssf_plug.evaluation.scores.features.PART_ENTRIES", 32 * 70)
     assert document_ranking(queries, gallery, grades) == right
     assert document_ranking(queries, gallery, grades, query_chunk=3) == pytest.approx(right, abs=1e-9)
 
@@ -230,7 +259,7 @@ def test_a_collapsed_encoder_is_ranked_last_and_soon():
 def test_instructions_without_bfloat16_give_the_same(tmp_path):
     """Where oneDNN does not multiply short floats by instructions, float32 comes first: slower by nothing else."""
     less = {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
-    done = run("workers.ranking_results", cwd=Path(__file__).parents[1], environment=less)
+    done = run("workers.ranking_results", cwd=Path(__file__).parents[2], environment=less)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.pop("dtype") == "torch.float32"

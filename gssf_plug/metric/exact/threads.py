@@ -1,0 +1,98 @@
+"""Blocks of work on several threads, in each of which torch's own operations take one.
+
+A product that torch spreads over its threads ends at a barrier, after which they turn idle for some milliseconds and
+hold the cores up. Where each thread takes whole blocks, nothing waits for others until all is done.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from threading import Lock, Thread
+from typing import TypeVar
+
+import torch
+
+__all__ = ["in_threads", "slices"]
+
+R = TypeVar("R")
+B = TypeVar("B")
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """Slices of `count` things, of `size` each, at least 1, but the last."""
+    size = max(1, size)
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def in_threads(
+    worker: Callable[[], Callable[[B], R]], blocks: Sequence[B], threads: int, *, waits: bool = False
+) -> list[R]:
+    """What workers make of each block, in order: one for each thread, of which there are no more than blocks.
+
+    Args:
+        worker: makes what works on one block after the other.
+        blocks: what is worked on.
+        threads: how many work, at least 1.
+        waits: whether the caller only waits, as it must where blocks are torch's work: its operations take one thread
+            in each of the others, and all of torch's in the caller. Default False.
+    """
+    found: dict[int, R] = {}
+    waiting = iter(enumerate(blocks))  # so that a thread that others hold up does fewer of them
+    workers = [worker]
+    inference = torch.is_inference_mode_enabled()
+
+    def run() -> None:
+        work = workers[0]()
+        for number, block in waiting:
+            found[number] = work(block)
+
+    def run_apart() -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # modes are the thread's own
+            run()
+
+    threads = min(threads, len(blocks))
+    others: list[Future[None]] = []
+    try:
+        with suppress(RuntimeError):  # the interpreter ends, and starts no threads any more: alone then
+            others += [_helpers().submit(run_apart) for _ in range(threads if waits and threads > 1 else threads - 1)]
+        if waits and others:
+            wait(others, return_when=FIRST_COMPLETED)  # what has begun by then is waited for below
+        else:
+            run()
+    finally:
+        _exhaust(waiting)  # after an error nothing new is begun
+        begun = [other for other in others if not other.cancel()]
+        wait(begun)
+        workers.clear()  # what was cancelled stays in its queue for a while, and would keep the scores
+    for other in begun:
+        other.result()
+    return [found[number] for number in range(len(blocks))]
+
+
+def _exhaust(some: Iterable[object]) -> None:
+    for _ in some:
+        pass
+
+
+@functools.cache
+def _helpers() -> ThreadPoolExecutor:
+    """Threads that stay: a new one starts on the core of its maker, while torch's own keep the others busy for 8 ms."""
+    torch.get_num_threads()  # settles that of the caller, before others change what it would begin with
+    begin = functools.partial(_take_one_thread, Lock())
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gssf-plug", initializer=begin)
+
+
+def _take_one_thread(alone: Lock) -> None:
+    """Have torch's operations take one thread in this one, and as many as before in threads that are still to begin."""
+    with alone, suppress(RuntimeError):
+        usual = torch.get_num_threads()
+        torch.set_num_threads(1)  # the number is this thread's own, and that of all that have not asked for theirs yet
+        restoring = Thread(target=torch.set_num_threads, args=(usual,))
+        restoring.start()
+        restoring.join()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # a child has none of them

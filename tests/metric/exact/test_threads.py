@@ -1,0 +1,146 @@
+"""Blocks of work on several threads: what they find, what they leave as it was, and what an error stops."""
+
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from concurrent.futures import Future
+
+import pytest
+import torch
+
+from gssf_plug.metric.exact import threads as module
+from gssf_plug.metric.exact.threads import in_threads, slices
+
+
+@pytest.mark.parametrize(("count", "size"), [(7, 3), (6, 3), (3, 7), (3, 0), (0, 4)])
+def test_slices_cover_all_of_them(count, size):
+    assert [number for part in slices(count, size) for number in range(count)[part]] == list(range(count))
+    assert all(0 < part.stop - part.start <= max(1, size) for part in slices(count, size))
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 7])
+def test_threads_share_blocks_and_keep_their_order(blocks):
+    workers = []
+
+    def worker():
+        own = []
+        workers.append(own)
+        return lambda block: own.append(block) or block.start
+
+    given = [slice(number, number + 1) for number in range(blocks)]
+    assert module.in_threads(worker, given, 3) == list(range(blocks))
+    assert sorted(block.start for own in workers for block in own) == list(range(blocks))
+    assert 1 <= len(workers) <= max(1, min(3, blocks))  # a thread that comes too late is not waited for
+    with pytest.raises(ZeroDivisionError):
+        module.in_threads(lambda: lambda block: 1 // (blocks - block.start - 1), given or [slice(-1, 0)], 3)
+
+
+def test_work_goes_on_while_the_interpreter_ends():
+    """A thread that outlives the main one cannot start others."""
+    program = """
+import threading, time, torch
+from gssf_plug.metric.exact.threads import in_threads
+
+def work():
+    time.sleep(0.5)
+    print(in_threads(lambda: lambda block: block.start, [slice(0, 1), slice(1, 2)], 2))
+
+threading.Thread(target=work).start()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "[0, 1]\n", "")
+
+
+def test_a_thread_that_comes_too_late_keeps_nothing(monkeypatch):
+    """Its task is cancelled, and stays in its queue until the thread has time."""
+    late = []
+
+    class Helpers:
+        def submit(self, run):
+            late.append(run)
+            return Future()
+
+    monkeypatch.setattr(module, "_helpers", Helpers)
+    scores = torch.randn(3)
+    held = weakref.ref(scores)
+    assert module.in_threads(lambda scores=scores: lambda block: float(scores[block].sum()), [slice(1), slice(1)], 2)
+    del scores
+    assert len(late) == 1
+    assert held() is None
+
+
+def of_threads(function, count):
+    """What a function gives in each of so many threads, all of them at once."""
+    together = threading.Barrier(count)
+
+    def work(block):
+        together.wait(timeout=60)
+        return function()
+
+    return in_threads(lambda: work, [slice(number, number + 1) for number in range(count)], count, waits=True)
+
+
+def test_the_caller_only_waits_and_torch_takes_one_thread_in_each_of_the_others():
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = of_threads(lambda: (threading.get_ident(), torch.get_num_threads()), 2)
+        assert {threads for _, threads in found} == {1}
+        assert len({ident for ident, _ in found} | {threading.get_ident()}) == 3
+        assert torch.get_num_threads() == 3
+        begun = []  # a thread of the user that begins afterwards
+        other = threading.Thread(target=lambda: begun.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert begun == [3]
+    finally:
+        torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_modes_of_the_caller_hold_in_the_others(mode):
+    """A thread outside the inference mode may not write what was made within, nor the other way about."""
+    with mode():
+        table = torch.zeros(4, 3)
+        in_threads(lambda: lambda rows: table[rows].add_(1), slices(4, 1), 2, waits=True)
+        made = in_threads(lambda: lambda rows: table[rows] + 1, slices(4, 1), 2, waits=True)
+        assert all(one.add_(1).eq(3).all() and not one.requires_grad for one in made)
+
+
+def test_an_error_stops_what_has_not_begun():
+    begun = []
+
+    def work(block):
+        begun.append(block.start)
+        time.sleep(0.01)
+        raise ValueError(str(block.start))
+
+    with pytest.raises(ValueError, match="^[01]$"):
+        in_threads(lambda: work, slices(100, 1), 2, waits=True)
+    assert len(begun) <= 4
+
+
+def test_one_block_is_the_callers():
+    assert in_threads(lambda: lambda block: threading.get_ident(), [slice(1)], 2, waits=True) == [threading.get_ident()]
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="a system without fork")
+def test_a_forked_child_has_threads_of_its_own():
+    program = """
+import os, torch
+from gssf_plug.metric.exact.threads import in_threads, slices
+
+def squares():
+    rows = torch.ones(64, 64)
+    return in_threads(lambda: lambda own: (rows[own] @ rows)[0, 0].item(), slices(4, 1), 2, waits=True)
+
+print(squares(), flush=True)
+if os.fork() == 0:
+    print(squares(), flush=True)
+    os._exit(0)
+os.wait()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "[64.0, 64.0, 64.0, 64.0]\n" * 2), ended.stderr
