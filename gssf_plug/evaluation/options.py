@@ -16,7 +16,7 @@ from torch import Tensor
 from gssf_plug.arguments import described, holds_floats, is_dense
 from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
-from gssf_plug.metric.arrays import check_has_values, to_tensor
+from gssf_plug.metric.arrays import as_array, check_has_values, to_tensor
 from gssf_plug.metric.gallery import check_finite
 from gssf_plug.metric.options import check_metric
 
@@ -45,7 +45,8 @@ def checked_features(
 
     Args:
         name: the argument as the caller writes it.
-        features: a torch tensor, numpy array or list of rows; must be N×D with N ≥ 1, floating point and finite.
+        features: a torch tensor, numpy array, list of rows or column of a table; must be N×D with N ≥ 1, floating point
+            and finite.
         metric: metric whose `dim` must be D; None means cosine.
         width: D of the other side, where it is known.
 
@@ -53,6 +54,7 @@ def checked_features(
         ArgumentError: the first rule that is broken, with the first bad row.
     """
     check_metric(metric, values=True)
+    features = as_array(features)
     if isinstance(features, list | tuple):
         with suppress(TypeError, ValueError):  # rows of several lengths, which `to_tensor` refuses by name
             features = np.asarray(features)  # in float64, as Python's numbers are
@@ -87,7 +89,7 @@ def checked_labels(name: str, labels: Any, features: Tensor, of: str) -> Int[Ten
     if labels is None:
         raise ArgumentError(name, rule, "None", "Give it; the protocol is not defined without it.")
     try:
-        tensor = torch.as_tensor(labels)
+        tensor = torch.as_tensor(as_array(labels))
     except (TypeError, ValueError, RuntimeError) as error:
         remedy = "Number the labels: numpy.unique(labels, return_inverse=True)[1]."
         raise ArgumentError(name, rule, f"{type(labels).__name__} of other values", remedy) from error
@@ -113,6 +115,7 @@ def checked_sides(
 
 def numbered(*columns: Any) -> tuple[Any, ...]:
     """Columns of strings as whole numbers, equal strings by equal numbers in all of them; other columns as they are."""
+    columns = tuple(map(as_array, columns))
     strings = [_strings(column) for column in columns]
     if not all(column is not None for column in strings):
         return columns

@@ -44,8 +44,8 @@ def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Re
         name: name of the argument, as the caller writes it.
         relevant: (P, 2) whole numbers: pairs (query, document), also where the matrix would have two columns; a list
             of tuples (query, document), also where there are N of them; a dense or sparse (torch, scipy) matrix
-            queries × documents whose entries above 0 are grades and True is 1; N lists or sets of document numbers; N
-            mappings {document number: grade}.
+            queries × documents whose entries above 0 are grades and True is 1; N lists or sets of document numbers, or
+            the column of a table that holds them; N mappings {document number: grade}.
         queries: number N of queries.
         documents: number M of documents.
 
@@ -53,6 +53,7 @@ def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Re
         ArgumentError: the relevance has another form or shape, names numbers outside the queries or documents, or holds
             grades that are not finite.
     """
+    relevant = _column(relevant)
     if hasattr(relevant, "tocoo"):  # scipy's sparse matrices and arrays
         matrix = relevant.tocoo()
         _check_shape(name, tuple(matrix.shape), queries, documents)
@@ -73,6 +74,14 @@ def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Re
         raise ArgumentError(name, "hold finite grades", got, "A grade above 0 marks a relevant document.")
     kept = grades > 0
     return _sorted_once(rows[kept], columns[kept], grades[kept], documents)
+
+
+def _column(relevant: Any) -> Any:
+    """The column of a table as a list of its entries, since lists of equal length are no matrix of grades."""
+    if isinstance(relevant, Tensor | Sequence) or hasattr(relevant, "tocoo") or not hasattr(relevant, "__array__"):
+        return relevant
+    values = np.asarray(relevant)
+    return list(values) if values.dtype == object else values
 
 
 def _from_array(name: str, array: Tensor, queries: int, documents: int) -> tuple[Tensor, Tensor, Tensor]:

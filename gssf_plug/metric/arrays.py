@@ -1,4 +1,6 @@
-"""What a user may hand over for a tensor: numpy arrays, memory-mapped ones too, and lists. Arrays give arrays back.
+"""What a user may hand over for a tensor: numpy arrays, memory-mapped ones too, lists, and columns of tables.
+
+Arrays give arrays back, everything else tensors.
 
 Nothing is copied that torch can read where it lies. What has no clear meaning (complex numbers, texts, ragged lists,
 tensors without values) is refused by name.
@@ -6,6 +8,7 @@ tensors without values) is refused by name.
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from gssf_plug.errors import ArgumentError
 
 __all__ = [
     "Array",
+    "as_array",
     "check_broadcast",
     "check_has_values",
     "check_real",
@@ -28,33 +32,58 @@ __all__ = [
 Array = Tensor | np.ndarray
 
 
+def as_array(value: object) -> object:
+    """What the column of a table holds; anything else as it is.
+
+    A column of a `datasets.Dataset` comes in the format of its data set, and where that has none, as its numpy format
+    gives it, in float32. What numpy reads as an array (columns of pandas, polars and pyarrow, h5py, jax) becomes one,
+    and one whose entries are rows of equal length becomes a matrix.
+    """
+    if isinstance(value, Tensor | list | tuple | np.generic | type):
+        return value
+    if isinstance(value, Sequence) and hasattr(value, "column_name"):
+        value = _of_data_set(value)
+    if not isinstance(value, Tensor | np.ndarray) and hasattr(value, "__array__"):
+        value = np.asarray(value)
+    rows_inside = isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1
+    return _stacked(value) if rows_inside else value
+
+
+def _of_data_set(column: Any) -> object:
+    """The values of a `datasets` column."""
+    settings = getattr(column.source, "format", None)  # of a data set; a column within a column has none
+    unformatted = settings is not None and settings["type"] is None
+    # as Python's lists, numbers would take thirty bytes each
+    return column.source.with_format("numpy")[column.column_name][:] if unformatted else column[:]
+
+
+def _stacked(rows: Any) -> object:
+    """A matrix of the entries, where all are rows of one length."""
+    if not len(rows) or not all(isinstance(row, np.ndarray | list | tuple) for row in rows):
+        return rows
+    try:
+        return np.stack([np.asarray(row) for row in rows])
+    except ValueError:
+        return rows
+
+
 def to_tensor(name: str, value: object) -> Tensor:
     """A tensor that shares the memory of a numpy array; lists are copied.
 
     Args:
         name: name of the argument, as the caller writes it.
-        value: a tensor (which is returned as it is), an array, a number, or lists of numbers of equal length.
+        value: a tensor (which is returned as it is), an array, a number, lists of numbers of equal length, or the
+            column of a table (see `as_array`).
 
     Raises:
         ArgumentError: the value is none of these.
     """
     if isinstance(value, Tensor):
         return value
-    array = value
-    if not isinstance(value, np.ndarray):
-        if not isinstance(value, list | tuple | int | float | np.generic):
-            raise _no_array(name, type(value).__name__)
-        if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
-            try:
-                return torch.stack(list(value))
-            except (RuntimeError, TypeError):
-                raise _no_array(name, f"a {type(value).__name__} of tensors that differ") from None
-        try:
-            array = np.asarray(value)
-        except (ValueError, TypeError, OverflowError):
-            raise _no_array(name, f"a {type(value).__name__} that is no table of numbers") from None
-        array = array.astype(np.float32) if array.dtype == np.float64 else array  # as torch.tensor reads lists
-    assert isinstance(array, np.ndarray)
+    array = as_array(value)
+    array = array if isinstance(array, Tensor | np.ndarray) else _from_lists(name, array)
+    if isinstance(array, Tensor):  # a column in torch's format; a list of tensors
+        return array
     if array.dtype.kind not in "fiubc":
         raise _no_array(name, f"an array of {array.dtype}")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch reads the machine's own byte order
@@ -66,6 +95,21 @@ def to_tensor(name: str, value: object) -> Tensor:
             return torch.from_numpy(array)
     except TypeError:
         raise _no_array(name, f"an array of {array.dtype}") from None
+
+
+def _from_lists(name: str, value: object) -> Tensor | np.ndarray:
+    if not isinstance(value, list | tuple | int | float | np.generic):
+        raise _no_array(name, type(value).__name__)
+    if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
+        try:
+            return torch.stack(list(value))
+        except (RuntimeError, TypeError):
+            raise _no_array(name, f"a {type(value).__name__} of tensors that differ") from None
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        raise _no_array(name, f"a {type(value).__name__} that is no table of numbers") from None
+    return array.astype(np.float32) if array.dtype == np.float64 else array  # as torch.tensor reads lists
 
 
 def float_features(name: str, value: object) -> Tensor:

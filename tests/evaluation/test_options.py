@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from gssf_plug import GSSFMetric
 from gssf_plug.errors import ArgumentError
@@ -16,6 +17,17 @@ def test_features_of_every_form_become_a_tensor():
     found = options.checked_features("x", features.double().tolist(), None)
     assert torch.equal(found, features.double())
     assert torch.equal(options.checked_features("x", features, GSSFMetric(4, block_size=2), 4), features)
+
+
+def test_columns_of_a_data_set_are_features_labels_and_names():
+    rows = [[1.0, 0.0], [0.0, 1.0], [1.0, 0.5]]
+    table = Dataset.from_dict({"vector": rows, "label": [5, 1, 5], "name": ["b", "a", "b"]})
+    for format in (None, "torch", "numpy", "pandas", "arrow"):
+        columns = table.with_format(format)
+        features = options.checked_features("x", columns["vector"], None)
+        assert features.tolist() == rows
+        assert options.checked_labels("labels", columns["label"], features, "features").tolist() == [5, 1, 5]
+        assert options.numbered(columns["name"])[0].tolist() == [1, 0, 1]
 
 
 def test_labels_stand_on_the_features_device_as_whole_numbers():

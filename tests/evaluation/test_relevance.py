@@ -1,9 +1,12 @@
 """Which documents answer which query: every form that people keep it in says the same; nonsense is named."""
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import scipy.sparse
 import torch
+from datasets import Dataset
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.evaluation.relevance import read_relevance
@@ -42,6 +45,11 @@ PAIRS = {
     "tensors": lambda grades: [torch.tensor(own) if own else () for own in as_lists(grades)],
     "sets": lambda grades: list(map(set, as_lists(grades))),
     "mappings": lambda grades: [dict.fromkeys(own, 1.0) for own in as_lists(grades)],
+    "column": lambda grades: Dataset.from_dict({"answers": as_lists(grades)})["answers"],
+    "torch column": lambda grades: Dataset.from_dict({"answers": as_lists(grades)}).with_format("torch")["answers"],
+    "arrow column": lambda grades: Dataset.from_dict({"answers": as_lists(grades)}).with_format("arrow")["answers"],
+    "series": lambda grades: pd.Series(as_lists(grades)),
+    "frame": lambda grades: pd.DataFrame(grades.bool().numpy()),
 }
 GRADED = {
     "whole": lambda grades: grades,
@@ -78,6 +86,11 @@ def test_two_columns_of_whole_numbers_are_pairs():
 def test_tuples_are_pairs_and_lists_are_documents_also_where_there_are_two_of_each():
     assert read([(1, 1), (1, 0)], 2, 2)[:2] == [[1, 1], [0, 1]]
     assert read([[1, 1], [1, 0]], 2, 2)[:2] == [[0, 1, 1], [1, 0, 1]]
+
+
+def test_columns_of_lists_of_two_are_documents_too():
+    for column in (pd.Series([[1, 1], [1, 0]]), pd.Series([[1, 1], [1, 0]]).to_numpy(), pa.array([[1, 1], [1, 0]])):
+        assert read(column, 2, 2)[:2] == [[0, 1, 1], [1, 0, 1]]
 
 
 def test_of_a_pair_that_comes_twice_the_highest_grade_counts():

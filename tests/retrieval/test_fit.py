@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from datasets import Dataset
 from retrieval.fitting.noisy_channels import noisy_channels
 
 from gssf_plug import GSSFMetric
@@ -168,6 +169,20 @@ def test_lists_are_read_as_arrays():
     rows, linked = documents.tolist(), [(item, item + 1) for item in range(0, 200, 2)]
     one_list = [fit_metric(rows, other, linked, **QUICK) for other in (rows, documents.tolist())]
     assert torch.equal(one_list[0].metric.matrix(), one_list[1].metric.matrix())
+
+
+@pytest.mark.bad_input  # as to their annotations
+def test_columns_of_a_data_set_are_read_as_arrays():
+    queries, documents, pairs = noisy_channels(60)
+    asked = Dataset.from_dict({"vector": queries.numpy()})
+    held = Dataset.from_dict({"vector": documents.numpy()}).with_format("torch")
+    wanted = fit_metric(queries, documents, pairs, **QUICK)
+    assert torch.equal(
+        fit_metric(asked["vector"], held["vector"], pairs, **QUICK).metric.matrix(), wanted.metric.matrix()
+    )
+    linked = [(item, item + 1) for item in range(0, 200, 2)]
+    one_list = fit_metric(held["vector"], held["vector"], linked, **QUICK)  # two objects, and one list of items
+    assert torch.equal(one_list.metric.matrix(), fit_metric(documents, documents, linked, **QUICK).metric.matrix())
 
 
 def test_few_queries_are_measured_fold_by_fold():

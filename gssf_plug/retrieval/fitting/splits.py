@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gssf_plug.errors import ArgumentError
 from gssf_plug.losses.score_gradients import ListedPairs
-from gssf_plug.metric.arrays import to_tensor
+from gssf_plug.metric.arrays import as_array, to_tensor
 from gssf_plug.retrieval.fitting.known_pairs import KnownPairs, read_pairs
 from gssf_plug.retrieval.fitting.sides import Side, read_side
 
@@ -77,10 +77,11 @@ class Part:
 
 def read_part(names: tuple[str, str, str, str], given: Triple, device: torch.device | None, dim: int | None) -> Part:
     """A part of what the caller gave: queries, documents, pairs and, if there is a fourth, ignored pairs."""
-    queries = read_side(names[0], given[0], device, dim)
-    asked, held = (_readable(name, side) for name, side in zip(names[:2], given[:2], strict=True))
+    sides = as_array(given[0]), as_array(given[1])
+    queries = read_side(names[0], sides[0], device, dim)
+    asked, held = (_readable(name, side) for name, side in zip(names[:2], sides, strict=True))
     itself = given[0] is given[1] or same_rows(asked, held)
-    documents = queries if itself else read_side(names[1], given[1], device or queries.device, queries.dim)
+    documents = queries if itself else read_side(names[1], sides[1], device or queries.device, queries.dim)
     sizes = len(queries), len(documents)
     ignored = None
     if len(given) == 4 and given[3] is not None:
