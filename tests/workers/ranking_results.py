@@ -1,4 +1,4 @@
-"""Run by evaluation/test_scores.py on processor instructions without bfloat16: what ranking finds, as JSON."""
+"""Run by evaluation/scores/test_features.py on processor instructions without bfloat16: what ranking finds, as JSON."""
 
 import json
 
