@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gssf_plug.attention.discovery.layouts import Heads
 from gssf_plug.attention.query_layer import CHILD, LayerMetric, QueryMetric
+from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import GSSFMetric
 
 __all__ = ["PREFIX", "SCORE", "ScoreConfig", "ScoreMetric", "calls_interface", "eager_attention", "show"]
@@ -51,6 +52,11 @@ class ScoreConfig:
         """What the attention function gets as the query of `layer`."""
         metric = layer._modules[CHILD]
         assert isinstance(metric, ScoreMetric)
+        heads, size = metric.heads.query_heads, metric.heads.head_dim
+        if (query.shape[1], query.shape[-1]) != (heads, size):
+            rule = f"give the attention function of each layer as many heads as when it was patched, {heads} of {size}"
+            got = f"{query.shape[1]} of {query.shape[-1]} in a {type(layer).__name__}"
+            raise ArgumentError("model", rule, got, "Remove the patch, and patch the other layers alone (`layers`).")
         return metric.change(query)
 
     def __getattr__(self, name: str) -> Any:

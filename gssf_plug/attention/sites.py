@@ -2,7 +2,8 @@
 
 The score can be reached where a layer's forward asks transformers' `AttentionInterface`, an example reaches it, the
 query arrives as (batch, heads, tokens, size), and its output is the same, to the bit, when the name of the function is
-ours and nothing is changed. Some classes treat certain names in a way of their own; the last test finds them.
+ours and nothing is changed. Some classes treat certain names in a way of their own; that last test finds them. Numbers
+and sizes of heads must not follow the input: they do where a layer attends over channels, or over the states of layers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -197,10 +198,10 @@ def _arrivals(run: Run, owners: Mapping[str, nn.Module], by_user: bool) -> dict[
                 "example_inputs", "run the model", f"{type(error).__name__}: {error}", "Check model(**example_inputs)."
             ) from error
         return {}
-    return {name: _verdict(natural[name], again.get(name), seen[name]) for name in natural}
+    return {name: _verdict(owners[name], natural[name], again.get(name), seen[name]) for name in natural}
 
 
-def _verdict(natural: LayerCall, again: LayerCall | None, seen: ScoreConfig) -> Heads | str:
+def _verdict(owner: nn.Module, natural: LayerCall, again: LayerCall | None, seen: ScoreConfig) -> Heads | str:
     queries = seen.__dict__.get("queries", [])
     if not queries:
         return "it does not use what transformers' AttentionInterface gives it"
@@ -210,7 +211,44 @@ def _verdict(natural: LayerCall, again: LayerCall | None, seen: ScoreConfig) -> 
     if again is None or not torch.equal(natural.output.nan_to_num(), again.output.nan_to_num()):
         return "its class does other things where the attention function has a name it does not know"
     _, heads, size = shapes.pop()
+    if _follows_input(owner, natural, heads, 1) or _follows_input(owner, natural, size, -1):
+        return "the number or the size of the heads in its score follows the length of the input"
     return Heads(heads, heads, size, size)
+
+
+def _follows_input(owner: nn.Module, call: LayerCall, value: int, place: int) -> bool:
+    """Whether dimension `place` of the query, here `value`, shrinks with the dimensions of the input that are as long.
+
+    So it is where a layer attends over channels, or over the states of all layers at one position: tokens stand there.
+    """
+    cut = _shortened((call.arguments, call.options), value)
+    if cut is None or call.arguments is None:
+        return False
+    arguments, options = cut
+    try:
+        queries = arriving(owner, LayerCall(arguments, options, call.output))
+    except Exception:  # an input that the layer cannot have, as where `value` is told by weights
+        return False
+    return bool(queries) and queries[0].shape[place] != value
+
+
+def _shortened(value: Any, length: int) -> Any:
+    """The same with its tensors cut by one along what is `length` long, but their last dimension; None without any."""
+    found = False
+
+    def cut(part: Any) -> Any:
+        nonlocal found
+        if isinstance(part, tuple | list):
+            return type(part)(map(cut, part)) if type(part) in (tuple, list) else part
+        if isinstance(part, dict):
+            return {key: cut(one) for key, one in part.items()}
+        if isinstance(part, Tensor):
+            for axis in (axis for axis, size in enumerate(part.shape[:-1]) if size == length > 1):
+                part, found = part.narrow(axis, 0, length - 1), True
+        return part
+
+    shorter = cut(value)
+    return shorter if found else None
 
 
 @contextmanager

@@ -86,3 +86,35 @@ def test_a_recorded_call_shows_what_arrives_before_any_metric() -> None:
         nn.init.normal_(parameter)
     assert torch.equal(arriving(layer, call)[0], query)
     assert record_calls(model, {}) == {}
+
+
+class OverStates(nn.Module):
+    """Attends over states at every position, as Inkling 2 does over those of its layers: tokens stand for heads."""
+
+    def __init__(self, base: LlamaAttention) -> None:
+        super().__init__()
+        self.config, self.base, self.num_key_value_groups = base.config, base, 1
+
+    def forward(self, hidden_states: Tensor, **options: object) -> object:
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        states = torch.stack([hidden_states, 2 * hidden_states], 2)
+        mixed, _ = attend(self, hidden_states.unsqueeze(2), states, states, None, scaling=1.0)
+        return self.base(mixed.squeeze(1), **options)
+
+
+def test_heads_that_follow_the_input_are_left_alone(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    llama.model.layers[0].self_attn = OverStates(llama.model.layers[0].self_attn)
+    before = [hidden(llama, ids), hidden(llama, ids[:, :5])]
+    patch = patch_attention(llama, block_size=4, sites="score")
+    reason = "the number or the size of the heads in its score follows the length of the input"
+    assert patch.left_alone == {"model.layers.0.self_attn": reason}
+    assert list(patch.layers) == ["model.layers.0.self_attn.base", "model.layers.1.self_attn"]
+    for length, wanted in ((ids.shape[1], before[0]), (5, before[1])):
+        assert torch.equal(hidden(llama, ids[:, :length]), wanted)
+
+
+def test_other_heads_than_those_that_were_patched_are_named(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    patch = patch_attention(llama, block_size=4, sites="score")
+    attention = llama.model.layers[1].self_attn
+    with pytest.raises(ArgumentError, match=r"as many heads as when it was patched, 4 of 8, but got 8 of 4 in a Llama"):
+        patch.layers["model.layers.1.self_attn"].owner.config.change(attention, torch.ones(1, 8, 3, 4))
