@@ -163,7 +163,7 @@ class TeacherModel:
 
     def _place(self, device: torch.device) -> torch.device:
         first = next(self.model.parameters(), None)
-        if first is None:
+        if first is None or _is_placed(self.model):
             return device
         wanted = device if self.device is None else self.device
         if first.device != wanted and not getattr(self.model, "is_quantized", False):
@@ -177,6 +177,11 @@ class TeacherModel:
         if isinstance(inputs, Mapping):
             return {key: self._cast(value, device) for key, value in inputs.items()}
         return inputs
+
+
+def _is_placed(model: nn.Module) -> bool:
+    """Whether accelerate moves weights and inputs itself, for an offloaded or dispatched model."""
+    return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
 def _is_plain(model: nn.Module) -> bool:

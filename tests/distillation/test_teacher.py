@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload, dispatch_model
 from contracts.teacher import TeacherContract, examples, padded
 from distillation.models import TinyCNN, bert, text
 from optimum.quanto import freeze, qint8, quantize
 from torch import nn
 
-from gssf_plug.distillation import Distiller, FeatureTaps, Tap, TeacherModel
+from gssf_plug.distillation import Distiller, FeatureTaps, Tap, TeacherCache, TeacherModel, precompute
 from gssf_plug.distillation.cache.digests import digest_weights
 from gssf_plug.errors import ArgumentError
 from gssf_plug.features import mean_pool
@@ -90,6 +91,29 @@ def test_offloaded_and_compiled_teachers_run_to_their_end():
         beyond = counting(model, "encoder.layer.2")
         read(model)
         assert len(beyond) == 3
+
+
+def on_disk(model, folder):
+    places = {"embeddings": "cpu", "encoder": "disk"}
+    return dispatch_model(model, places, offload_dir=folder / "offloaded", main_device="cpu")
+
+
+@pytest.mark.parametrize("offload", [lambda model, folder: cpu_offload(model, execution_device="cpu"), on_disk])
+def test_offloaded_teachers_teach_and_are_cached_as_those_in_memory(offload, tmp_path):
+    plain, offloaded = bert(24, 4, seed=2), offload(bert(24, 4, seed=2), tmp_path)
+    assert any(parameter.is_meta for parameter in offloaded.parameters())
+    losses = []
+    for teacher in (plain, offloaded):
+        distiller = Distiller(bert(seed=1), teacher, {"encoder.layer.1": "encoder.layer.3"}, "mse")
+        torch.manual_seed(0)
+        distiller.plan(text())
+        losses.append(distiller(text())["loss"])
+    assert torch.equal(*losses)
+    rows = [{"input_ids": row} for row in text()["input_ids"]]
+    collate = lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])}  # noqa: E731
+    precompute(offloaded, [Tap("encoder.layer.3")], rows, tmp_path / "kept", collate=collate, batch_size=2)
+    TeacherCache(tmp_path / "kept", teacher=plain)  # whose weights are the same
+    assert digest_weights(offloaded) == digest_weights(plain)
 
 
 def test_the_model_s_own_output_needs_the_whole_forward():

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from gssf_plug.distillation.taps import Tap
@@ -18,11 +19,20 @@ PASSING = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "arc
 
 
 def digest_weights(model: nn.Module) -> str:
-    """SHA-256 of every parameter and buffer of the plain model: names, dtypes, shapes, bytes; quantised ones too."""
-    whole = hashlib.sha256()
-    for name, value in sorted(unwrap(model).state_dict().items()):
+    """SHA-256 of every parameter and buffer of the plain model: names, dtypes, shapes, bytes; quantised ones too.
+
+    Offloaded ones are brought in one after the other. The digest is that of the same model in memory.
+    """
+    whole, plain = hashlib.sha256(), unwrap(model)
+    for name, value in sorted(plain.state_dict().items()):
         whole.update(name.encode() + b"\0")
-        _update_state(whole, value)
+        if isinstance(value, Tensor) and value.is_meta:
+            path, _, leaf = name.rpartition(".")
+            holder = plain.get_submodule(path)
+            with align_module_device(holder):
+                _update_state(whole, getattr(holder, leaf))
+        else:
+            _update_state(whole, value)
     return whole.hexdigest()
 
 

@@ -293,7 +293,8 @@ def _start(folder: Path, key: dict[str, Any], digests: list[int]) -> dict[str, A
 
 def _run(source: TeacherModel, dataset: Any, rows: Iterable[int], collate: Callable[[list[Any]], Any]) -> list[Feature]:
     """The features of some rows, on the CPU; the teacher stays on its device."""
-    home = next((p.device for p in source.model.parameters()), torch.device("cpu"))
+    # offloaded parameters are on no device, and accelerate moves what they are multiplied with
+    home = next((p.device for p in source.model.parameters() if not p.is_meta), torch.device("cpu"))
     batch = collate([dataset[row] for row in rows])
     return [moved(feature, torch.device("cpu")) for feature in source.features(batch, home).values()]
 
