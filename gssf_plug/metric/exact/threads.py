@@ -54,10 +54,14 @@ def in_threads(
 
     threads = min(threads, len(blocks))
     others: list[Future[None]] = []
+    asked = 0
     try:
-        with suppress(RuntimeError):  # the interpreter ends, and starts no threads any more: alone then
-            others += [_helpers().submit(run_apart) for _ in range(threads if waits and threads > 1 else threads - 1)]
-        if waits and others:
+        with suppress(RuntimeError):  # the interpreter ends, or starts no more threads: with those that there are, then
+            for _ in range(threads if waits and threads > 1 else threads - 1):
+                others.append(Future())  # known before it can begin, as even a task that was refused may
+                _helpers().submit(functools.partial(_settle, others[-1], run_apart))
+                asked += 1
+        if waits and asked:
             wait(others, return_when=FIRST_COMPLETED)  # what has begun by then is waited for below
         else:
             run()
@@ -68,7 +72,17 @@ def in_threads(
         workers.clear()  # what was cancelled stays in its queue for a while, and would keep the scores
     for other in begun:
         other.result()
-    return [found[number] for number in range(len(blocks))]
+    return [found.pop(number) for number in range(len(blocks))]  # what was cancelled would keep these, too
+
+
+def _settle(future: Future[None], run: Callable[[], None]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        run()
+        future.set_result(None)
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def _exhaust(some: Iterable[object]) -> None:

@@ -65,10 +65,38 @@ def test_a_thread_that_comes_too_late_keeps_nothing(monkeypatch):
     monkeypatch.setattr(module, "_helpers", Helpers)
     scores = torch.randn(3)
     held = weakref.ref(scores)
-    assert module.in_threads(lambda scores=scores: lambda block: float(scores[block].sum()), [slice(1), slice(1)], 2)
-    del scores
+    found = module.in_threads(lambda scores=scores: lambda block: scores[block].sum(), [slice(1), slice(1)], 2)
+    held_there = weakref.ref(found[0])
+    del scores, found
     assert len(late) == 1
     assert held() is None
+    assert held_there() is None
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("taken", [1, 2])
+def test_a_task_that_was_refused_and_begins_all_the_same_is_waited_for(taken, waits, monkeypatch):
+    """Where no thread can be started any more, `submit` raises, but its task is queued, and a free thread takes it."""
+    running = []
+
+    class Helpers:
+        def submit(self, run):
+            running.append(threading.Thread(target=run))
+            running[-1].start()
+            if len(running) == taken:
+                time.sleep(0.05)
+                raise RuntimeError("can't start new thread")
+            return Future()
+
+    def work(block):
+        time.sleep(0.1)
+        return block.start
+
+    helpers = Helpers()
+    monkeypatch.setattr(module, "_helpers", lambda: helpers)
+    assert in_threads(lambda: work, slices(4, 1), 3, waits=waits) == [0, 1, 2, 3]
+    for one in running:
+        one.join(timeout=60)
 
 
 def of_threads(function, count):
