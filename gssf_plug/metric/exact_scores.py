@@ -15,6 +15,7 @@ with a float64 product, whose bound is 10¹¹ times smaller.
 
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -126,6 +127,7 @@ class CanonicalScores:
         self.metric, self.queries, self.gallery = metric, queries, gallery
         self.normalize = metric is None or metric.normalize
         self._items: tuple[slice, CanonicalQueries] | None = None
+        self._looking = Lock()
 
     def pairs(self, rows: Int[Tensor, " pairs"], columns: Int[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         """Scores of some pairs."""
@@ -136,8 +138,9 @@ class CanonicalScores:
         return self._each(pairs.div(len(self.gallery), rounding_mode="floor"), pairs % len(self.gallery))[which]
 
     def has_table(self, some: CanonicalQueries) -> bool:
-        """Whether scores of all pairs with some queries are to be had at once."""
-        return self._are_short(some) or self._different is not None
+        """Whether scores of all pairs with some queries are to be had at once; several threads may ask."""
+        with self._looking:  # what is found out once is kept; `cached_property` has no lock since Python 3.12
+            return self._are_short(some) or self._different is not None
 
     def table(self, some: CanonicalQueries, rows: Int[Tensor, " n"], columns: slice) -> Float[Tensor, "n m"]:
         """Scores of all pairs of some queries and a part of the gallery, where that `has_table`.

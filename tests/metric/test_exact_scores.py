@@ -1,5 +1,7 @@
 """Canonical scores, the fast product, and the bound between them."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import pytest
@@ -97,3 +99,20 @@ def test_a_table_of_as_many_rows_as_differ():
     scores = CanonicalScores(None, features, features[:-1])
     assert scores.has_table(canonical_queries(None, features))
     assert scores._different.scores.shape == (4, 4)
+
+
+def test_threads_that_ask_at_once_whether_there_is_a_table_look_one_after_the_other(monkeypatch):
+    """As threads that count do. Python 3.11 has a lock in `cached_property`, later ones have none."""
+    features = torch.randint(-2, 3, (40, DIM)).float()
+    scores, some = CanonicalScores(None, features, features), canonical_queries(None, features[:5])
+    make, made = exact_scores.canonical_items, []
+
+    def slowly(rows, normalize):
+        made.append(len(rows))
+        time.sleep(0.05)
+        return make(rows, normalize)
+
+    monkeypatch.setattr(exact_scores, "canonical_items", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(scores.has_table, [some] * 4)) == [True] * 4
+    assert made == [1, 40]
