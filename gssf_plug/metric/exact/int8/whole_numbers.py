@@ -52,9 +52,14 @@ CHANNELS_OF_SHARED = 16  # a multiple, and at most half as many as there are cha
 MEASURED = 1 + 2.0**-10  # a norm in float32, rounded up
 
 
-@functools.cache
 def multiplies_int8() -> bool:
     """Whether the CPU multiplies int8 by instructions that were tried: exactly, and twice as fast as bfloat16."""
+    # without oneDNN, which the user may switch off at any time, the product is twenty times slower than float32's
+    return bool(torch.backends.mkldnn.enabled) and _has_instructions()
+
+
+@functools.cache
+def _has_instructions() -> bool:
     has_instructions = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
     has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # whose bfloat16 is as fast; never tried
     if not has_instructions() or has_tiles() or not hasattr(torch, "_int_mm"):

@@ -7,6 +7,7 @@ from metric.scored import canonical, sum_exactly
 
 from gssf_plug.metric.exact.canonical import canonical_queries
 from gssf_plug.metric.exact.fast_rows import fast_rows, given_rows
+from gssf_plug.metric.exact.int8 import whole_numbers
 from gssf_plug.metric.exact.int8.whole_numbers import HIDDEN, Shared, multiplies_int8, shared, whole_queries, whole_rows
 from gssf_plug.metric.exact.reaching import GROUP
 
@@ -167,9 +168,19 @@ def test_sums_that_overflow_sixteen_bits_are_no_instructions(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     exact = lambda a, b: a.int() @ b.int()  # noqa: E731
     monkeypatch.setattr(torch, "_int_mm", exact)
-    assert multiplies_int8.__wrapped__()
+    assert whole_numbers._has_instructions.__wrapped__()
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: exact(a, b).clamp(max=32767))
-    assert not multiplies_int8.__wrapped__()
+    assert not whole_numbers._has_instructions.__wrapped__()
     monkeypatch.setattr(torch, "_int_mm", exact)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert not multiplies_int8.__wrapped__()
+    assert not whole_numbers._has_instructions.__wrapped__()
+
+
+def test_int8_is_left_alone_while_onednn_is_off(monkeypatch):
+    """Its product without oneDNN is right, and twenty times slower than that of float32."""
+    monkeypatch.setattr(whole_numbers, "_has_instructions", lambda: True)
+    assert multiplies_int8()
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert not multiplies_int8()
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
+    assert multiplies_int8()
