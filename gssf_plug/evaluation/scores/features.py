@@ -15,7 +15,7 @@ from gssf_plug.metric.exact.canonical import near_queries
 from gssf_plug.metric.exact.fast_rows import FastRows, fast_rows, pair_rows
 from gssf_plug.metric.exact.fast_scores import FastQueries, Open, fast_queries
 from gssf_plug.metric.exact.int8.two_digits import DigitPart, DigitQueries, DigitRows, digit_queries, digit_rows
-from gssf_plug.metric.exact.int8.whole_numbers import multiplies_int8
+from gssf_plug.metric.exact.int8.whole_numbers import fits_int8, multiplies_int8
 from gssf_plug.metric.exact.pair_products import converted_products
 from gssf_plug.metric.exact.sums import scale_rows
 from gssf_plug.metric.exact_scores import CanonicalScores
@@ -129,7 +129,7 @@ def counted_scores(
         chunks: the queries that this process ranks.
     """
     scores, asked = FeatureScores(metric, queries, gallery), sum(rows.stop - rows.start for rows in chunks)
-    many = asked >= MANY_QUERIES and asked * len(gallery) >= MANY_PAIRS
+    many = asked >= MANY_QUERIES and asked * len(gallery) >= MANY_PAIRS and fits_int8(queries.shape[1])
     if many and scores.normalize and queries.device.type == "cpu" and multiplies_int8():
         scores.dtype = torch.int8
     return scores

@@ -203,6 +203,7 @@ def test_two_digits_are_for_many_queries_under_a_metric_that_normalises(has_inst
     assert dtype(12000, chunks) == (torch.int8 if has_instructions else torch.float32)
     assert dtype(12000, chunks[:1]) == torch.float32  # the other half is another process's
     assert dtype(9000, chunks) == torch.float32
+    assert features.counted_scores(None, queries[:, :1], gallery[:, :1], chunks).dtype == torch.float32
     assert dtype(12000, chunks, GSSFMetric(4, block_size=2, normalize=False)) == torch.float32
 
 
