@@ -1,7 +1,6 @@
 """A gallery that is read once and searched many times."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -17,7 +16,7 @@ from gssf_plug.metric.exact.first_look import Part
 from gssf_plug.metric.exact.int8.whole_numbers import WholeRows, fits_int8, multiplies_int8, shared, whole_rows
 from gssf_plug.metric.exact.plain_tensors import on_plain_tensors
 
-__all__ = ["FEW_QUERIES", "PreparedGallery", "check_finite", "prepare_gallery", "read_parts"]
+__all__ = ["FEW_QUERIES", "PreparedGallery", "check_finite", "prepare_gallery", "read_part"]
 
 ROWS_AT_ONCE = 8192  # whole groups of `WholeRows`
 FEW_QUERIES = 2  # up to here, reading the gallery costs more than the product, and converting it more than both
@@ -152,35 +151,28 @@ def _in_whole_numbers(items: Tensor, normalize: bool) -> PreparedGallery:
     return PreparedGallery(items, whole, normalize, FastRows(items, 0, norm, rest, factors))
 
 
-def read_parts(
-    gallery: Tensor | PreparedGallery,
-    parts: list[slice],
-    normalize: bool,
-    queries: int,
-    device: torch.device,
-    exact: bool,
-) -> Iterator[tuple[slice, Part]]:
-    """The gallery in parts, ready for the fast product of so many queries.
+def read_part(
+    gallery: Tensor | PreparedGallery, part: slice, normalize: bool, queries: int, device: torch.device, exact: bool
+) -> Part:
+    """A part of the gallery, ready for the fast product of so many queries.
 
     Args:
         gallery: prepared, or features that are converted here, and checked.
-        parts: slices, in order; of one that was rounded to whole numbers, each from the first of a group on.
+        part: of one that was rounded to whole numbers, from the first of a group on.
         normalize: True where the metric normalises.
         queries: number of queries that will be scored.
         device: device of the product.
         exact: True reads in float64 rather than in a shorter dtype.
     """
-    for part in parts:
-        if isinstance(gallery, PreparedGallery) and not exact:
-            yield part, _prepared_part(gallery, part, queries, device)
-            continue
-        features = gallery.features if isinstance(gallery, PreparedGallery) else gallery
-        items = features[part].to(device)
-        rows = fast_rows(items, normalize, torch.float64) if exact else given_rows(items, normalize)
-        # the norms have seen every entry: no NaN or infinity hides from them
-        if not rows.norm < float("inf") or not rows.rest < float("inf"):
-            check_finite("gallery", items, part.start)
-        yield part, Part.of(rows)
+    if isinstance(gallery, PreparedGallery) and not exact:
+        return _prepared_part(gallery, part, queries, device)
+    features = gallery.features if isinstance(gallery, PreparedGallery) else gallery
+    items = features[part].to(device)
+    rows = fast_rows(items, normalize, torch.float64) if exact else given_rows(items, normalize)
+    # the norms have seen every entry: no NaN or infinity hides from them
+    if not rows.norm < float("inf") or not rows.rest < float("inf"):
+        check_finite("gallery", items, part.start)
+    return Part.of(rows)
 
 
 def _prepared_part(gallery: PreparedGallery, part: slice, queries: int, device: torch.device) -> Part:

@@ -9,7 +9,7 @@ For approximate search put `metric.gallery(items)` into any inner-product index,
 `metric.fold(queries)`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -32,7 +32,8 @@ from gssf_plug.metric.exact.first_look import Part, first_look
 from gssf_plug.metric.exact.int8.whole_numbers import WholeRows
 from gssf_plug.metric.exact.plain_tensors import as_outside, on_plain_tensors
 from gssf_plug.metric.exact.reaching import GROUP
-from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_parts
+from gssf_plug.metric.exact.threads import slices
+from gssf_plug.metric.gallery import FEW_QUERIES, PreparedGallery, check_finite, read_part
 from gssf_plug.metric.metric import GSSFMetric
 from gssf_plug.metric.options import check_metric, checked_chunk
 from gssf_plug.metric.sample import Sample
@@ -44,6 +45,7 @@ ExcludedPairs = Callable[[Int[Tensor, " n"], Int[Tensor, " m"]], Bool[Tensor, "n
 MANY = 64  # k at which a 64th of the gallery or more is wanted: a float64 product is then cheaper than candidates
 FEW_AT_ONCE = 4  # chunks of the gallery, for a few queries, whose chunks cost more to begin than to hold
 CONVERTED_AT_ONCE = 16_777_216  # entries of a gallery: 64 MB in float32
+CHUNKS_HELD = 4  # by threads that each look at parts of their own
 OF_A_CHUNK = 8  # an eighth of it: so many scores of a gallery of whole numbers are worth beginning
 
 
@@ -88,7 +90,8 @@ def topk(
             indices (m,) that gives n×m of it (nothing of size N×M is then formed).
         query_chunk: queries scored at once, default 1,024. The gallery is read once for each such chunk.
         gallery_chunk: gallery items scored at once, default 8,192; more of them for a few queries. A chunk
-            of scores takes query_chunk · gallery_chunk · 4 bytes, 32 MB by default.
+            of scores takes query_chunk · gallery_chunk · 4 bytes, 32 MB by default. Where a CPU multiplies int8, each
+            of torch's threads holds a chunk; more than four threads share the memory of four.
         distributed: share the gallery among the processes, all of which call with the same arguments (a memory-mapped
             gallery is read in parts), and all of which receive the same result.
         forbidden: the older name of `exclude`.
@@ -161,14 +164,30 @@ class _Search:
             at_once = min(at_once, max(items, CONVERTED_AT_ONCE // self.features.shape[1]))
         return -(-at_once // GROUP) * GROUP
 
+    @property
+    def threads(self) -> int:
+        """How many may look at parts of their own: one where the user's function must be asked."""
+        apart = self.exclude is None or isinstance(self.exclude, Tensor)
+        return torch.get_num_threads() if apart and self.features.device.type == "cpu" else 1
+
+    def parts_for(self, threads: int) -> list[slice]:
+        """The own parts; for several threads as many for each, the smaller the more threads hold them."""
+        if threads == 1:
+            return self.parts
+        start, size = self.parts[0].start, self.parts[-1].stop - self.parts[0].start
+        most = (self.parts[0].stop - start) * min(threads, CHUNKS_HELD)
+        rounds = -(-size // most)
+        equal = slices(size, -(-size // (rounds * threads * GROUP)) * GROUP)
+        return [slice(start + part.start, start + part.stop) for part in equal]
+
     def unranked(self, count: int) -> Neighbours:
         """Room for the results of so many queries."""
         scores = self.queries.new_empty((count, self.k), dtype=self.dtype)
         return Neighbours(scores, self.queries.new_empty((count, self.k), dtype=torch.long))
 
-    def read(self, queries: int, exact: bool) -> Iterator[tuple[slice, Part]]:
-        """The own parts of the gallery."""
-        return read_parts(self.gallery, self.parts, self.normalize, queries, self.queries.device, exact)
+    def read(self, part: slice, queries: int, exact: bool = False) -> Part:
+        """A part of the gallery, for so many queries."""
+        return read_part(self.gallery, part, self.normalize, queries, self.queries.device, exact)
 
     def hidden(self, rows: Int[Tensor, " n"], part: slice) -> Bool[Tensor, "n m"] | None:
         """The excluded pairs of some queries with a part of the gallery."""
@@ -206,22 +225,26 @@ def _screened(
     search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, " n"], result: Ranked, guess: bool
 ) -> bool:
     """By the fast product; False where it decides too little."""
-    candidates = None
-    for part, items in search.read(len(rows), exact=False):
-        if candidates is None:
-            close = fast_queries(queries, items.dtype)
-            candidates = Candidates(close, search.k, first_look(queries, close, items))
-            sample = Sample.of(search.parts, search.k) if guess and candidates.first.looks_short else None
-            if sample is not None:
-                hidden = partial(search.hidden_items, rows)
-                candidates.guess(sample.least(candidates.first, search.features, search.normalize, hidden))
-        candidates.add(items, part.start, search.hidden(rows, part))
-        if candidates.too_many(part.stop - part.start):
-            return False
-    if candidates is None:
+    if not search.parts:
+        return False
+    items = search.read(search.parts[0], len(rows))
+    close = fast_queries(queries, items.dtype)
+    candidates = Candidates(close, search.k, first_look(queries, close, items))
+    sample = Sample.of(search.parts, search.k) if guess and candidates.first.looks_short else None
+    if sample is not None:
+        least = sample.least(candidates.first, search.features, search.normalize, partial(search.hidden_items, rows))
+        if least is not None:
+            candidates.guess(least)
+    threads = 1 if candidates.guessed is None else search.threads  # else the first part tells where to begin
+    parts = search.parts_for(threads)
+
+    def read(part: slice) -> tuple[Part, Tensor | None]:
+        return items if part == search.parts[0] else search.read(part, len(rows)), search.hidden(rows, part)
+
+    if not candidates.add_all(parts, read, threads):
         return False
     candidates.prune()
-    best_of_candidates(queries, search.features, candidates.rows, candidates.columns, result)
+    best_of_candidates(queries, search.features, candidates.pairs.rows, candidates.pairs.columns, result)
     missed = candidates.missed()
     if len(missed):
         again = search.unranked(len(missed))
@@ -235,8 +258,8 @@ def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, 
     """By a float64 product, and canonical scores for what even that leaves open."""
     fast = fast_queries(queries, torch.float64)
     candidates = Candidates(fast, search.k, first_look(queries, fast))
-    for part, items in search.read(len(rows), exact=True):
-        hidden = search.hidden(rows, part)
+    for part in search.parts:
+        items, hidden = search.read(part, len(rows), exact=True), search.hidden(rows, part)
         if len(search.parts) == 1:
             # where all are wanted: a row's scores are sorted before its indices are written, and take as many bytes
             room = result[1].view(torch.float64) if search.k == len(search.features) else None
@@ -248,9 +271,10 @@ def _in_float64(search: "_Search", queries: CanonicalQueries, rows: Int[Tensor, 
             return
         candidates.add(items, part.start, hidden)
         if candidates.too_many():  # masses of ties
-            candidates.settle(canonical_scores(queries, candidates.rows, search.features, candidates.columns))
+            pairs = candidates.pairs
+            candidates.settle(canonical_scores(queries, pairs.rows, search.features, pairs.columns))
     candidates.prune()
-    best_of_candidates(queries, search.features, candidates.rows, candidates.columns, result)
+    best_of_candidates(queries, search.features, candidates.pairs.rows, candidates.pairs.columns, result)
 
 
 def _best_of_processes(search: "_Search", own: Int[Tensor, "n k"], chunks: tuple[Int[Tensor, " n"], ...]) -> Neighbours:

@@ -11,7 +11,7 @@ from gssf_plug.metric import gallery as module
 from gssf_plug.metric import prepare_gallery, topk
 from gssf_plug.metric.exact import first_look
 from gssf_plug.metric.exact.reaching import GROUP
-from gssf_plug.metric.gallery import check_finite, read_parts
+from gssf_plug.metric.gallery import check_finite, read_part
 
 
 @pytest.fixture(params=[True, False], autouse=True)
@@ -67,9 +67,8 @@ def test_parts_of_a_prepared_and_of_a_plain_gallery_stand_for_the_same_rows(quer
     features, parts = torch.randn(20, 8), [slice(0, 9), slice(9, 20)]
     unit = torch.nn.functional.normalize(features.double())
     for gallery in (features, prepare_gallery(features)):
-        read = list(read_parts(gallery, parts, True, queries, torch.device("cpu"), exact))
-        assert [part for part, _ in read] == parts
-        for part, found in read:
+        for part in parts:
+            found = read_part(gallery, part, True, queries, torch.device("cpu"), exact)
             items = found.rows
             assert items.rows.dtype == found.dtype
             rows = items.rows.double() if items.factors is None else items.rows.double() * items.factors[:, None]
@@ -128,7 +127,7 @@ def test_entries_that_are_not_finite_are_named_by_row_and_channel(bad):
     with pytest.raises(ArgumentError, match=f"`features` {message}"):
         prepare_gallery(features, normalize=False)
     with pytest.raises(ArgumentError, match=f"`gallery` {message}"):
-        list(read_parts(features, [slice(0, 10), slice(10, 20)], True, 100, torch.device("cpu"), False))
+        read_part(features, slice(10, 20), True, 100, torch.device("cpu"), False)
     with pytest.raises(ArgumentError, match=r"`x` must be finite, but got NaN or infinity in row 107, channel 5"):
         check_finite("x", features[6:], 100)
 

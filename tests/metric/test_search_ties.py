@@ -1,5 +1,6 @@
 """`topk` to the last tie, in every chunking and dtype, on every path: against canonical scores and exact loops."""
 
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -8,10 +9,12 @@ import torch
 from metric.scored import KINDS, NARROW, sum_exactly
 
 from gssf_plug import GSSFMetric
+from gssf_plug.errors import ArgumentError
 from gssf_plug.metric import gallery as prepared_gallery
 from gssf_plug.metric import prepare_gallery, sample, search, topk
 from gssf_plug.metric.exact import candidates, falling, first_look
 from gssf_plug.metric.exact.canonical import canonical_queries, canonical_scores
+from gssf_plug.metric.exact.threads import slices
 
 QUERIES, ITEMS = 7, 200
 CHUNKINGS = [(1024, 8192), (4, 64), (3, 37)]
@@ -264,6 +267,89 @@ def test_a_sample_of_all_the_best_is_found_out(path, monkeypatch):
     assert 0 in missed[1].tolist()
     assert torch.equal(found.indices, indices)
     assert torch.equal(found.scores, scores.float())
+
+
+@pytest.fixture(params=[2, 5])
+def looking(request, monkeypatch):
+    """So many threads look at parts of their own, in whole numbers, on features as few as these; each look by whom."""
+    looked, add, usual = [], candidates.Candidates.add, torch.get_num_threads()
+    monkeypatch.setattr(sample, "SAMPLED", 64)
+    monkeypatch.setattr(sample, "TIMES", 4)
+    monkeypatch.setattr(first_look, "short_dtypes", lambda device: (torch.int8,))
+    monkeypatch.setattr(first_look, "MANY_QUERIES", 0)
+    monkeypatch.setattr(first_look, "MOST_OPEN", 1.0)
+    monkeypatch.setattr(search, "MANY", 0)
+    sum_exactly(monkeypatch)
+
+    def noted(self, part, start, *given):
+        looked.append((start, threading.get_ident()))
+        add(self, part, start, *given)
+
+    monkeypatch.setattr(candidates.Candidates, "add", noted)
+    torch.set_num_threads(request.param)
+    yield looked
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize("kind", ["random", "duplicates", "signs", "all equal", "some zero rows", "rising"])
+@pytest.mark.parametrize("excluded", [False, True])
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("few", [0, 10**6])  # pairs that wait until thresholds rise
+def test_threads_that_look_at_parts_of_their_own_change_nothing(looking, kind, excluded, prepared, few, monkeypatch):
+    monkeypatch.setattr(candidates, "FEW_PAIRS", few)
+    monkeypatch.setattr(prepared_gallery, "multiplies_int8", lambda: True)
+    metric, queries, gallery = perturbed(), KINDS[kind](40), KINDS[kind](1000)
+    hidden = torch.rand(40, 1000) < 0.3 if excluded else None
+    scores, indices = reference(metric, queries, gallery, 5, hidden)
+    searched = prepare_gallery(gallery) if prepared else gallery
+    found = topk(metric, queries, searched, 5, gallery_chunk=128, exclude=hidden)
+    assert {thread for _, thread in looking} - {threading.get_ident()}
+    assert torch.equal(found.indices, indices)
+    assert torch.equal(found.scores, scores.float())
+
+
+def test_threads_that_find_too_much_open_leave_it_to_float64(looking, monkeypatch):
+    monkeypatch.setattr(candidates, "MOST_UNDECIDED", 0)
+    queries, gallery = KINDS["random"](40), KINDS["random"](1000)
+    scores, indices = reference(None, queries, gallery, 5)
+    found = topk(None, queries, gallery, 5, gallery_chunk=64)
+    of_threads = [thread for _, thread in looking if thread != threading.get_ident()]
+    assert 0 < len(of_threads) < 16
+    assert torch.equal(found.indices, indices)
+    assert torch.equal(found.scores, scores.float())
+
+
+def test_a_function_of_the_users_is_asked_in_the_users_thread(looking):
+    asking, queries, gallery = set(), KINDS["random"](40), KINDS["random"](1000)
+
+    def exclude(rows, items):
+        asking.add(threading.get_ident())
+        return rows[:, None] == items
+
+    found = topk(None, queries, gallery, 5, gallery_chunk=64, exclude=exclude)
+    hidden = torch.arange(40)[:, None] == torch.arange(1000)
+    assert torch.equal(found.indices, reference(None, queries, gallery, 5, hidden)[1])
+    assert asking == {threading.get_ident()}
+
+
+def test_the_first_row_that_is_not_finite_is_named_whatever_threads_do(looking):
+    gallery = KINDS["random"](1000)
+    gallery[[423, 777, 950], 3] = float("nan")  # of which a sample sees none
+    with pytest.raises(ArgumentError, match="NaN or infinity in row 423, channel 3"):
+        topk(None, KINDS["random"](40), gallery, 5, gallery_chunk=128)
+    assert looking
+
+
+@pytest.mark.parametrize(("threads", "most"), [(1, 128), (2, 128), (4, 128), (7, 128)])
+def test_threads_hold_no_more_scores_than_four_chunks(threads, most):
+    asked = search._Search(None, torch.randn(3, 4), torch.randn(1000, 4), torch.randn(1000, 4), 5, None, [])
+    asked.parts = slices(1000, 128)[1:]  # those of a process
+    parts = asked.parts_for(threads)
+    assert [item for part in parts for item in range(part.start, part.stop)] == list(range(128, 1000))
+    sizes = [part.stop - part.start for part in parts]
+    assert max(sizes) <= most
+    assert max(sizes) * threads <= 4 * 128 or max(sizes) == 64  # a group, which is not divided
+    assert threads == 1 or len(set(sizes[:-1])) == 1
 
 
 @pytest.mark.parametrize("kind", ["random", "duplicates", "signs", "hardly different", "some zero rows"])

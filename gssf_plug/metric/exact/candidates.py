@@ -4,7 +4,12 @@ A fast score with its bound says that the canonical score lies in [low, high]. T
 a threshold: an item whose `high` stays below it cannot be among the k best, whatever rounding did. So most scores cost
 one look in a short dtype; the pairs that it leaves open are looked at more closely, one by one, so that thresholds are
 nearly the true k-th best scores; and what is then left, hardly more than is asked for, is decided afterwards.
+Parts may come in any order, and from several threads.
 """
+
+from collections.abc import Callable
+from threading import Lock
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -14,11 +19,33 @@ from gssf_plug.metric.exact.falling import largest
 from gssf_plug.metric.exact.fast_scores import FastQueries
 from gssf_plug.metric.exact.first_look import FirstLook, Found, Look, Part
 from gssf_plug.metric.exact.reaching import places
+from gssf_plug.metric.exact.threads import in_threads
 
-__all__ = ["Candidates", "pad_pairs"]
+__all__ = ["Candidates", "Pairs", "pad_pairs"]
 
 MOST_UNDECIDED = 16  # candidates, times k
 FEW_PAIRS = 1024  # cost less to keep than to drop
+
+
+class Pairs(NamedTuple):
+    """Pairs that may be among the best, those of a part in order of row: canonical scores lie in [`low`, `high`]."""
+
+    rows: Int[Tensor, " pairs"]
+    columns: Int[Tensor, " pairs"]
+    low: Float[Tensor, " pairs"]
+    high: Float[Tensor, " pairs"]
+
+    def reaching(self, least: Float[Tensor, " n"]) -> "Pairs":
+        """Those that may reach what is asked of their row."""
+        return self._only(places(self.high >= least.index_select(0, self.rows)))
+
+    def in_order(self) -> "Pairs":
+        """By row, and by column within it."""
+        width = int(self.columns.max()) + 1 if len(self.columns) else 0
+        return self._only((self.rows * width + self.columns).argsort())
+
+    def _only(self, kept: Int[Tensor, " kept"]) -> "Pairs":
+        return Pairs(*(each.index_select(0, kept) for each in self))
 
 
 class Candidates:
@@ -34,57 +61,94 @@ class Candidates:
         self.close, self.k, self.first = close, k, first
         device = close.rows.device
         self.least = torch.full((len(close.rows),), float("-inf"), dtype=torch.float64, device=device)
-        self.rows = torch.empty(0, dtype=torch.long, device=device)
-        self.columns = self.rows.clone()
-        self.low = torch.empty(0, dtype=torch.float64, device=device)
-        self.high = self.low.clone()
+        nobody, nothing = (torch.empty(0, dtype=dtype, device=device) for dtype in (torch.long, torch.float64))
+        self.pairs = Pairs(nobody, nobody, nothing, nothing)
         self.guessed: Tensor | None = None
-        self._best = self.low.new_empty(len(close.rows), 0)  # the k best `low` of each query so far, in any order
-        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._best = nothing.new_empty(len(close.rows), 0)  # the k best `low` of each query so far, in any order
+        self._parts: list[Pairs] = []
         self._seen = 0  # of the parts, in `_best`
         self._waiting = 0  # pairs of the others
+        self._alone = Lock()
 
     def __len__(self) -> int:
-        return len(self.rows) + sum(len(part[0]) for part in self._parts)
+        return sum(len(pairs.rows) for pairs in (self.pairs, *self._parts))
 
-    def add(self, part: Part, start: int, hidden: Bool[Tensor, "n m"] | None) -> None:
-        """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates."""
-        if not len(self) and self.guessed is None:  # nothing to compare scores with yet
-            found, least = self.first.begin(part, hidden, self.k)
-            self.least = torch.maximum(self.least, least)
-        else:
-            found = self.first.at_most(part, hidden, self.least)
-        self._keep(found, part, start)
+    def add(self, part: Part, start: int, hidden: Bool[Tensor, "n m"] | None, first: FirstLook | None = None) -> None:
+        """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates.
 
-    def guess(self, least: Float[Tensor, " n"] | None) -> None:
-        """Start from scores that k items are expected to reach, if they are known; `missed` says where in vain."""
-        if least is not None:
-            self.guessed = self.least = least
+        Args:
+            part: the part.
+            start: the number of its first item.
+            hidden: a mask of its pairs; None for none.
+            first: the calling thread's own first look; None (default) where one thread adds all parts.
+        """
+        first = self.first if first is None else first
+        if len(self) or self.guessed is not None:
+            found = first.at_most(part, hidden, self.least)
+        else:  # nothing to compare scores with yet
+            found, least = first.begin(part, hidden, self.k)
+            with self._alone:
+                self.least = torch.maximum(self.least, least)
+        pairs = self._closer(found, part, start)
+        with self._alone:
+            self._keep(pairs)
+
+    def add_all(
+        self, parts: list[slice], read: Callable[[slice], tuple[Part, Bool[Tensor, "n m"] | None]], threads: int
+    ) -> bool:
+        """All parts of a gallery; False, and not all of them, where too much stays open.
+
+        Args:
+            parts: the items of each.
+            read: gives a part, and its hidden pairs.
+            threads: how many look at parts of their own, at least 1.
+        """
+        undecided = False
+
+        def looking() -> Callable[[slice], None]:
+            first = self.first if threads == 1 else self.first.apart()
+
+            def look(part: slice) -> None:
+                nonlocal undecided
+                if not undecided:
+                    items, hidden = read(part)
+                    self.add(items, part.start, hidden, first)
+                    undecided = self.too_many(part.stop - part.start) or undecided
+
+            return look
+
+        in_threads(looking, parts, threads, waits=threads > 1)
+        return not undecided
+
+    def guess(self, least: Float[Tensor, " n"]) -> None:
+        """Start from scores that k items are expected to reach; `missed` says where in vain."""
+        self.guessed = self.least = least
 
     def missed(self) -> Int[Tensor, " missed"]:
         """Queries whose guess was too high: what is kept for them is not enough."""
         if self.guessed is None:
-            return self.rows[:0]
+            return self.pairs.rows[:0]
         if self._best.shape[1] < self.k:
             return (self.guessed > float("-inf")).nonzero()[:, 0]
         return (self._best.amin(1) < self.guessed).nonzero()[:, 0]
 
-    def _keep(self, found: Found, part: Part, start: int) -> None:
-        """Take the pairs of a look that may be among the best; where they are few, after a closer look."""
+    def _closer(self, found: Found, part: Part, start: int) -> Pairs:
+        """The pairs of a look that may be among the best; where they are few, after a closer look."""
         look, at = found
         rows = at.div(look.scores.shape[1], rounding_mode="floor")
         columns = at - rows * look.scores.shape[1]
         if isinstance(look, Look) and (look.fast is self.close or not look.leaves_little(at)):
             values = look.scores.flatten().index_select(0, at)
             low, high = look.fast.between(values, look.fast.margins(look.items).index_select(0, rows), look.items)
-        else:
-            values = self.close.pairs(rows, part.rows, columns)
-            margins = self.close.margins(part.rows, of_pairs=True)
-            low, high = self.close.between(values, margins.index_select(0, rows), part.rows)
-            kept = places(high >= self.least.index_select(0, rows))
-            rows, columns, low, high = (each.index_select(0, kept) for each in (rows, columns, low, high))
-        self._parts.append((rows, columns.add_(start), low, high))
-        self._waiting += len(rows)
+            return Pairs(rows, columns.add_(start), low, high)
+        values = self.close.pairs(rows, part.rows, columns)
+        margins = self.close.margins(part.rows, of_pairs=True)
+        low, high = self.close.between(values, margins.index_select(0, rows), part.rows)
+        return Pairs(rows, columns.add_(start), low, high).reaching(self.least)
+
+    def _keep(self, pairs: Pairs) -> None:
+        self._parts.append(pairs)
+        self._waiting += len(pairs.rows)
         if self._waiting * 4 > max(len(self.least) * self.k, FEW_PAIRS):
             self._raise()
 
@@ -100,36 +164,29 @@ class Candidates:
         self._best, self._seen, self._waiting = best, len(self._parts), 0
 
     def prune(self) -> None:
-        """Raise the threshold, and drop what it excludes."""
+        """Raise the threshold, drop what it excludes, and put the rest in order."""
         self._raise()
-        parts = [(self.rows, self.columns, self.low, self.high), *self._parts]
-        rows, columns, low, high = (torch.cat(each) for each in zip(*parts, strict=True))
-        kept = places(high >= self.least.index_select(0, rows))
-        rows, columns, low, high = (each.index_select(0, kept) for each in (rows, columns, low, high))
-        rows, order = rows.sort(stable=True)  # the parts came in order of column, and so it stays within a row
-        self.rows, self.columns, self.low, self.high = rows, columns[order], low[order], high[order]
-        self._parts, self._seen = [], 0
+        every = Pairs(*(torch.cat(each) for each in zip(self.pairs, *self._parts, strict=True)))
+        self.pairs, self._parts, self._seen = every.reaching(self.least).in_order(), [], 0
 
     def too_many(self, besides: int = 0) -> bool:
         """Whether more stay than are worth a closer look one by one; `besides` so many of one part."""
         most = MOST_UNDECIDED * self.k * len(self.least) + besides
-        if len(self) > most:
-            self.prune()
-        return len(self) > most
+        with self._alone:
+            if len(self) > most:
+                self.prune()
+            return len(self) > most
 
     def settle(self, scores: Float[Tensor, " pairs"]) -> None:
         """Take canonical scores for the present candidates; keep the k best of each query, ties by lower column."""
-        padded, columns = pad_pairs(len(self.least), self.rows, scores, self.columns)
+        padded, columns = pad_pairs(len(self.least), self.pairs.rows, scores, self.pairs.columns)
         padded, order = padded.sort(dim=1, descending=True, stable=True)
         self._best = padded[:, : self.k]
-        chosen = padded[:, : self.k] > float("-inf")
-        rows = chosen.nonzero()[:, 0]
-        columns = columns.gather(1, order[:, : self.k])[chosen]
-        values = padded[:, : self.k][chosen]
-        by_column = columns.argsort(stable=True)
-        by_row = by_column[rows[by_column].argsort(stable=True)]
-        self.rows, self.columns = rows[by_row], columns[by_row]
-        self.low, self.high = values[by_row], values[by_row]
+        chosen = self._best > float("-inf")
+        values = self._best[chosen]
+        self.pairs = Pairs(
+            chosen.nonzero()[:, 0], columns.gather(1, order[:, : self.k])[chosen], values, values
+        ).in_order()
 
 
 def pad_pairs(count: int, rows: Int[Tensor, " pairs"], *values: Shaped[Tensor, " pairs"]) -> list[Tensor]:

@@ -8,6 +8,7 @@ A gallery that was rounded to int8 beforehand is looked at in int8 by any number
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -209,6 +210,12 @@ class FirstLook:
         self._waits, self._pause = 0, 1  # parts until it is tried again, and how many after that
         # of one part after the other: fresh memory costs as much again
         self._sums, self._room = torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int8)
+
+    def apart(self) -> "FirstLook":
+        """The same for a thread of its own: with memory of its own."""
+        other = copy(self)
+        other._sums, other._room = self._sums.new_empty(0), self._room.new_empty(0)
+        return other
 
     @property
     def looks_short(self) -> bool:

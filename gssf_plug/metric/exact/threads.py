@@ -37,8 +37,12 @@ def in_threads(
         threads: how many work, at least 1.
         waits: whether the caller only waits, as it must where blocks are torch's work: its operations take one thread
             in each of the others, and all of torch's in the caller. Default False.
+
+    Raises:
+        Exception: that of the first block which fails; no block is begun after one did.
     """
     found: dict[int, R] = {}
+    failed: dict[int, BaseException] = {}
     waiting = iter(enumerate(blocks))  # so that a thread that others hold up does fewer of them
     workers = [worker]
     inference = torch.is_inference_mode_enabled()
@@ -46,7 +50,11 @@ def in_threads(
     def run() -> None:
         work = workers[0]()
         for number, block in waiting:
-            found[number] = work(block)
+            try:
+                found[number] = work(block)
+            except BaseException as error:
+                failed[number] = error
+                _exhaust(waiting)
 
     def run_apart() -> None:
         with torch.inference_mode(inference), torch.no_grad():  # modes are the thread's own
@@ -66,12 +74,17 @@ def in_threads(
         else:
             run()
     finally:
-        _exhaust(waiting)  # after an error nothing new is begun
+        _exhaust(waiting)
         begun = [other for other in others if not other.cancel()]
         wait(begun)
         workers.clear()  # what was cancelled stays in its queue for a while, and would keep the scores
     for other in begun:
         other.result()
+    if failed:  # all blocks before it were begun before it, so that it is the same whatever threads do
+        try:
+            raise failed[min(failed)]
+        finally:
+            failed.clear()  # else it would keep itself, and all that its frames hold
     return [found.pop(number) for number in range(len(blocks))]  # what was cancelled would keep these, too
 
 

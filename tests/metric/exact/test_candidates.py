@@ -40,17 +40,17 @@ def test_the_best_are_always_among_them(kind, dtypes, size, few, monkeypatch):
     before = len(found)
     found.prune()
     assert len(found) <= before
-    kept = set(zip(found.rows.tolist(), found.columns.tolist(), strict=True))
+    kept = set(zip(found.pairs.rows.tolist(), found.pairs.columns.tolist(), strict=True))
     order = right.sort(dim=1, descending=True, stable=True).indices[:, :9]
     assert kept >= {(row, column) for row, own in enumerate(order.tolist()) for column in own}
     assert not any(hidden[row, column] for row, column in kept)
-    scores = right[found.rows, found.columns]
-    assert ((found.low <= scores) & (scores <= found.high)).all()
-    assert found.rows.tolist() == sorted(found.rows.tolist())
-    found.settle(canonical_scores(canonical_queries(metric, queries), found.rows, gallery, found.columns))
+    scores = right[found.pairs.rows, found.pairs.columns]
+    assert ((found.pairs.low <= scores) & (scores <= found.pairs.high)).all()
+    assert found.pairs.rows.tolist() == sorted(found.pairs.rows.tolist())
+    found.settle(canonical_scores(canonical_queries(metric, queries), found.pairs.rows, gallery, found.pairs.columns))
     assert len(found) == 5 * 9
-    assert found.columns.view(5, 9).tolist() == order.sort(dim=1).values.tolist()
-    assert torch.equal(found.low, right[found.rows, found.columns])
+    assert found.pairs.columns.view(5, 9).tolist() == order.sort(dim=1).values.tolist()
+    assert torch.equal(found.pairs.low, right[found.pairs.rows, found.pairs.columns])
 
 
 def test_most_of_a_random_gallery_is_dropped_at_once():
@@ -62,7 +62,7 @@ def test_most_of_a_random_gallery_is_dropped_at_once():
 def test_fewer_items_than_are_asked_for_all_stay():
     found = passed_by(None, torch.randn(2, NARROW), torch.randn(4, NARROW), 9, 2, ())
     found.prune()
-    assert found.columns.tolist() == [0, 1, 2, 3] * 2
+    assert found.pairs.columns.tolist() == [0, 1, 2, 3] * 2
 
 
 def test_pairs_become_rows_of_a_matrix():

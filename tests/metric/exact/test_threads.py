@@ -137,17 +137,33 @@ def test_modes_of_the_caller_hold_in_the_others(mode):
         assert all(one.add_(1).eq(3).all() and not one.requires_grad for one in made)
 
 
-def test_an_error_stops_what_has_not_begun():
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_error_stops_what_has_not_begun_and_is_that_of_the_first_block(waits):
     begun = []
 
     def work(block):
         begun.append(block.start)
-        time.sleep(0.01)
-        raise ValueError(str(block.start))
+        time.sleep(0.05 if block.start == 2 else 0.1 if block.start == 1 else 0)
+        if block.start:
+            raise ValueError(str(block.start))
 
-    with pytest.raises(ValueError, match="^[01]$"):
-        in_threads(lambda: work, slices(100, 1), 2, waits=True)
+    with pytest.raises(ValueError, match="^1$"):
+        in_threads(lambda: work, slices(100, 1), 2, waits=waits)
     assert len(begun) <= 4
+
+
+def test_an_error_keeps_nothing_of_what_it_left():
+    left = []
+
+    def work(block):
+        scores = torch.randn(3)
+        left.append(weakref.ref(scores))
+        raise ValueError(str(scores[block]))
+
+    with pytest.raises(ValueError, match="tensor"):
+        in_threads(lambda: work, slices(4, 1), 2, waits=True)
+    assert left
+    assert all(one() is None for one in left)
 
 
 def test_one_block_is_the_callers():
