@@ -67,16 +67,24 @@ def hold_group() -> None:
     if process_count() == 1 or dist.get_backend() != "gloo" or (world := dist.group.WORLD) is None:
         return
     if not _held:
-        atexit.register(_leave_groups)  # what is registered last runs first: before torch and Accelerate clean up
+        leaving = threading.Thread(target=_let_go, daemon=True)
+        leaving.start()  # waits, as none can be started at exit since Python 3.12
+        atexit.register(_leave_groups, leaving)  # what is registered last runs first: before torch's and Accelerate's
     if world not in _held:
         _held.append(world)
 
 
 PATIENCE = 10.0
 _held: list[dist.ProcessGroup] = []
+_at_exit = threading.Event()
 
 
-def _leave_groups() -> None:
+def _let_go() -> None:
+    _at_exit.wait()
+    _held.clear()
+
+
+def _leave_groups(leaving: threading.Thread) -> None:
     """The last reference to every group is dropped here, by a thread of Python, which waits without its lock."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -88,8 +96,7 @@ def _leave_groups() -> None:
         if issubclass(type(owner), DistributedDataParallel):  # `isinstance` would ask proxies, which may do anything
             for name in ("logger", "reducer", "process_group"):
                 vars(owner).pop(name, None)
-    leaving = threading.Thread(target=_held.clear, daemon=True)
-    leaving.start()
+    _at_exit.set()
     leaving.join(PATIENCE)
 
 

@@ -21,6 +21,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -39,11 +40,21 @@ def gloo_threads() -> int:
     return sum(path.read_text().strip() == "pt_gloo_runloop" for path in Path("/proc/self/task").glob("*/comm"))
 
 
+def start_no_more_threads() -> None:
+    """As Python since 3.12 once it ends."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    threading.Thread.start = refuse
+
+
 def train(folder: Path, rank: int, ending: str) -> None:
     global trainer  # alive while Python is taken down, as at the end of a user's script
     trainer = toy.trainer(folder / "run", changes={"epochs": 1})
     assert trainer.accelerator.num_processes == 2
     assert isinstance(trainer.objective, DistributedDataParallel)
+    atexit.register(start_no_more_threads)  # runs before ours, which the trainer has registered
     trainer.train()
     (folder / f"during{rank}").write_text(str(gloo_threads()))
     if ending == "destroyed":
