@@ -21,6 +21,8 @@ FORMS = (
     "Give index pairs (P, 2), as an array or as tuples (query, document); a boolean, numeric or sparse matrix "
     "queries × documents; one list of documents per query; or one mapping {document: grade} per query."
 )
+FINITE, ABOVE_ZERO = "hold finite grades", "A grade above 0 marks a relevant document."
+MOST = 2**63  # of whole numbers in an array
 
 
 class Relevance(NamedTuple):
@@ -71,7 +73,7 @@ def read_relevance(name: str, relevant: Any, queries: int, documents: int) -> Re
     if not bool(grades.isfinite().all()):
         pair = int((~grades.isfinite()).nonzero()[0])
         got = f"{float(grades[pair])} for query {int(rows[pair])} and document {int(columns[pair])}"
-        raise ArgumentError(name, "hold finite grades", got, "A grade above 0 marks a relevant document.")
+        raise ArgumentError(name, FINITE, got, ABOVE_ZERO)
     kept = grades > 0
     return _sorted_once(rows[kept], columns[kept], grades[kept], documents)
 
@@ -108,7 +110,7 @@ def _are_pairs(given: Sequence[Any]) -> bool:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and -MOST <= int(value) < MOST
 
 
 def _from_tuples(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,19 +126,41 @@ def _from_lists(name: str, lists: Sequence[Any], queries: int) -> tuple[list[int
     columns: list[int] = []
     grades: list[float] = []
     for query, own in enumerate(lists):
-        if not hasattr(own, "__iter__") or isinstance(own, str | bytes):
+        numbers = _documents(own)
+        if numbers is None:
             got = f"{own!r} for query {query}"
             raise ArgumentError(name, "hold one list of documents per query", got, FORMS)
-        numbers = list(own) if isinstance(own, Set | Mapping) else np.asarray(own).reshape(-1).tolist()
-        graded = own if isinstance(own, Mapping) else dict.fromkeys(numbers, 1.0)
-        for document, grade in graded.items():
-            if not _is_whole(document):
-                got = f"{document!r} for query {query}"
-                raise ArgumentError(name, "name documents by their row, a whole number", got, FORMS)
-            rows.append(query)
-            columns.append(int(document))
-            grades.append(float(grade))
+        if wrong := [number for number in numbers if not _is_whole(number)]:
+            got = f"{wrong[0]!r} for query {query}"
+            raise ArgumentError(name, "name documents by their row, a whole number", got, FORMS)
+        rows += [query] * len(numbers)
+        columns += map(int, numbers)
+        grades += _grades(name, query, own) if isinstance(own, Mapping) else [1.0] * len(numbers)
     return rows, columns, grades
+
+
+def _documents(own: Any) -> list[Any] | None:
+    """What one query lists; None where that is no list, as a single number, though numpy and torch can iterate it."""
+    if isinstance(own, Set | Mapping):
+        return list(own)
+    if isinstance(own, str | bytes) or not hasattr(own, "__iter__") or getattr(own, "ndim", 1) == 0:
+        return None
+    try:
+        numbers = (own if isinstance(own, Tensor) else np.asarray(own)).tolist()
+    except (RuntimeError, TypeError, ValueError):  # lists of unequal length in it, or tensors of another device
+        numbers = list(own)
+    return numbers if isinstance(numbers, list) else [numbers]
+
+
+def _grades(name: str, query: int, own: Mapping[int, Any]) -> list[float]:
+    grades = []
+    for document, grade in own.items():
+        try:
+            grades.append(float(grade))
+        except (OverflowError, RuntimeError, TypeError, ValueError):
+            got = f"{grade!r} for query {query} and document {document}"
+            raise ArgumentError(name, FINITE, got, ABOVE_ZERO) from None
+    return grades
 
 
 def _check_shape(name: str, shape: tuple[int, ...], queries: int, documents: int) -> None:

@@ -126,6 +126,38 @@ class TestBadInput:
         self.refuses(r"but got shape \(5, 3\)", scipy.sparse.csr_matrix(np.ones((5, 3))))
         self.refuses("must hold real grades, but got torch.complex64", torch.ones(3, 5, dtype=torch.complex64))
 
+    @pytest.mark.parametrize("number", [4, np.int64(4), np.array(4), torch.tensor(4), pa.scalar(4)])
+    def test_a_number_is_no_list(self, number):
+        self.refuses("must hold one list of documents per query, but got .*4.* for query 1", [[0], number, [1]])
+
+    def test_columns_of_single_numbers(self):
+        table = Dataset.from_dict({"answer": [0, 4, 1]})
+        for form in (None, "numpy", "torch"):
+            self.refuses("must hold one list of documents per query", table.with_format(form)["answer"])
+        for column in (
+            pd.Series([0, 4, 1]),
+            torch.tensor([0, 4, 1]),
+            np.array([0, 4, 1]),
+            pa.chunked_array([[0, 4, 1]]),
+        ):
+            self.refuses(r"must be a matrix of 3 queries × 5 documents, .* but got shape \(3,\)", column)
+
+    @pytest.mark.parametrize(
+        "own",
+        [
+            [[1, 2], [3]],
+            [[1, 2]],
+            np.eye(2, dtype=int),
+            torch.eye(2).long(),
+            torch.ones(1, dtype=torch.long, device="meta"),
+            [None],
+            [2**70],
+            (n for n in (1, 2)),
+        ],
+    )
+    def test_what_names_no_document(self, own):
+        self.refuses("must name documents by their row, a whole number, but got .* for query 1", [[0], own, [1]])
+
     def test_numbers_outside(self):
         self.refuses("`relevant` must name rows of `documents`, 0 … 4, but got 5 in pair 1", [[0], [5], []])
         self.refuses("must name rows of `queries`, 0 … 2, but got 3 in pair 0", torch.tensor([[3, 0]]))
@@ -135,3 +167,5 @@ class TestBadInput:
         grades = torch.zeros(3, 5)
         grades[1, 2] = float("nan")
         self.refuses("must hold finite grades, but got nan for query 1 and document 2", grades)
+        for grade in (None, "good", 1j, [1], 10**400):
+            self.refuses("must hold finite grades, but got .* for query 1 and document 2", [{}, {2: grade}, {}])
