@@ -59,4 +59,4 @@ class Sample(NamedTuple):
         rows = given_rows(sampled, normalize)
         if not math.isfinite(rows.rest):
             return None
-        return first.at(Part.of(rows), hidden(self.items)).at_least(self.rank, surely=False)
+        return first.roughly(Part.of(rows), hidden(self.items)).at_least(self.rank, surely=False)

@@ -49,6 +49,7 @@ def test_nearly_every_query_reaches_it_with_k_items_and_not_with_many_more(monke
 
 def test_hidden_pairs_do_not_count_and_what_is_not_finite_says_nothing(monkeypatch):
     monkeypatch.setattr(module, "SAMPLED", 1000)
+    sum_exactly(monkeypatch)
     first, gallery = shown(20_000)
     sample = Sample.of([slice(0, 20_000)], 100)
     least = sample.least(first, gallery, True, lambda items: torch.ones(100, len(items), dtype=torch.bool))

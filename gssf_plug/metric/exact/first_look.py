@@ -172,7 +172,8 @@ class WholeLook(_AllPairs):
         return replace(self, whole=whole, scores=self.scores.neg_())  # the lowest of all numbers stays: `HIDDEN`
 
     def _values(self, scores: Int[Tensor, "n some"], rank: int, surely: bool) -> Float[Tensor, " n"]:
-        return largest(self.whole.scores(scores, self.items, surely=surely), rank).amin(1)
+        values = self.whole.scores(scores, self.items, surely=surely)
+        return largest(values.masked_fill_(scores == HIDDEN, -torch.inf), rank).amin(1)
 
 
 class Found(NamedTuple):
@@ -229,6 +230,11 @@ class FirstLook:
         if hidden is not None:
             scores.masked_fill_(hidden, float("-inf"))
         return Look(self.usual, items, scores, hidden is not None)
+
+    def roughly(self, part: Part, hidden: Bool[Tensor, "n m"] | None) -> WholeLook:
+        """A look in whole numbers, however much it leaves open, where many queries look so."""
+        assert self.shortest is not None
+        return self._whole_look(self.shortest, self._whole_rows(part), hidden)
 
     def begin(self, part: Part, hidden: Bool[Tensor, "n m"] | None, rank: int) -> tuple[Found, Float[Tensor, " n"]]:
         """A look where nothing is known yet: what so many scores of each query are at least, and where that is reached.
