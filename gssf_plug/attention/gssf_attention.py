@@ -7,6 +7,7 @@ The metric is multiplied into the query, so the fused kernels of `scaled_dot_pro
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,8 +45,8 @@ class GSSFAttention(nn.Module):
         Batch first, unlike `nn.MultiheadAttention`'s default.
 
     Raises:
-        ArgumentError: a width that its divisor does not divide, a dropout outside its range, or inputs of another
-            width.
+        ArgumentError: a width that its divisor does not divide, a dropout outside its range, inputs of another width,
+            or, where no autocast converts them, of another dtype than the weights.
 
     Example:
         >>> layer = GSSFAttention(32, 4, block_size=4, kdim=16, vdim=16)
@@ -119,7 +120,7 @@ class GSSFAttention(nn.Module):
         """
         key = query if key is None else key
         value = key if value is None else value
-        self._check_widths(query, key, value)
+        self._check_inputs(query, key, value)
         _check_masks(key_padding_mask, attn_mask, query, key, self.num_heads)
         is_causal, need_weights = checked_flag("is_causal", is_causal), checked_flag("need_weights", need_weights)
         q, k, v = (self._heads(x) for x in (self.q_proj(query), self.k_proj(key), self.v_proj(value)))
@@ -153,7 +154,7 @@ class GSSFAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
-    def _check_widths(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+    def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         pairs = (("query", query, self.q_proj), ("key", key, self.k_proj), ("value", value, self.v_proj))
         for name, x, projection in pairs:
             plain = isinstance(x, Tensor) and x.is_floating_point() and x.layout == torch.strided and not x.is_nested
@@ -164,6 +165,18 @@ class GSSFAttention(nn.Module):
             if x.shape[0] not in (1, query.shape[0]) or (name == "value" and x.shape[:2] != key.shape[:2]):
                 rule = "have the keys' batch and length" if name == "value" else "have the queries' batch"
                 raise ArgumentError(name, rule, tuple(x.shape), "A value belongs to each key, row by row.")
+            wanted = _dtype_of(projection) or x.dtype
+            # autocast converts both, but no float64
+            converted = torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, wanted)
+            if x.dtype != wanted and not converted:
+                remedy = f"Convert it, or the layer: layer.to({x.dtype})."
+                raise ArgumentError(name, f"be in {wanted}, as the weights of the layer are", x.dtype, remedy)
+
+
+def _dtype_of(projection: nn.Module) -> torch.dtype | None:
+    """What a plain projection multiplies; None where a hook, a wrapper or quantised weights may convert."""
+    plain = type(projection) is nn.Linear and type(projection.weight) is nn.Parameter
+    return cast(nn.Linear, projection).weight.dtype if plain and not projection._forward_pre_hooks else None
 
 
 def _check_masks(padding: Tensor | None, mask: Tensor | None, query: Tensor, key: Tensor, heads: int) -> None:

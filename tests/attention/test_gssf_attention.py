@@ -93,3 +93,49 @@ def test_mistakes_are_named(arguments: tuple[int, int], options: dict[str, objec
 def test_widths_are_checked() -> None:
     with pytest.raises(ArgumentError, match=r"`key` must have the shape \(batch, length, 6\), but got \(2, 9, 16\)"):
         GSSFAttention(16, 4, block_size=2, kdim=6)(torch.randn(2, 5, 16), torch.randn(2, 9, 16))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("place", ["query", "key", "value"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_another_dtype_than_that_of_the_weights_is_named(place: str, dtype: torch.dtype) -> None:
+    inputs = {name: torch.randn(2, 5, 16) for name in ("query", "key", "value")}
+    inputs[place] = inputs[place].to(dtype)
+    layer = GSSFAttention(16, 4, block_size=2)
+    message = (
+        rf"`{place}` must be in torch.float32, as the weights of the layer are, but got {dtype}\. .*\.to\({dtype}\)"
+    )
+    with pytest.raises(ArgumentError, match=message):
+        layer(**inputs)
+    assert layer.to(dtype)(**{name: x.to(dtype) for name, x in inputs.items()})[0].dtype == dtype  # as it says
+
+
+@pytest.mark.bad_input
+def test_autocast_converts_all_but_float64() -> None:
+    layer = GSSFAttention(16, 4, block_size=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 5, 16), torch.randn(2, 5, 16).half())[0].dtype == torch.bfloat16
+        with pytest.raises(ArgumentError, match="`key` must be in torch.float32, .* but got torch.float64"):
+            layer(torch.randn(2, 5, 16), torch.randn(2, 5, 16).double())
+
+
+class Other(Tensor):
+    """Weights that multiply in their own way, as quantised ones do."""
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("converted", ["by a hook", "by a wrapper", "by its weights"])
+def test_who_converts_for_the_projection_is_left_alone(converted: str) -> None:
+    layer = GSSFAttention(16, 4, block_size=2)
+    plain = layer.q_proj
+    if converted == "by a hook":
+        plain.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
+    elif converted == "by a wrapper":
+        layer.q_proj = nn.Sequential(plain)
+        layer.q_proj.in_features = 16
+        plain.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
+    else:
+        plain.weight = nn.Parameter(plain.weight.detach().as_subclass(Other))
+        plain.forward = lambda x: nn.functional.linear(x.float(), plain.weight, plain.bias).as_subclass(Tensor)
+    x = torch.randn(2, 5, 16).half()
+    assert layer(x, x.float())[0].dtype == torch.float32
