@@ -80,13 +80,13 @@ class NegativeCounts:
         part = self.queries.sampled(self.columns, rows, step)
         if part is None:
             return
-        row, column = self._matched(rows)
-        part.fast[row[column % step == 0], column[column % step == 0] // step] = lowest_of(part.fast.dtype)
-        scores, slack = self.positives.scores[rows], self.queries.slack[rows, None]
-        _, at = _certain_counts(part.fast, part.around(scores - slack, scores + slack), None)
-        own, between = at // part.fast.shape[1], part.between(at // part.fast.shape[1], part.fast.take(at))
+        part.fast[self._matched(rows, step)] = lowest_of(part.fast.dtype)
+        bounds = self._bounds(rows)
+        _, at = _certain_counts(part.fast, part.around(*bounds), None)
+        own = at.div(part.fast.shape[1], rounding_mode="floor")
+        between = part.between(own, part.fast.take(at))
         assert between is not None
-        _, still = certain_pairs(between, own, scores - slack, scores + slack)
+        _, still = certain_pairs(between, own, *bounds)
         if len(still) * MOST_AFTER_DIGITS > part.fast.numel():
             self.queries.look_closer()
 
@@ -114,12 +114,13 @@ class NegativeCounts:
         return self.counts
 
     def _scoring(self) -> Callable[[slice], _Tile | None]:
-        left: list[slice] = []
+        too_open = False
 
         def score(rows: slice) -> _Tile | None:
             """The others would leave as much open, most likely: they are not looked at."""
-            tile = None if left else self._certain(self.queries.part(self.columns, rows), rows)
-            left.extend([rows] if tile is None else [])
+            nonlocal too_open
+            tile = None if too_open else self._certain(self.queries.part(self.columns, rows), rows)
+            too_open = tile is None
             return tile
 
         return score
@@ -128,9 +129,8 @@ class NegativeCounts:
         """Count what the fast scores of a part decide, and give what they leave open; None where that is too much."""
         fast, width = part.fast, part.fast.shape[1]
         fast[self._matched(rows)] = lowest_of(fast.dtype)
-        scores, slack = self.positives.scores[rows], self.queries.slack[rows, None]
-        limit = None if self.positives.limit is None else self.positives.limit[rows]
-        counts, at = _certain_counts(fast, part.around(scores - slack, scores + slack), limit)
+        bounds, limit = self._bounds(rows), None if self.positives.limit is None else self.positives.limit[rows]
+        counts, at = _certain_counts(fast, part.around(*bounds), limit)
         if part.can_be_finer and len(at) * MOST_PAIRS > fast.numel():
             return None
         if len(at) * MANY_OPEN > fast.numel() and self.queries.has_table:
@@ -138,7 +138,7 @@ class NegativeCounts:
         own = at.div(width, rounding_mode="floor")
         columns, between = at - own * width, part.between(own, fast.take(at))
         if between is not None:
-            sure, still = certain_pairs(between, own, scores - slack, scores + slack)
+            sure, still = certain_pairs(between, own, *bounds)
             counts += sure
             own, columns = own.index_select(0, still), columns.index_select(0, still)
         most = MOST_AFTER_SHORT if fast.is_floating_point() else MOST_AFTER_DIGITS
@@ -148,12 +148,17 @@ class NegativeCounts:
         self.counts[rows] += counts
         return _Tile(rows, fast.numel(), part.can_be_closer, own + rows.start, columns)
 
-    def _matched(self, rows: slice) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
-        """Row and column of every matched pair of the queries `rows` with the part."""
+    def _bounds(self, rows: slice) -> tuple[Float[Tensor, "n most"], Float[Tensor, "n most"]]:
+        """Between what the canonical scores of the positives of some queries lie."""
+        scores, slack = self.positives.scores[rows], self.queries.slack[rows, None]
+        return scores - slack, scores + slack
+
+    def _matched(self, rows: slice, step: int = 1) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+        """Row and column of every matched pair of the queries `rows` with the part, or with every so many-th of it."""
         of_rows = self.matches.between(rows)
         row, column = self.matches.rows[of_rows] - rows.start, self.matches.columns[of_rows] - self.columns.start
-        inside = (column >= 0) & (column < self.columns.stop - self.columns.start)
-        return row[inside], column[inside]
+        inside = (column >= 0) & (column < self.columns.stop - self.columns.start) & (column % step == 0)
+        return row[inside], column[inside] // step
 
     def _narrow_waiting(self) -> None:
         """Narrow the pairs that wait; where too many stay open, their queries are counted anew."""
@@ -168,9 +173,8 @@ class NegativeCounts:
         own, columns = (torch.cat(parts) for parts in zip(*(tile[3:5] for tile in tiles), strict=True))
         if any(tile.can_be_closer for tile in tiles):
             rows = slice(tiles[0].rows.start, tiles[-1].rows.stop)
-            scores, slack = self.positives.scores[rows], self.queries.slack[rows, None]
             between = self.queries.pairs(self.columns, own, columns)
-            sure, still = certain_pairs(between, own - rows.start, scores - slack, scores + slack)
+            sure, still = certain_pairs(between, own - rows.start, *self._bounds(rows))
             if len(still) * MOST_OPEN > sum(tile.scored for tile in tiles):
                 return False
             self.counts[rows] += sure
