@@ -1,20 +1,26 @@
 """Blocks of work on several threads, in each of which torch's own operations take one.
 
 A product that torch spreads over its threads ends at a barrier, after which they turn idle for some milliseconds and
-hold the cores up. Where each thread takes whole blocks, nothing waits for others until all is done.
+hold the cores up. Where each thread takes whole blocks, nothing waits for others until all is done, but for Python's
+lock: a thread that holds it while other processes have its core stops all others. So on a busy machine threads go.
 """
 
 import functools
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from threading import Lock, Thread
+from pathlib import Path
+from threading import Event, Lock, Thread
 from typing import TypeVar
 
 import torch
 
 __all__ = ["in_threads", "slices"]
+
+HELD_UP = 0.25  # share of its time that a thread waits for a core, where it had better go
+LOOKS_AFTER = 0.01  # seconds; to look takes some 30 µs
 
 R = TypeVar("R")
 B = TypeVar("B")
@@ -44,21 +50,28 @@ def in_threads(
     found: dict[int, R] = {}
     failed: dict[int, BaseException] = {}
     waiting = iter(enumerate(blocks))  # so that a thread that others hold up does fewer of them
-    workers = [worker]
+    workers, crew, over = [worker], _Crew(), Event()
     inference = torch.is_inference_mode_enabled()
 
     def run() -> None:
-        work = workers[0]()
+        work, watch = workers[0](), crew.join()
         for number, block in waiting:
             try:
                 found[number] = work(block)
             except BaseException as error:
                 failed[number] = error
                 _exhaust(waiting)
+            if watch.is_held_up() and crew.lets_go():
+                return
+        over.set()
 
     def run_apart() -> None:
-        with torch.inference_mode(inference), torch.no_grad():  # modes are the thread's own
-            run()
+        try:
+            with torch.inference_mode(inference), torch.no_grad():  # modes are the thread's own
+                run()
+        except BaseException:
+            over.set()
+            raise
 
     threads = min(threads, len(blocks))
     others: list[Future[None]] = []
@@ -69,10 +82,9 @@ def in_threads(
                 others.append(Future())  # known before it can begin, as even a task that was refused may
                 _helpers().submit(functools.partial(_settle, others[-1], run_apart))
                 asked += 1
-        if waits and asked:
-            wait(others, return_when=FIRST_COMPLETED)  # what has begun by then is waited for below
-        else:
+        if not (waits and asked):
             run()
+        over.wait()  # what has begun by then is waited for below
     finally:
         _exhaust(waiting)
         begun = [other for other in others if not other.cancel()]
@@ -80,12 +92,52 @@ def in_threads(
         workers.clear()  # what was cancelled stays in its queue for a while, and would keep the scores
     for other in begun:
         other.result()
-    if failed:  # all blocks before it were begun before it, so that it is the same whatever threads do
+    _raise_first(failed)
+    return [found.pop(number) for number in range(len(blocks))]  # what was cancelled would keep these, too
+
+
+def _raise_first(failed: dict[int, BaseException]) -> None:
+    """The error of the first block: those before it were begun before, so that it is the same whatever threads do."""
+    if failed:
         try:
             raise failed[min(failed)]
         finally:
             failed.clear()  # else it would keep itself, and all that its frames hold
-    return [found.pop(number) for number in range(len(blocks))]  # what was cancelled would keep these, too
+
+
+class _Watch:
+    """Tells whether the calling thread waits for a core for much of its time."""
+
+    def __init__(self) -> None:
+        self._began, self._queued = time.perf_counter(), _queued()
+        self._looked = self._began
+
+    def is_held_up(self) -> bool:
+        now = time.perf_counter()
+        if now - self._looked < LOOKS_AFTER:
+            return False
+        self._looked = now
+        return _queued() - self._queued > HELD_UP * (now - self._began)
+
+
+class _Crew:
+    """Threads that work on the same blocks."""
+
+    def __init__(self) -> None:
+        self._count, self._alone = 0, Lock()
+
+    def join(self) -> _Watch:
+        with self._alone:
+            self._count += 1
+        return _Watch()
+
+    def lets_go(self) -> bool:
+        """Whether one of them may go, as the last one may not."""
+        with self._alone:
+            if self._count == 1:
+                return False
+            self._count -= 1
+            return True
 
 
 def _settle(future: Future[None], run: Callable[[], None]) -> None:
@@ -101,6 +153,14 @@ def _settle(future: Future[None], run: Callable[[], None]) -> None:
 def _exhaust(some: Iterable[object]) -> None:
     for _ in some:
         pass
+
+
+def _queued() -> float:
+    """Seconds that the calling thread was ready and waited for a core; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
+    except (OSError, IndexError):
+        return 0.0
 
 
 @functools.cache

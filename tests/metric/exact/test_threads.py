@@ -138,6 +138,49 @@ def test_modes_of_the_caller_hold_in_the_others(mode):
 
 
 @pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("held_up", [0.0, 1.0])
+def test_threads_that_wait_for_a_core_leave_the_rest_to_the_last(waits, held_up, monkeypatch):
+    began = time.perf_counter()
+    monkeypatch.setattr(module, "_queued", lambda: held_up * (time.perf_counter() - began))
+    workers = []
+
+    def worker():
+        own = []
+        workers.append(own)
+
+        def work(block):
+            time.sleep(0.02)
+            own.append(block.start)
+            return block.start
+
+        return work
+
+    assert in_threads(worker, slices(12, 1), 3, waits=waits) == list(range(12))
+    counts = sorted(len(own) for own in workers)
+    assert sum(counts) == 12
+    assert counts[:-1] == [1, 1] if held_up else counts[-1] < 8
+
+
+def test_a_system_that_does_not_tell_who_waits_for_a_core(monkeypatch):
+    def unreadable(path):
+        raise OSError(str(path))
+
+    assert module._queued() >= 0
+    monkeypatch.setattr(module.Path, "read_text", unreadable)
+    assert module._queued() == 0
+    assert in_threads(lambda: lambda block: block.start, slices(4, 1), 2, waits=True) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_worker_that_cannot_be_made_is_an_error(waits):
+    def worker():
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        in_threads(worker, slices(4, 1), 2, waits=waits)
+
+
+@pytest.mark.parametrize("waits", [False, True])
 def test_an_error_stops_what_has_not_begun_and_is_that_of_the_first_block(waits):
     begun = []
 
