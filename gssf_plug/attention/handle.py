@@ -16,10 +16,11 @@ from gssf_plug.attention.merging.fold import MergeReport
 from gssf_plug.attention.merging.merge import fold_for_a_while, merge, switch, unfold, unmerge
 from gssf_plug.attention.merging.plan import PatchedLayer, plan_folds
 from gssf_plug.attention.query_layer import CHILD, LayerMetric, lost_layers, notice_hooks
-from gssf_plug.attention.saving import push_adapter, save_adapter
+from gssf_plug.attention.saving import save_adapter
 from gssf_plug.attention.summary import table
 from gssf_plug.errors import ArgumentError, near_matches
 from gssf_plug.files import CardFacts
+from gssf_plug.files.uploads import upload
 from gssf_plug.wrappers import plain_path
 
 __all__ = ["AttentionPatch"]
@@ -297,15 +298,13 @@ class AttentionPatch:
     ) -> str:
         """Save one adapter into a temporary folder and upload it to the Hub; gives the address of the commit.
 
-        `adapter_name` and `model_card_kwargs` are those of `save_pretrained`, the others those of huggingface_hub.
+        `adapter_name` and `model_card_kwargs` are those of `save_pretrained`, the others those of huggingface_hub. One
+        of another type raises an ArgumentError before anything is uploaded.
         """
-        return push_adapter(
+        return upload(
             lambda folder: self.save_pretrained(folder, adapter_name=adapter_name, model_card_kwargs=model_card_kwargs),
             repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
+            {"private": private, "token": token, "revision": revision, "commit_message": commit_message},
         )
 
     def _switch(self, states: Mapping[str, bool]) -> None:

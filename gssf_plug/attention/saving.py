@@ -6,8 +6,7 @@ a task head (`bert.encoder…`, `encoder…`) is the same base.
 """
 
 import logging
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, cast
 
 import torch
 import transformers
-from huggingface_hub import HfApi
 from torch import Tensor, nn
 
 from gssf_plug.attention.placement import brought_in, fill, is_sharded, whole, writes
@@ -30,7 +28,6 @@ __all__ = [
     "describe_patch",
     "layer_record",
     "metric_layers",
-    "push_adapter",
     "refill_adapter",
     "save_adapter",
     "save_as_part",
@@ -182,25 +179,6 @@ def layer_record(query: LayerMetric, adapter_name: str) -> dict[str, Any]:
         "head_size": query.heads.head_dim,
         "metric": metric.file_config(),
     }
-
-
-def push_adapter(
-    save: Callable[[Path], None],
-    repo_id: str,
-    *,
-    private: bool | None,
-    token: str | bool | None,
-    revision: str | None,
-    commit_message: str,
-) -> str:
-    """Upload what `save` writes into a folder; gives the commit's address. What cannot be saved makes no repository."""
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder))
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        return str(
-            api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=commit_message)
-        )
 
 
 def _card(config: Mapping[str, Any], tensors: Mapping[str, Tensor], facts: CardFacts | None) -> str:

@@ -14,12 +14,13 @@ from huggingface_hub.errors import (
 )
 from torch import Tensor, nn
 
-from gssf_plug.arguments import check_path, check_text, checked_flag, described
+from gssf_plug.arguments import check_path, checked_flag
 from gssf_plug.errors import ArgumentError, CheckpointError
 from gssf_plug.files.cards import CardFacts
 from gssf_plug.files.folders import Format, write_folder
 from gssf_plug.files.reading import build_from
 from gssf_plug.files.staging import named_folder
+from gssf_plug.files.uploads import check_known, check_revision, check_token, check_upload, upload
 
 __all__ = ["HubModule", "HubOptions", "locate"]
 
@@ -73,21 +74,18 @@ def locate(
 def _check_options(hub: HubOptions) -> None:
     for name in ("force_download", "local_files_only"):
         checked_flag(name, hub.get(name, False))
-    revision, token, cache_dir = (hub.get(name) for name in ("revision", "token", "cache_dir"))
-    if revision is not None:
-        check_text("revision", revision, "be None or the name of a branch, tag or commit", "Such as 'main'.")
-    if token is not None and not isinstance(token, str | bool):
-        rule, remedy = "be None, True, False or a token as text", "True takes the one that is stored on this machine."
-        raise ArgumentError("token", rule, described(token), remedy)
-    if cache_dir is not None:
-        check_path("cache_dir", cache_dir)
+    check_revision("revision", hub.get("revision"))
+    check_token(hub.get("token"))
+    if hub.get("cache_dir") is not None:
+        check_path("cache_dir", hub["cache_dir"])
 
 
 class HubModule(ModelHubMixin):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` for an `nn.Module`, strict and atomic.
 
     huggingface_hub's mixin loads with `strict=False`, ignores unknown configuration keys, drops tensor arguments and
-    deletes the old configuration before it writes; so both verbs are written anew here and only the upload is its own.
+    deletes the old configuration before it writes, and makes a repository before it knows whether there is anything to
+    upload; so all verbs are written anew here.
     Subclasses set `file_format` and write `file_config`, `from_files` and `model_card`; `loading_options` names what
     their `from_files` takes besides.
     """
@@ -146,16 +144,38 @@ class HubModule(ModelHubMixin):
 
         Raises:
             CheckpointError: the disk refuses; what was saved there before is still whole.
-            ArgumentError: no folder is named, or the card cannot hold a fact; nothing is written.
+            ArgumentError: no folder is named, the card cannot hold a fact, an option is unknown or not of its type, or
+                the upload has no Hub id; nothing is written.
         """
         del config
         named_folder("save_directory", save_directory)
-        self.write_files(Path(save_directory), model_card_kwargs)
-        if not push_to_hub:
+        check_known(push_to_hub_kwargs)
+        if not checked_flag("push_to_hub", push_to_hub):
+            self.write_files(Path(save_directory), model_card_kwargs)
             return None
+        repo_id = Path(save_directory).name if repo_id is None else repo_id
+        check_upload(repo_id, push_to_hub_kwargs)
+        self.write_files(Path(save_directory), model_card_kwargs)
         if model_card_kwargs is not None:
             push_to_hub_kwargs["model_card_kwargs"] = model_card_kwargs
-        return self.push_to_hub(repo_id or Path(save_directory).name, **push_to_hub_kwargs)
+        return self.push_to_hub(repo_id, **push_to_hub_kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Save into a temporary folder and upload it to the Hub; gives the address of the commit.
+
+        Args:
+            repo_id: Hub id, such as "user/name"; the repository is made where there is none.
+            options: those of huggingface_hub's `ModelHubMixin.push_to_hub`, such as `private`, `token`, `branch` and
+                `commit_message`; `model_card_kwargs` as in `save_pretrained`.
+
+        Raises:
+            ArgumentError: the id is none, or an option is unknown or not of its type; nothing is uploaded.
+        """
+        check_known(options)
+        facts, revision = options.pop("model_card_kwargs", None), options.pop("branch", None)
+        options.pop("config", None)
+        check_revision("branch", revision)
+        return upload(lambda folder: self.write_files(folder, facts), repo_id, {**options, "revision": revision})
 
     @classmethod
     def from_pretrained(

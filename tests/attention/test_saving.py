@@ -74,7 +74,7 @@ def test_push_to_hub(bert: BertModel, ids: Tensor, tmp_path: Path, monkeypatch: 
     perturb(patch)
     expected = hidden(bert, ids)
     hub = FakeHub(tmp_path / "hub")
-    monkeypatch.setattr("gssf_plug.attention.saving.HfApi", hub)
+    monkeypatch.setattr("gssf_plug.files.uploads.HfApi", hub)
     address = patch.push_to_hub("metric", private=True, token="secret", revision="pr", commit_message="first")
     assert address == "https://huggingface.co/me/metric/commit/1"
     assert hub.calls == [

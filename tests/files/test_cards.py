@@ -159,8 +159,7 @@ def test_pushing_hands_the_facts_on(monkeypatch: pytest.MonkeyPatch) -> None:
             uploaded.append((Path(folder_path) / "README.md").read_text())
             return "commit"
 
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
-    monkeypatch.setattr("gssf_plug.attention.saving.HfApi", Hub)
+    monkeypatch.setattr("gssf_plug.files.uploads.HfApi", Hub)
     metric().push_to_hub("me/metric", model_card_kwargs=FACTS)
     adapter().push_to_hub("me/adapter", model_card_kwargs=FACTS)
     assert [front_matter(card)["license"] for card in uploaded] == ["mit", "mit"]

@@ -41,7 +41,7 @@ def test_push_uploads_what_save_writes(metric: GSSFMetric, monkeypatch: pytest.M
             uploaded["metric"] = GSSFMetric.from_pretrained(folder_path)
             return "commit-url"
 
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Hub)
+    monkeypatch.setattr("gssf_plug.files.uploads.HfApi", Hub)
     assert metric.push_to_hub("me/metric") == "commit-url"
     assert uploaded["repo_id"] == "me/metric"
     assert torch.equal(uploaded["metric"].matrix(), metric.matrix())

@@ -366,7 +366,7 @@ def test_push_uploads_every_part(monkeypatch):
                 str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()
             )
 
-    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    monkeypatch.setattr("gssf_plug.files.uploads.HfApi", Api)
     vse().push_to_hub("someone/vse")
     names = uploaded["someone/vse"]
     assert {"README.md", "config.json", "model.safetensors", "metric/config.json"} <= set(names)
