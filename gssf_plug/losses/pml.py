@@ -14,6 +14,9 @@ Every loss and miner of release 2.9 that leaves the distance open takes it. Thos
 (Angular, DynamicSoftMargin, FastAP, DistanceWeightedMiner) or for SNRDistance refuse it by their own assertion, and
 rightly: a learned score has no fixed range.
 
+Two of those mean something else on batches by class in release 2.9, with no error: SmoothAP is right only for n classes
+of n items with each class in a row, and Instance takes the number of a class for the number of a row.
+
 Where the references include the queries, the kNN of release 2.9 finds k + 1 neighbours and takes the item out by its
 own index; an item that a learned metric leaves out of its own k + 1 loses the last of them instead, so that the k right
 neighbours stay. Before 1.5.2 the first neighbour was dropped, whatever it was.

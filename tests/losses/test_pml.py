@@ -194,3 +194,17 @@ def test_missing_package_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "gssf_plug.losses.pml")
     with pytest.raises(ImportError, match="pip install pytorch-metric-learning"):
         import_module("gssf_plug.losses.pml")
+
+
+@pytest.mark.parametrize(("classes", "items"), [(4, 4), (8, 4), (4, 8)])
+def test_smooth_ap_is_zero_for_perfect_features_only_in_square_batches(classes, items):
+    """What the module's documentation warns of."""
+    labels = torch.arange(classes).repeat_interleave(items)
+    value = losses.SmoothAPLoss()(torch.eye(classes)[labels], labels)
+    assert (value.item() < 0.01) == (classes == items)
+
+
+def test_instance_loss_takes_the_number_of_a_class_for_a_row():
+    """What the module's documentation warns of: rows of the second class are drawn to row 1, which is of the first."""
+    labels = torch.arange(2).repeat_interleave(4)
+    assert losses.InstanceLoss()(torch.eye(2)[labels], labels).item() > 10
