@@ -19,8 +19,8 @@ import torch
 
 __all__ = ["in_threads", "slices"]
 
-HELD_UP = 0.25  # share of its time that a thread waits for a core, where it had better go
-LOOKS_AFTER = 0.01  # seconds; to look takes some 30 µs
+HELD_UP = 0.3  # share of its time that a thread waits for a core, where it had better go
+LOOKS_AFTER = 0.02  # seconds
 
 R = TypeVar("R")
 B = TypeVar("B")
@@ -106,18 +106,19 @@ def _raise_first(failed: dict[int, BaseException]) -> None:
 
 
 class _Watch:
-    """Tells whether the calling thread waits for a core for much of its time."""
+    """Tells whether the calling thread waited for a core for much of its time lately."""
 
     def __init__(self) -> None:
-        self._began, self._queued = time.perf_counter(), _queued()
-        self._looked = self._began
+        self._looked, self._queued, self._first = time.perf_counter(), _queued(), True
 
     def is_held_up(self) -> bool:
         now = time.perf_counter()
         if now - self._looked < LOOKS_AFTER:
             return False
-        self._looked = now
-        return _queued() - self._queued > HELD_UP * (now - self._began)
+        before, self._queued = self._queued, _queued()
+        held_up = self._queued - before > HELD_UP * (now - self._looked)
+        first, self._looked, self._first = self._first, now, False
+        return held_up and not first  # at first torch's own threads have the cores, as they do for 8 ms after a product
 
 
 class _Crew:

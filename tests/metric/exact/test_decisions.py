@@ -30,6 +30,21 @@ def test_the_order_is_the_canonical_one(kind, dtype, at_once, monkeypatch):
         assert torch.equal(found[0], wanted[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_threads_score_queries_of_their_own(dtype, normalize, monkeypatch, two_threads):
+    monkeypatch.setattr(decisions, "ENTRIES_AT_ONCE", 7 * NARROW)  # one query, or several that have few candidates
+    monkeypatch.setattr(decisions, "MANY_ENTRIES", 0)
+    metric, features = perturbed(NARROW, block_size=4, normalize=normalize), torch.randn(50, NARROW)
+    gallery = (torch.randn(40, NARROW) * 10.0 ** torch.randint(-3, 4, (40, 1))).to(dtype)
+    hidden = torch.rand(50, 40) < torch.rand(50, 1)
+    rows, columns = (~hidden).nonzero(as_tuple=True)
+    right = ranked(canonical(metric, features, gallery).masked_fill(hidden, float("-inf")), 5, dtype)
+    found = best(canonical_queries(metric, features), gallery, rows, columns, 5, dtype)
+    assert torch.equal(found[0], right[0])
+    assert torch.equal(found[1], right[1])
+
+
 def test_queries_with_too_few_and_with_none():
     features, gallery = torch.randn(3, NARROW), torch.randn(6, NARROW)
     hidden = torch.rand(3, 6) < 0.5
