@@ -158,7 +158,7 @@ def read_part(
 
     Args:
         gallery: prepared, or features that are converted here, and checked.
-        part: of one that was rounded to whole numbers, from the first of a group on.
+        part: its items; in a gallery of whole numbers they begin with a group.
         normalize: True where the metric normalises.
         queries: number of queries that will be scored.
         device: device of the product.

@@ -89,9 +89,8 @@ def topk(
         exclude: pairs that must not be returned: a boolean N×M matrix, or a function of query indices (n,) and gallery
             indices (m,) that gives n×m of it (nothing of size N×M is then formed).
         query_chunk: queries scored at once, default 1,024. The gallery is read once for each such chunk.
-        gallery_chunk: gallery items scored at once, default 8,192; more of them for a few queries. A chunk
-            of scores takes query_chunk · gallery_chunk · 4 bytes, 32 MB by default. Where a CPU multiplies int8, each
-            of torch's threads holds a chunk; more than four threads share the memory of four.
+        gallery_chunk: gallery items scored at once, default 8,192; more of them for a few queries. A chunk of scores
+            takes query_chunk · gallery_chunk · 4 bytes, 32 MB by default; up to four threads hold one each.
         distributed: share the gallery among the processes, all of which call with the same arguments (a memory-mapped
             gallery is read in parts), and all of which receive the same result.
         forbidden: the older name of `exclude`.
