@@ -191,7 +191,7 @@ class _Search:
     def hidden(self, rows: Int[Tensor, " n"], part: slice) -> Bool[Tensor, "n m"] | None:
         """The excluded pairs of some queries with a part of the gallery."""
         if isinstance(self.exclude, Tensor):
-            return self.exclude[rows.to(self.exclude.device)][:, part].to(rows.device)
+            return self.exclude[:, part][rows.to(self.exclude.device)].to(rows.device)  # not whole rows of it
         return self.hidden_items(rows, torch.arange(part.start, part.stop, device=rows.device))
 
     def hidden_items(self, rows: Int[Tensor, " n"], items: Int[Tensor, " m"]) -> Bool[Tensor, "n m"] | None:
@@ -199,7 +199,7 @@ class _Search:
         if self.exclude is None:
             return None
         if isinstance(self.exclude, Tensor):
-            return self.exclude[rows.to(self.exclude.device)][:, items.to(self.exclude.device)].to(rows.device)
+            return self.exclude[rows.to(self.exclude.device)[:, None], items.to(self.exclude.device)].to(rows.device)
         hidden = as_outside(self.exclude, rows, items.to(rows.device))
         hidden = torch.from_numpy(hidden) if isinstance(hidden, np.ndarray) else hidden
         _check_mask("exclude", hidden, (len(rows), len(items)), "a function that gives ")

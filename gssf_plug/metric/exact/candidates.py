@@ -48,6 +48,10 @@ class Pairs(NamedTuple):
         return Pairs(*(each.index_select(0, kept) for each in self))
 
 
+class _Undecided(Exception):
+    """Too much stays open to look at the rest."""
+
+
 class Candidates:
     """The candidates of some queries.
 
@@ -103,22 +107,23 @@ class Candidates:
             read: gives a part, and its hidden pairs.
             threads: how many look at parts of their own, at least 1.
         """
-        undecided = False
 
         def looking() -> Callable[[slice], None]:
             first = self.first if threads == 1 else self.first.apart()
 
             def look(part: slice) -> None:
-                nonlocal undecided
-                if not undecided:
-                    items, hidden = read(part)
-                    self.add(items, part.start, hidden, first)
-                    undecided = self.too_many(part.stop - part.start) or undecided
+                items, hidden = read(part)
+                self.add(items, part.start, hidden, first)
+                if self.too_many(part.stop - part.start):
+                    raise _Undecided
 
             return look
 
-        in_threads(looking, parts, threads, waits=threads > 1)
-        return not undecided
+        try:
+            in_threads(looking, parts, threads, waits=threads > 1)
+        except _Undecided:  # unless a part before it failed: what is raised does not depend on threads
+            return False
+        return True
 
     def guess(self, least: Float[Tensor, " n"]) -> None:
         """Start from scores that k items are expected to reach; `missed` says where in vain."""

@@ -67,7 +67,8 @@ def in_threads(
 
     def run_apart() -> None:
         try:
-            with torch.inference_mode(inference), torch.no_grad():  # modes are the thread's own
+            # modes are the thread's own, and so is what `on_plain_tensors` sets
+            with torch.inference_mode(inference), torch.no_grad(), torch._C.DisableTorchFunction():
                 run()
         except BaseException:
             over.set()

@@ -137,6 +137,18 @@ def test_modes_of_the_caller_hold_in_the_others(mode):
         assert all(one.add_(1).eq(3).all() and not one.requires_grad for one in made)
 
 
+def test_a_tensor_class_of_the_users_has_as_little_say_in_the_others():
+    class Own(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, *given):
+            raise AssertionError("asked")
+
+    table = torch.zeros(4, 3).as_subclass(Own)
+    with torch._C.DisableTorchFunction():
+        made = in_threads(lambda: lambda rows: table[rows] + 1, slices(4, 1), 2, waits=True)
+        assert torch.equal(torch.cat(made), torch.ones(4, 3))
+
+
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("held_up", [0.0, 1.0])
 def test_threads_that_wait_for_a_core_leave_the_rest_to_the_last(waits, held_up, monkeypatch):
