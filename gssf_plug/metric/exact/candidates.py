@@ -72,10 +72,11 @@ class Candidates:
         self._parts: list[Pairs] = []
         self._seen = 0  # of the parts, in `_best`
         self._waiting = 0  # pairs of the others
+        self._added = 0  # pairs of all of them
         self._alone = Lock()
 
     def __len__(self) -> int:
-        return sum(len(pairs.rows) for pairs in (self.pairs, *self._parts))
+        return len(self.pairs.rows) + self._added
 
     def add(self, part: Part, start: int, hidden: Bool[Tensor, "n m"] | None, first: FirstLook | None = None) -> None:
         """A part of the gallery whose first item has the number `start`; `hidden` pairs are no candidates.
@@ -154,6 +155,7 @@ class Candidates:
     def _keep(self, pairs: Pairs) -> None:
         self._parts.append(pairs)
         self._waiting += len(pairs.rows)
+        self._added += len(pairs.rows)
         if self._waiting * 4 > max(len(self.least) * self.k, FEW_PAIRS):
             self._raise()
 
@@ -172,7 +174,7 @@ class Candidates:
         """Raise the threshold, drop what it excludes, and put the rest in order."""
         self._raise()
         every = Pairs(*(torch.cat(each) for each in zip(self.pairs, *self._parts, strict=True)))
-        self.pairs, self._parts, self._seen = every.reaching(self.least).in_order(), [], 0
+        self.pairs, self._parts, self._seen, self._added = every.reaching(self.least).in_order(), [], 0, 0
 
     def too_many(self, besides: int = 0) -> bool:
         """Whether more stay than are worth a closer look one by one; `besides` so many of one part."""
