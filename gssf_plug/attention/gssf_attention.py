@@ -166,9 +166,7 @@ class GSSFAttention(nn.Module):
                 rule = "have the keys' batch and length" if name == "value" else "have the queries' batch"
                 raise ArgumentError(name, rule, tuple(x.shape), "A value belongs to each key, row by row.")
             wanted = _dtype_of(projection) or x.dtype
-            # autocast converts both, but no float64
-            converted = torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, wanted)
-            if x.dtype != wanted and not converted:
+            if x.dtype != wanted and not _autocast_converts(x, wanted):
                 remedy = f"Convert it, or the layer: layer.to({x.dtype})."
                 raise ArgumentError(name, f"be in {wanted}, as the weights of the layer are", x.dtype, remedy)
 
@@ -177,6 +175,13 @@ def _dtype_of(projection: nn.Module) -> torch.dtype | None:
     """What a plain projection multiplies; None where a hook, a wrapper or quantised weights may convert."""
     plain = type(projection) is nn.Linear and type(projection.weight) is nn.Parameter
     return cast(nn.Linear, projection).weight.dtype if plain and not projection._forward_pre_hooks else None
+
+
+def _autocast_converts(x: Tensor, wanted: torch.dtype) -> bool:
+    """Whether autocast is on, which some devices lack, and converts both dtypes, as it does all but float64."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return on and torch.float64 not in (x.dtype, wanted)
 
 
 def _check_masks(padding: Tensor | None, mask: Tensor | None, query: Tensor, key: Tensor, heads: int) -> None:

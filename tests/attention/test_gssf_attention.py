@@ -119,6 +119,14 @@ def test_autocast_converts_all_but_float64() -> None:
             layer(torch.randn(2, 5, 16), torch.randn(2, 5, 16).double())
 
 
+@pytest.mark.bad_input
+def test_a_device_without_autocast() -> None:
+    layer, x = GSSFAttention(16, 4, block_size=2).to("meta"), torch.randn(2, 5, 16, device="meta")
+    assert layer(x)[0].shape == x.shape
+    with pytest.raises(ArgumentError, match="`query` must be in torch.float32, .* but got torch.float16"):
+        layer(x.half())
+
+
 class Other(Tensor):
     """Weights that multiply in their own way, as quantised ones do."""
 
