@@ -42,7 +42,8 @@ def in_threads(
         blocks: what is worked on.
         threads: how many work, at least 1.
         waits: whether the caller only waits, as it must where blocks are torch's work: its operations take one thread
-            in each of the others, and all of torch's in the caller. Default False.
+            in each of the others, and all of torch's in the caller. Default False. Not from
+            within the work on a block: all threads might then wait, and none be left to work.
 
     Raises:
         Exception: that of the first block which fails; no block is begun after one did.
