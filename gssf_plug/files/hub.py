@@ -174,6 +174,7 @@ class HubModule(ModelHubMixin):
         check_known(options)
         facts, revision = options.pop("model_card_kwargs", None), options.pop("branch", None)
         options.pop("config", None)
+        options.setdefault("commit_message", "Push model using huggingface_hub.")  # the mixin's
         check_revision("branch", revision)
         return upload(lambda folder: self.write_files(folder, facts), repo_id, {**options, "revision": revision})
 

@@ -1,10 +1,12 @@
 """What Hugging Face users expect of a module: saved, loaded, uploaded; where its folder is looked for."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelHubMixin
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from gssf_plug import GSSFMetric
@@ -37,13 +39,17 @@ def test_push_uploads_what_save_writes(metric: GSSFMetric, monkeypatch: pytest.M
             return type("Repo", (), {"repo_id": repo_id})
 
         def upload_folder(self, *, repo_id: str, folder_path: Path, **options: object) -> str:
-            uploaded["repo_id"] = repo_id
+            uploaded["repo_id"], uploaded["message"] = repo_id, options["commit_message"]
             uploaded["metric"] = GSSFMetric.from_pretrained(folder_path)
             return "commit-url"
 
     monkeypatch.setattr("gssf_plug.files.uploads.HfApi", Hub)
     assert metric.push_to_hub("me/metric") == "commit-url"
     assert uploaded["repo_id"] == "me/metric"
+    usual = inspect.signature(ModelHubMixin.push_to_hub).parameters["commit_message"].default
+    assert uploaded["message"] == usual
+    metric.push_to_hub("me/metric", commit_message="Better features")
+    assert uploaded["message"] == "Better features"
     assert torch.equal(uploaded["metric"].matrix(), metric.matrix())
 
 

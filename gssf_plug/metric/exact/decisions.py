@@ -78,12 +78,13 @@ def _scoring(
 ) -> Callable[[slice], None]:
     """What writes the products of some queries with their items, and the lengths of these."""
     width, dim = indices.shape[1], gallery.shape[1]
+    counts = (indices >= 0).sum(1).tolist()
     # written again and again: memory that was just used is in the cache, fresh memory would first have to be found
     given = gallery.new_empty(max(width, min(len(indices) * width, ENTRIES_AT_ONCE // max(1, dim))), dim)
     precise = scores.new_empty(given.shape)
 
     def score(rows: slice) -> None:
-        own = rows, slice(int((indices[rows] >= 0).sum(1).amax()))
+        own = rows, slice(max(counts[rows]))
         picked = indices[own].flatten().clamp_min(0).to(gallery.device)
         items = torch.index_select(gallery, 0, picked, out=given[: len(picked)])
         exponents = None

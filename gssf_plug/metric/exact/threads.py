@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, local
 from typing import TypeVar
 
 import torch
@@ -21,6 +21,8 @@ __all__ = ["in_threads", "slices"]
 
 HELD_UP = 0.3  # share of its time that a thread waits for a core, where it had better go
 LOOKS_AFTER = 0.02  # seconds
+
+OWN = local()  # `helps`: in threads that work for others
 
 R = TypeVar("R")
 B = TypeVar("B")
@@ -42,14 +44,14 @@ def in_threads(
         blocks: what is worked on.
         threads: how many work, at least 1.
         waits: whether the caller only waits, as it must where blocks are torch's work: its operations take one thread
-            in each of the others, and all of torch's in the caller. Default False. Not from
-            within the work on a block: all threads might then wait, and none be left to work.
+            in each of the others, and all of torch's in the caller. Default False. Within the work on a block the
+            thread does all by itself: else all might wait, and none be left to work.
 
     Raises:
         Exception: that of the first block which fails; no block is begun after one did.
     """
     found: dict[int, R] = {}
-    failed: dict[int, BaseException] = {}
+    failed: dict[int, Exception] = {}
     waiting = iter(enumerate(blocks))  # so that a thread that others hold up does fewer of them
     workers, crew, over = [worker], _Crew(), Event()
     inference = torch.is_inference_mode_enabled()
@@ -59,7 +61,7 @@ def in_threads(
         for number, block in waiting:
             try:
                 found[number] = work(block)
-            except BaseException as error:
+            except Exception as error:
                 failed[number] = error
                 _exhaust(waiting)
             if watch.is_held_up() and crew.lets_go():
@@ -75,7 +77,7 @@ def in_threads(
             over.set()
             raise
 
-    threads = min(threads, len(blocks))
+    threads = 1 if hasattr(OWN, "helps") else min(threads, len(blocks))
     others: list[Future[None]] = []
     asked = 0
     try:
@@ -98,7 +100,7 @@ def in_threads(
     return [found.pop(number) for number in range(len(blocks))]  # what was cancelled would keep these, too
 
 
-def _raise_first(failed: dict[int, BaseException]) -> None:
+def _raise_first(failed: dict[int, Exception]) -> None:
     """The error of the first block: those before it were begun before, so that it is the same whatever threads do."""
     if failed:
         try:
@@ -176,7 +178,8 @@ def _helpers() -> ThreadPoolExecutor:
 
 def _take_one_thread(alone: Lock) -> None:
     """Have torch's operations take one thread in this one, and as many as before in threads that are still to begin."""
-    with alone, suppress(RuntimeError):
+    OWN.helps = True
+    with alone, suppress(RuntimeError, MemoryError):  # what an initializer raises would leave all tasks waiting
         usual = torch.get_num_threads()
         torch.set_num_threads(1)  # the number is this thread's own, and that of all that have not asked for theirs yet
         restoring = Thread(target=torch.set_num_threads, args=(usual,))

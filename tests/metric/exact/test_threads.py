@@ -1,10 +1,12 @@
 """Blocks of work on several threads: what they find, what they leave as it was, and what an error stops."""
 
+import os
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from concurrent import futures
 from concurrent.futures import Future
 
 import pytest
@@ -170,7 +172,7 @@ def test_threads_that_wait_for_a_core_leave_the_rest_to_the_last(waits, held_up,
     assert in_threads(worker, slices(12, 1), 3, waits=waits) == list(range(12))
     counts = sorted(len(own) for own in workers)
     assert sum(counts) == 12
-    assert counts[:-1] == [2, 2] if held_up else counts[-1] < 8
+    assert max(counts[:-1]) <= 2 if held_up else counts[-1] < 8
 
 
 def test_a_system_that_does_not_tell_who_waits_for_a_core(monkeypatch):
@@ -219,6 +221,28 @@ def test_an_error_keeps_nothing_of_what_it_left():
         in_threads(lambda: work, slices(4, 1), 2, waits=True)
     assert left
     assert all(one() is None for one in left)
+
+
+def test_work_within_a_block_is_done_by_its_thread():
+    """Else each of as many threads as there are would wait for another."""
+    count = os.cpu_count() + 1
+
+    def within(block):
+        return set(in_threads(lambda: lambda inner: threading.get_ident(), slices(3, 1), 2, waits=True))
+
+    found = in_threads(lambda: within, slices(count, 1), count, waits=True)
+    assert [len(idents) for idents in found] == [1] * count
+
+
+def test_a_thread_begins_where_torch_cannot_take_one(monkeypatch):
+    """What an initializer raises would leave its tasks waiting for ever."""
+
+    def refuse(count):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "set_num_threads", refuse)
+    with futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(module._take_one_thread, threading.Lock()).result(timeout=60)
 
 
 def test_one_block_is_the_callers():
