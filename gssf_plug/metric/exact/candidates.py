@@ -121,7 +121,7 @@ class Candidates:
             return look
 
         try:
-            in_threads(looking, parts, threads, waits=threads > 1)
+            in_threads(looking, parts, threads, waits=True)
         except _Undecided:  # unless a part before it failed: what is raised does not depend on threads
             return False
         return True

@@ -57,7 +57,7 @@ def _float64_scores(
     blocks = slices(count, ENTRIES_AT_ONCE // max(1, width * dim))
     many = count * width * dim >= MANY_ENTRIES and gallery.device.type == scores.device.type == "cpu"
     threads = torch.get_num_threads() if many else 1
-    in_threads(partial(_scoring, queries, gallery, indices, scores, lengths), blocks, threads, waits=threads > 1)
+    in_threads(partial(_scoring, queries, gallery, indices, scores, lengths), blocks, threads, waits=True)
     reach = torch.linalg.vector_norm(queries.folded, dim=1) * power_of_two(queries.exponents)
     scores = scores * power_of_two(queries.exponents)[:, None]
     if queries.squares is None:

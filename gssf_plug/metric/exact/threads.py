@@ -50,6 +50,12 @@ def in_threads(
     Raises:
         Exception: that of the first block which fails; no block is begun after one did.
     """
+    threads = 1 if hasattr(OWN, "helps") else min(threads, len(blocks))
+    return _shared(worker, blocks, threads, waits) if threads > 1 else list(map(worker(), blocks))
+
+
+def _shared(worker: Callable[[], Callable[[B], R]], blocks: Sequence[B], threads: int, waits: bool) -> list[R]:
+    """The same by two threads or more."""
     found: dict[int, R] = {}
     failed: dict[int, Exception] = {}
     waiting = iter(enumerate(blocks))  # so that a thread that others hold up does fewer of them
@@ -77,12 +83,11 @@ def in_threads(
             over.set()
             raise
 
-    threads = 1 if hasattr(OWN, "helps") else min(threads, len(blocks))
     others: list[Future[None]] = []
     asked = 0
     try:
         with suppress(RuntimeError):  # the interpreter ends, or starts no more threads: with those that there are, then
-            for _ in range(threads if waits and threads > 1 else threads - 1):
+            for _ in range(threads if waits else threads - 1):
                 others.append(Future())  # known before it can begin, as even a task that was refused may
                 _helpers().submit(functools.partial(_settle, others[-1], run_apart))
                 asked += 1
